@@ -1,0 +1,64 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup report test lint lab publish lock clean distclean
+
+PYTHON ?= python3
+# Not in the lock: pip's hash mode refuses a local (CPU) build. Installed only where .venv has no torch.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+# make lock needs uv, from anywhere
+UV ?= $(or $(shell command -v uv),$(BIN)/uv)
+
+# A JUPYTER_PATH from another installation would shadow this environment's kernel.
+unexport JUPYTER_PATH
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  ARGS=...        is passed on by report, test, lab, publish and lock, as in: make report ARGS=--help"
+
+setup: $(STAMP) ## create .venv from requirements.lock (again only when the lock or pyproject.toml change)
+
+# The lock comes first, so that torch finds what it needs at the locked versions and brings only itself.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "This project needs Python 3.11 or newer: make setup PYTHON=python3.11 (or the path of any newer one)."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup: installing requirements.lock into $(VENV) (about a minute)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || \
+	    { echo "setup: installing $(TORCH)"; $(BIN)/python -m pip install --disable-pip-version-check $(TORCH); }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-build-isolation -e .
+	@touch $@
+
+report: setup ## run the whole report
+	$(BIN)/python -m warp_lib report $(ARGS)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff, notebooks included
+	$(BIN)/ruff check .
+
+lab: setup ## open the notebooks in JupyterLab, on localhost only
+	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)
+
+publish: setup ## write the committed pages and figures from the last report
+	$(BIN)/python -m warp_lib publish $(ARGS)
+
+# One version for every Python (fewest forks): what was tested is what everyone gets. Keeps the pins it can; ARGS=--upgrade renews them.
+# sentence-transformers: MiniLM's package asks for it, reading its files does not.
+lock: ## write requirements.lock from pyproject.toml (needs uv)
+	@test -x "$(UV)" || { echo "make lock needs uv: $(BIN)/python -m pip install uv"; exit 1; }
+	@printf '%s\n' torch sentence-transformers | $(UV) pip compile pyproject.toml --extra test --group lock --python-version 3.11 \
+	    --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --excludes /dev/stdin \
+	    --custom-compile-command "make lock" -q -o requirements.lock $(ARGS)
+
+clean: ## remove runs/ (every result and trained model) and caches; .venv stays
+	@if [ -d runs ]; then echo "clean: runs/ frees $$(du -sh runs | cut -f1)"; else echo "clean: there is no runs/"; fi
+	@rm -rf runs build .pytest_cache .ruff_cache
+	@find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	@if [ -d $(VENV) ]; then echo "distclean: $(VENV) frees $$(du -sh $(VENV) | cut -f1)"; fi
+	@rm -rf $(VENV) *.egg-info

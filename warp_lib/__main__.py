@@ -1,0 +1,93 @@
+"""The command line: ``python -m warp_lib report``, ``python -m warp_lib publish``."""
+
+import argparse
+import sys
+from dataclasses import fields
+from typing import Any
+
+from .settings import PROFILES, Settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 asked for something that does not exist."""
+    parser = argparse.ArgumentParser(prog="python -m warp_lib", description="WARP, reproduced as a report of notebooks.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "report", help="run the notebooks and write runs/NAME/report.html", allow_abbrev=False,
+        usage="python -m warp_lib report [--profile PROFILE] [--SETTING VALUE …]",
+    )  # fmt: skip
+    add_settings(command)
+    command.set_defaults(run=report)
+
+    command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
+    command.add_argument("--name", default="laptop", help="the run's folder under runs/ (default: laptop)")
+    command.set_defaults(run=publish)
+
+    args, unknown = parser.parse_known_args(argv)
+    return args.run(args, unknown)
+
+
+def report(args: argparse.Namespace, unknown: list[str]) -> int:
+    try:
+        settings, overrides = given_settings(args, unknown)
+    except ValueError as error:
+        return say(error, 2)
+    from .report import ReportError, run_report  # only now: it takes a second to import
+
+    try:
+        run_report(settings, args.profile, overrides)
+    except ReportError as error:
+        return say(error, 1)
+    return 0
+
+
+def publish(args: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        return say(f"publish takes --name only, not {unknown[0]}.", 2)
+    from .report import ReportError
+    from .report import publish as publish_run
+
+    try:
+        publish_run(args.name)
+    except ReportError as error:
+        return say(error, 1)
+    return 0
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for the profile and one for each setting."""
+    parser.add_argument("--profile", default="laptop", help=f"settings to start from: {', '.join(PROFILES)} (default: laptop)")
+    for f in fields(Settings):
+        dashed = f.name.replace("_", "-")
+        spellings = dict.fromkeys([f"--{dashed}", f"--{f.name}"])
+        kind, text = (str if f.type is str else number), f.metadata["doc"].replace("%", "%%")
+        parser.add_argument(*spellings, dest=f.name, type=kind, metavar=f.type.__name__.upper(), help=text)
+
+
+def given_settings(args: argparse.Namespace, unknown: list[str]) -> tuple[Settings, dict[str, Any]]:
+    """The settings that the command line asks for, and those of them that it names. Raises ValueError in one sentence."""
+    overrides = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name) is not None}
+    if unknown and not unknown[0].startswith("--"):
+        raise ValueError(f"report takes options only, not {unknown[0]!r}.")
+    misspelt = {word[2:].split("=")[0].replace("-", "_"): "" for word in unknown[:1]}  # refused by Settings, with the nearest name
+    return Settings.profile(args.profile, **overrides, **misspelt), overrides
+
+
+def number(text: str) -> int | float | str:
+    """A number where `text` is one; anything else is left for Settings to refuse, which says what is allowed."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def say(error: Exception | str, code: int) -> int:
+    print(error, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Where an unfinished training stands, so that it goes on after a stop or a kill exactly as if nothing had happened."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .merging import Weights
+from .progress import Progress, Stopped
+from .store import digest, save_tensors
+
+SECONDS = 60  # between two checkpoints
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """A copy of a model's weights on the CPU; tied tensors stand once, under one name."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def load(model: Module, weights: Weights) -> Module:
+    """Copy weights into a model, in place."""
+    for name, p in model.named_parameters():
+        p.copy_(weights[name])
+    return model
+
+
+class Checkpoint:
+    """The modules and optimisers of a training, with the history of its steps, in one file that is found intact or not at all.
+
+    Steps draw from streams named by their number (`seeds`), so there is no random state to keep.
+    """
+
+    def __init__(self, folder: Path, modules: dict[str, nn.Module], optimisers: list[torch.optim.Optimizer]):
+        self.file = folder / "checkpoint.safetensors"
+        self.modules, self.optimisers = modules, optimisers
+        self.history: list[dict[str, float]] = []
+        self._resume()
+        self.saved = time.monotonic()
+
+    def steps(self, progress: Progress, total: int, title: str) -> Iterator[int]:
+        """The steps still to do; the body appends one row a step to `history`. Saved once a minute, and when `progress` says stop."""
+        done = len(self.history)
+        try:
+            for step in progress.track(range(done, total), title, done, total):
+                yield step
+                if time.monotonic() - self.saved > SECONDS:
+                    self.save()
+        except Stopped:
+            self.save()
+            raise
+
+    def save(self) -> None:
+        """Replace the file by the present state."""
+        tensors = {f"module/{m}/{name}": t for m, module in self.modules.items() for name, t in weights_of(module).items()}
+        for k, optimiser in enumerate(self.optimisers):
+            for p, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser/{k}/{p}/{name}": value for name, value in values.items()}
+        state = json.dumps(self.history)
+        save_tensors(self.file, tensors, {"history": state, "digest": digest(tensors, state)})
+        self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget it: the training is done."""
+        self.file.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        """Take over the file's state; a missing or damaged file leaves everything at its beginning."""
+        try:
+            tensors = load_file(self.file)
+            with safe_open(self.file, "pt") as opened:
+                metadata = opened.metadata()
+            if metadata["digest"] != digest(tensors, metadata["history"]):
+                return
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return
+        for m, module in self.modules.items():
+            load(module, _below(tensors, f"module/{m}/"))
+        for k, optimiser in enumerate(self.optimisers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in _below(tensors, f"optimiser/{k}/").items():
+                p, value = name.split("/")
+                state.setdefault(int(p), {})[value] = tensor
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+        self.history = json.loads(metadata["history"])
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,123 @@
+"""What a policy is worth: reward, KL to SFT and what else tells improvement from reward hacking, on the same held-out prompts for all.
+
+Every number is a mean over prompts with its standard error clustered by prompt: a prompt's completions are averaged first.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import machine
+from .merging import Weights
+from .policy import Policy, Rollouts
+from .reward import Reward
+from .seeds import torch_stream
+from .store import digest, remember, save_tensors
+
+CHUNK = 64  # rollouts scored at a time: two distributions over the vocabulary must fit in memory
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """summary: the means and `…_se`; scores: name → a value for each completion, (prompts, samples); rollouts: the completions."""
+
+    summary: dict[str, float]
+    scores: dict[str, Tensor]
+    rollouts: Rollouts
+
+
+def evaluate(
+    theta: Weights, *, policy: Policy, sft: Policy, prompts: Sequence[Sequence[int]], samples: int, new: int, temperature: float,
+    rewards: dict[str, Reward],
+) -> Evaluation:  # fmt: skip
+    """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take the result from the store.
+
+    The random stream is the same for every θ, so that differences between policies on the same prompt are less noisy than each.
+
+    Args:
+        theta: the weights to evaluate; `policy` is overwritten with them.
+        sft: π_sft, what KL and perplexity are measured against.
+        rewards: name → scorer; "reward" trained the policy, "judge" and "judge_tfidf" did not.
+
+    Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`); entropy of π_θ, nats per token; distinct2, share
+    of distinct pairs of tokens within a prompt's completions; perplexity of π_sft on the completions. All at temperature τ, EOS masked.
+    """
+    inputs = {
+        "policy": policy.identity, "theta": digest(theta), "sft": digest(sft.weights()), "prompts": digest(list(map(list, prompts))),
+        "samples": samples, "new": new, "temperature": temperature, "rewards": {name: r.identity for name, r in rewards.items()},
+    }  # fmt: skip
+
+    def make(folder) -> dict[str, float]:
+        policy.load(theta)
+        repeated = [p for p in prompts for _ in range(samples)]
+        y = policy.sample(repeated, new, temperature, torch_stream("evaluation", device=machine.device()))
+        texts = policy.texts(y)
+        scores = {name: reward(texts) for name, reward in rewards.items()} | distances(policy, sft, y, temperature)
+        scores = {name: s.view(len(prompts), samples) for name, s in scores.items()}
+        save_tensors(folder / "scores.safetensors", scores)
+        save_tensors(folder / "rollouts.safetensors", {"tokens": y.tokens, "mask": y.mask})
+        return summarise(scores, y.completions.view(len(prompts), samples, new).cpu())
+
+    entry = remember("evaluation", inputs, make)
+    y = entry.tensors("rollouts")
+    return Evaluation(entry.record, entry.tensors("scores"), Rollouts(y["tokens"], y["mask"], new))
+
+
+@torch.no_grad()
+def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[float, float]:
+    """Next-token loss of a policy on the first `tokens` tokens of reviews: nats per token, and its standard error over reviews.
+
+    Plain language modelling: no temperature, nothing masked; shorter reviews are left out.
+    """
+    rows = policy.tokenizer([r[: 40 * tokens] for r in reviews], add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([row[:tokens] for row in rows if len(row) >= tokens], device=machine.device())
+    losses = []
+    for part in ids.split(CHUNK):
+        with machine.autocast():
+            logits = policy.model(part, use_cache=False).logits[:, :-1].float()
+        losses.append(F.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none").mean(1))
+    loss = torch.cat(losses)
+    return loss.mean().item(), loss.std().item() / math.sqrt(len(loss))
+
+
+@torch.no_grad()
+def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float) -> dict[str, Tensor]:
+    """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean negative log-probability per token."""
+    parts = []
+    for y in rollouts.split(CHUNK):
+        with machine.autocast():
+            log_p, log_q = policy.log_distribution(y, temperature), sft.log_distribution(y, temperature)
+        p = log_p.exp()
+        chosen = y.completions[..., None]
+        log_p_y, log_q_y = log_p.gather(-1, chosen)[..., 0], log_q.gather(-1, chosen)[..., 0]
+        parts.append([exact_kl(p, log_p, log_q), (log_p_y - log_q_y).sum(1), -(p * log_p).sum(-1).mean(1), -log_q_y.mean(1)])
+    return dict(zip(("kl", "kl_k1", "entropy", "nll_sft"), (torch.cat(column).cpu() for column in zip(*parts, strict=True)), strict=True))
+
+
+def exact_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ_s KL(p(·|y_<s) ‖ q(·|y_<s)) over the vocabulary at each position of a sampled completion: (n, new, vocabulary) → (n,), nats.
+
+    The Rao–Blackwellised estimator of KL(π‖π_sft) (arXiv 2504.10637): unbiased, and of no more variance than the log-ratio (kl_k1).
+    """
+    return (p * (log_p - log_q)).sum((1, 2))
+
+
+def summarise(scores: dict[str, Tensor], completions: Tensor) -> dict[str, float]:
+    """Means and standard errors clustered by prompt, from scores (prompts, samples) and token ids (prompts, samples, new)."""
+    by_prompt = {name: s.double().mean(1) for name, s in scores.items()}
+    by_prompt["distinct2"] = torch.tensor([distinct_pairs(c) for c in completions], dtype=torch.float64)
+    summary = {}
+    for name, values in by_prompt.items():
+        summary |= {name: values.mean().item(), f"{name}_se": values.std().item() / math.sqrt(len(values))}
+    perplexity = math.exp(summary.pop("nll_sft"))
+    return summary | {"perplexity": perplexity, "perplexity_se": perplexity * summary.pop("nll_sft_se")}
+
+
+def distinct_pairs(completions: Tensor) -> float:
+    """Distinct pairs of neighbouring tokens as a share of all, over one prompt's completions (samples, new)."""
+    pairs = torch.stack([completions[:, :-1], completions[:, 1:]], -1).flatten(0, 1)
+    return len(pairs.unique(dim=0)) / max(1, len(pairs))

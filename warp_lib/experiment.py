@@ -1,0 +1,216 @@
+"""What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import machine, merging
+from .evaluate import Evaluation, evaluate, language_loss
+from .merging import Weights, interpolate
+from .paths import folder
+from .plots import Table
+from .policy import PROMPT_TOKENS, Policy
+from .progress import Progress
+from .reinforce import Aligner, Run, reinforce
+from .results import write_results
+from .reviews import Reviews, load_reviews
+from .reward import Reward, accuracy, train_encoder_scorer, train_tfidf_scorer
+from .seeds import torch_stream
+from .settings import Settings
+from .store import write_json
+from .warp import Iteration
+
+SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
+MINILM_LAYERS = 6
+CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
+
+
+class Experiment:
+    """Everything a notebook needs, made on first use. Building one checks that policy, encoder and reviews exist and fit together."""
+
+    def __init__(self, settings: Settings):
+        machine.prepare()
+        self.settings = settings
+        self.reviews: Reviews = load_reviews(settings.reviews)
+        self.policy = Policy.from_name(settings.policy)
+        self.sft = self.policy.clone()
+        self.theta_sft: Weights = self.policy.weights()
+        longest = PROMPT_TOKENS[1] + settings.max_new_tokens
+        context = getattr(self.policy.model.config, "max_position_embeddings", None)
+        if context and longest > context:
+            raise ValueError(
+                f"max_new_tokens must be at most {context - PROMPT_TOKENS[1]} (the context of policy={settings.policy!r} "
+                f"less the longest prompt), not {settings.max_new_tokens}."
+            )
+        if len(self.test_prompts) < settings.test_prompts:
+            raise ValueError(
+                f"test_prompts must be at most {len(self.test_prompts)} (the test reviews of reviews={settings.reviews!r}), "
+                f"not {settings.test_prompts}."
+            )
+
+    # Prompts
+
+    @cached_property
+    def train_prompts(self) -> list[list[int]]:
+        """The first 5 to 15 tokens of every review that may be trained on."""
+        return self.policy.prompts(list(self.reviews.train["text"]), "train")
+
+    @cached_property
+    def test_prompts(self) -> list[list[int]]:
+        """The first 5 to 15 tokens of the test reviews, as many as the settings say."""
+        return self.policy.prompts(list(self.reviews.test["text"]), "test")[: self.settings.test_prompts]
+
+    # Rewards
+
+    @cached_property
+    def sft_texts(self) -> list[str]:
+        """SFT completions of training prompts, the sample that sets the zero and the unit of every reward."""
+        prompts = self.train_prompts[:SFT_COMPLETIONS]
+        generator = torch_stream("standardisation", device=machine.device())
+        rollouts = self.sft.sample(prompts, self.settings.max_new_tokens, self.settings.temperature, generator)
+        return self.sft.texts(rollouts)
+
+    def reward(self, progress: Progress) -> Reward:
+        """The reward model, trained on its half of the labels or taken from the store, standardised."""
+        s = self.settings
+        scorer = train_encoder_scorer(
+            s.encoder, s.reward_layers, self.reviews.reward,
+            steps=s.reward_steps, learning_rate=s.reward_learning_rate, seed=("reward",), progress=progress,
+        )  # fmt: skip
+        return Reward.standardised(scorer, self.sft_texts)
+
+    def rewards(self, progress: Progress) -> dict[str, Reward]:
+        """The reward, and the judges that reward nothing: judge_tfidf, and judge (the full MiniLM) if the settings give it steps.
+
+        The judges learn from the other half of the labels.
+        """
+        s = self.settings
+        rewards = {"reward": self.reward(progress)}
+        rewards["judge_tfidf"] = Reward.standardised(train_tfidf_scorer(self.reviews.judges), self.sft_texts)
+        if s.judge_steps:
+            scorer = train_encoder_scorer(
+                "minilm", MINILM_LAYERS, self.reviews.judges,
+                steps=s.judge_steps, learning_rate=s.reward_learning_rate, seed=("judge",), progress=progress,
+            )  # fmt: skip
+            rewards["judge"] = Reward.standardised(scorer, self.sft_texts)
+        return rewards
+
+    def accuracies(self, rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
+        """How well each scorer tells positive from negative validation reviews, by how many words of them it sees (see `accuracy`)."""
+        held, rows = self.reviews.validation, []
+        for words in progress.track(CROPS, "accuracy"):
+            texts = [" ".join(text.split()[:words]) for text in held["text"]]
+            positive, negative = ([t for t, k in zip(texts, held["label"], strict=True) if k == label] for label in (1, 0))
+            rows += [{"scorer": n, "words": words or "whole"} | accuracy(r.raw, positive, negative) for n, r in rewards.items()]
+        return pd.DataFrame(rows)
+
+    def openings_loss(self) -> tuple[float, float]:
+        """The policy's loss on openings of validation reviews, as long as prompt and completion: nats per token, and its standard error."""
+        return language_loss(self.sft, list(self.reviews.validation["text"]), PROMPT_TOKENS[1] + self.settings.max_new_tokens)
+
+    def real_openings(self, label: int) -> list[str]:
+        """Held-out reviews of one label, cut to the length of prompt and completion."""
+        held = [self.reviews.validation, self.reviews.test]
+        texts = [t for part in held for t, k in zip(part["text"], part["label"], strict=True) if k == label]
+        return self.policy.openings(texts, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
+
+    def real_positive(self, reward: Reward) -> dict[str, float]:
+        """Where real positive reviews of a completion's length lie on the reward axis, for the figures: mean and 99th percentile, r̃."""
+        scores = reward(self.real_openings(1))
+        band = {"mean": scores.mean().item(), "p99": scores.quantile(0.99).item(), "reviews": len(scores)}
+        write_json(folder(self.settings.name) / "real_positive.json", band)
+        return band
+
+    # Training and evaluation
+
+    def aligner(self, reward: Reward, progress: Progress) -> Aligner:
+        """`reinforce` with everything bound but the initial weights and the seed."""
+        return partial(
+            reinforce, policy=self.policy, theta_sft=self.theta_sft, prompts=self.train_prompts,
+            reward=reward, settings=self.settings, progress=progress,
+        )  # fmt: skip
+
+    @property
+    def merge(self):
+        """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
+        return merging.lerp if self.settings.merge == "lerp" else partial(merging.slerp, per=self.settings.slerp_per)
+
+    def evaluate(self, theta: Weights, rewards: dict[str, Reward]) -> Evaluation:
+        """θ on the test prompts."""
+        s = self.settings
+        return evaluate(
+            theta, policy=self.policy, sft=self.sft, prompts=self.test_prompts, samples=s.test_samples,
+            new=s.max_new_tokens, temperature=s.temperature, rewards=rewards,
+        )  # fmt: skip
+
+    def measure(self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
+        """Evaluate the points of one notebook and enter them into the results table as its `part`."""
+        s, rows = self.settings, []
+        for point in progress.track(list(points), "evaluation"):
+            place = {k: v for k, v in vars(point).items() if k != "theta"}
+            scores = self.evaluate(point.theta, rewards).summary
+            rows.append(place | {"seed": s.seed, "completions": point.steps * s.batch_size} | scores)
+            progress.log(reward=scores["reward"], kl_sft=scores["kl"])
+        return write_results(s.name, part, rows)
+
+    def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: Sequence[int] = (0, 1, 2)) -> Table:
+        """A completion of the same test prompts by each policy, with its reward and its KL to SFT."""
+        rows = []
+        for name, theta in thetas.items():
+            seen = self.evaluate(theta, rewards)
+            texts = self.policy.texts(seen.rollouts)
+            for k in prompts:
+                prompt = self.policy.tokenizer.decode(self.test_prompts[k])
+                completion = texts[k * self.settings.test_samples].removeprefix(prompt)
+                scores = {"reward r̃": seen.scores["reward"][k, 0].item(), "KL, nats": seen.scores["kl"][k, 0].item()}
+                rows.append({"policy": name, "prompt": prompt, "completion": completion} | scores)
+        return Table(sorted(rows, key=lambda row: row["prompt"]))
+
+    def save_policy(self, theta: Weights, name: str) -> Path:
+        """Write θ as a folder that ``AutoModelForCausalLM.from_pretrained`` opens."""
+        target = folder(self.settings.name) / "models" / name
+        self.policy.load(theta).model.save_pretrained(target)
+        self.policy.tokenizer.save_pretrained(target)
+        return target
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint to evaluate: its weights and its place in the results table (see `results.COLUMNS`)."""
+
+    method: str
+    theta: Weights
+    steps: int
+    seconds: float
+    iteration: int | None = None
+    runs: int | None = None
+    run: int | None = None
+    eta: float | None = None
+
+
+def warp_points(theta_sft: Weights, iterations: list[Iteration], settings: Settings) -> Iterator[Point]:
+    """SFT, every iteration's runs, merge and LITI point, and the final front over η."""
+    yield Point("sft", theta_sft, 0, 0.0)
+    s, steps, seconds = settings, 0, 0.0
+    for i in iterations:
+        here = {"iteration": i.number, "runs": s.runs}
+        for m, run in enumerate(i.runs, start=1):
+            yield Point("run", run.weights, steps + s.steps, seconds + run.seconds, run=m, **here)
+        steps, seconds = steps + s.runs * s.steps, seconds + i.seconds
+        yield Point(s.merge, i.merged, steps, seconds, eta=1.0, **here)
+        yield Point("liti", i.liti, steps, seconds, eta=s.eta, **here)
+    for eta in np.linspace(0, 1, s.front_points):
+        yield Point("warp", interpolate(theta_sft, i.merged, eta), steps, seconds, eta=eta, **here)
+
+
+def reinforce_points(theta_sft: Weights, run: Run, settings: Settings) -> Iterator[Point]:
+    """The baseline along its way, and its own LITI line to SFT."""
+    pace = run.seconds / len(run.history)
+    for steps, theta in run.along.items():
+        yield Point("reinforce", theta, steps, steps * pace)
+    for eta in np.linspace(0, 1, settings.front_points):
+        yield Point("reinforce-liti", interpolate(theta_sft, run.weights, eta), len(run.history), run.seconds, eta=eta)

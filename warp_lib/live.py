@@ -1,0 +1,278 @@
+"""The notebooks' one pattern for long cells: ``result = await live(work, title="…")``. Also the bar that command lines show.
+
+The work runs in a thread and only writes down where it is; the awaiting cell looks several times a second and draws. So the kernel stays
+free for the Stop button and for Interrupt, and no widget is ever touched by two threads.
+"""
+
+import asyncio
+import contextvars
+import html
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .progress import Progress, Stopped
+
+T = TypeVar("T")
+
+LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
+# Series that share a panel, and the panel's name; any other number gets a panel of its own.
+PANELS = {"reward": "reward r̃", "kl_anchor": "KL in nats: — anchor, ⋯ SFT", "kl_sft": "KL in nats: — anchor, ⋯ SFT"}
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
+
+
+class StoppedByHand(Stopped):
+    """Ends a cell, and with it "run all", in one quiet line instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+async def live(work: Callable[[Progress], T], title: str) -> T:
+    """Run ``work(progress)`` in a thread, show how far it is, and return its result.
+
+    In JupyterLab and Voilà: a bar, a Stop button and a figure that grows. Elsewhere (papermill, a script): a few lines of text. Stop, and
+    the kernel's Interrupt, take effect between two steps; then StoppedByHand is raised, so that the cells below do not go on without a
+    result.
+
+    Autocast, no_grad and other thread-local modes of torch do not carry into the thread: `work` must set them itself.
+    """
+    progress = Watched()
+    view = WidgetView(progress) if front_end() else TextView(progress)
+    outcome: Future[T] = Future()
+    loop, finished, began = asyncio.get_running_loop(), asyncio.Event(), time.monotonic()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work(progress))
+        except BaseException as error:  # whatever it is, it belongs to the cell that awaits
+            outcome.set_exception(error)
+        loop.call_soon_threadsafe(finished.set)
+
+    # A daemon, unlike a pool's threads, does not hold up a kernel that is told to shut down. The context carries the cell that prints.
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), name=title, daemon=True).start()
+    while not outcome.done():
+        try:
+            await asyncio.wait_for(finished.wait(), 0.25)
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:  # the kernel's Interrupt; the thread must end before the next cell begins
+            progress.stop.set()
+        view.draw()
+    view.close()
+
+    error = outcome.exception()
+    if isinstance(error, Stopped) or (progress.stop.is_set() and error is None):
+        raise StoppedByHand("Stopped. What is finished is kept; run the cell again to go on.")
+    result = outcome.result()
+    print(f"{title}: done in {duration(time.monotonic() - began)}.", flush=True)
+    return result
+
+
+def front_end() -> bool:
+    """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill, where a figure widget would add 5 MB."""
+    return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VOILA_") for name in os.environ)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "4 s", "3 min 20 s", "1 h 02 min"."""
+    s = round(seconds)
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s" if s >= 60 else f"{s} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+@dataclass
+class Loop:
+    """One loop of the work: how far it is, and the numbers it logged as (step, numbers)."""
+
+    title: str
+    before: int  # steps that an earlier session finished
+    total: int
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        """Seconds since the loop began, or that it took."""
+        return (self.ended or time.monotonic()) - self.began
+
+    def to_go(self) -> float | None:
+        """Seconds to go at the pace so far, None before the first step."""
+        fresh = self.done - self.before
+        return self.seconds() / fresh * (self.total - self.done) if fresh > 0 else None
+
+    def line(self) -> str:
+        """Where the loop is, in one line of text."""
+        if self.before == self.total:
+            return f"{self.title}: {self.total}/{self.total}, from an earlier run"
+        text = f"{self.title}: {self.done}/{self.total} in {duration(self.seconds())}"
+        if self.ended is None and (to_go := self.to_go()) is not None:
+            text += f", about {duration(to_go)} to go"
+        return " · ".join([text, *(f"{label(name)} {value:.3g}" for name, value in (self.points[-1][1] if self.points else {}).items())])
+
+
+class Watched(Progress):
+    """Remembers what the work says, for a view to draw from another thread. Loops may follow one another or nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = time.monotonic()
+        self.loops: list[Loop] = []  # in the order in which they began
+        self.open: list[Loop] = []  # the running ones, innermost last
+        self.finished: list[Loop] = []
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        self.loops.append(Loop(title, done, total, done))
+        self.open.append(self.loops[-1])
+
+    def advance(self) -> None:
+        self.open[-1].done += 1
+
+    def end(self) -> None:
+        loop = self.open.pop()
+        loop.ended = time.monotonic()
+        self.finished.append(loop)
+
+    def log(self, **numbers: float) -> None:
+        if self.open:  # numbers outside any loop have no place on an axis
+            loop = self.open[-1]
+            loop.points.append((loop.done + 1, {name: float(value) for name, value in numbers.items()}))
+
+
+class TextView:
+    """A line when a loop ends, and one every 20 seconds while it runs: few, because notebooks are committed with their outputs."""
+
+    every = 20.0
+
+    def __init__(self, progress: Watched) -> None:
+        self.progress, self.printed, self.last = progress, 0, time.monotonic()
+
+    def draw(self) -> None:
+        lines = [loop.line() for loop in self.progress.finished[self.printed :]]
+        self.printed += len(lines)
+        running = self.progress.open[-1:]  # a copy: the other thread may close the loop meanwhile
+        if not lines and running and time.monotonic() - self.last >= self.every:
+            lines = [running[0].line()]
+        if lines:
+            print("\n".join(lines), flush=True)
+            self.last = time.monotonic()
+
+    def close(self) -> None:
+        self.draw()
+        for loop in self.progress.open:  # where it stopped or failed
+            print(loop.line(), flush=True)
+
+
+class WidgetView:
+    """A bar with the time to go, a Stop button, and a figure with a panel for each kind of number."""
+
+    def __init__(self, progress: Watched) -> None:
+        import ipywidgets
+        from IPython.display import display
+
+        self.progress, self.figure = progress, None
+        self.panels: list[str] = []
+        self.drawn: dict[int, int] = {}  # loop → points drawn of it
+        self.traces: dict[tuple[int, str], Any] = {}  # loop, series → its line
+        self.bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
+        self.label = ipywidgets.Label()  # shows text, never HTML
+        self.button = ipywidgets.Button(description="Stop", tooltip="Stop after the current step; what is finished is kept")
+        self.button.on_click(self.stop)
+        self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.label, self.button])])
+        display(self.box)
+
+    def stop(self, _: Any = None) -> None:
+        self.progress.stop.set()
+        self.button.description, self.button.disabled = "Stopping…", True
+
+    def draw(self) -> None:
+        if not self.progress.loops:
+            return
+        running = list(self.progress.open) or self.progress.loops[-1:]
+        loop = running[-1]
+        self.bar.max, self.bar.value = max(loop.total, 1), loop.done if loop.total else 1
+        to_go = loop.to_go()
+        parts = [" › ".join(each.title for each in running), f"{loop.done}/{loop.total}"]
+        parts += [f"about {duration(to_go)} to go"] if to_go and loop.ended is None else []
+        self.label.value = " · ".join([*parts, f"{duration(time.monotonic() - self.progress.began)} in all"])
+        for number, each in enumerate(list(self.progress.loops)):
+            if len(each.points) > self.drawn.get(number, 0):
+                self.drawn[number] = len(each.points)
+                self.draw_numbers(number, each)
+
+    def draw_numbers(self, number: int, loop: Loop) -> None:
+        """Bring the traces of one loop up to date. The figure is made with the first number, a panel with its first series."""
+        import plotly.graph_objects as go
+
+        if self.figure is None:
+            self.figure = go.FigureWidget(layout={"height": 300, "margin": {"t": 30, "b": 40}, "template": "plotly_white"})
+            self.box.children = (*self.box.children, self.figure)
+        points = loop.points[: self.drawn[number]]
+        with self.figure.batch_update():
+            for name in dict.fromkeys(name for _, numbers in points for name in numbers):
+                if (number, name) not in self.traces:
+                    self.add_series(number, name, loop.title)
+                trace = self.traces[number, name]
+                trace.x = [step for step, numbers in points if name in numbers]
+                trace.y = [numbers[name] for _, numbers in points if name in numbers]
+
+    def add_series(self, number: int, name: str, title: str) -> None:
+        """An empty line for one series of one loop; a loop has one colour and one legend entry."""
+        axes = ["", *map(str, range(2, 20))]
+        panel = PANELS.get(name, label(name))
+        if panel not in self.panels:
+            self.panels.append(panel)
+            width = 1 / len(self.panels)
+            for i, text in enumerate(self.panels):  # side by side, each a little narrower than its share
+                span = [i * width, (i + 0.85) * width]
+                self.figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
+                self.figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
+        axis = axes[self.panels.index(panel)]
+        line = {"color": COLOURS[number % len(COLOURS)], "dash": "dot" if name == "kl_sft" else "solid"}
+        self.figure.add_scatter(
+            name=html.escape(title), legendgroup=str(number), showlegend=not any(n == number for n, _ in self.traces),
+            xaxis=f"x{axis}", yaxis=f"y{axis}", line=line, mode="lines",
+        )  # fmt: skip
+        self.traces[number, name] = self.figure.data[-1]
+
+    def close(self) -> None:
+        self.draw()
+        self.button.disabled = True
+        if self.progress.stop.is_set():
+            self.button.description = "Stopped"
+
+
+def label(name: str) -> str:
+    """A logged name as people read it."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+class TerminalProgress(Progress):
+    """Bars on the terminal, for command lines; in a log file a line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars: list[Any] = []
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        pace = 0.1 if sys.stderr.isatty() else 20.0
+        self.bars.append(tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, mininterval=pace))
+
+    def advance(self) -> None:
+        self.bars[-1].update()
+
+    def end(self) -> None:
+        self.bars.pop().close()
+
+    def log(self, **numbers: float) -> None:
+        if self.bars:
+            self.bars[-1].set_postfix({label(name): f"{value:.3g}" for name, value in numbers.items()}, refresh=False)

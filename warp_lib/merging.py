@@ -1,0 +1,150 @@
+"""Weight averaging: task vectors, SLERP, LERP and interpolation towards the initialisation (LITI), over state dicts (name → tensor).
+
+WARP averages *task vectors* δ_m = θ_m − θ_init, never the weights themselves: those are nearly parallel, and SLERP of nearly parallel
+vectors is LERP (paper, appendix on full weights).
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+def layer_of(name: str) -> str:
+    """The layer a parameter belongs to: "transformer.h.3" for its block, otherwise the module that holds it ("transformer.wte")."""
+    block = re.match(r"(.*?\.\d+)\.", name)
+    return block[1] if block else name.rpartition(".")[0] or name
+
+
+def task_vector(base: Weights, final: Weights) -> Weights:
+    """δ = θ − θ_init, in float32 (a difference of two bfloat16 weights would lose a third of itself if rounded again)."""
+    return {name: final[name].float() - base[name].float() for name in base}
+
+
+def lerp(base: Weights, finals: Sequence[Weights]) -> Weights:
+    """θ_init + mean of the task vectors."""
+    _check(base, finals)
+
+    def mean(deltas: list[list[Tensor]]) -> list[Tensor]:
+        return [torch.stack(same).mean(0) for same in zip(*deltas, strict=True)]
+
+    return _merge(base, finals, "tensor", mean)
+
+
+def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> Weights:
+    """θ_init + spherical mean of the task vectors (paper, section 3.2 and its appendix on M > 2).
+
+    Two runs: sin((1−λ)Ω)/sin Ω · δ_1 + sin(λΩ)/sin Ω · δ_2 with λ = ½. More: slerp(merge of the first m−1, θ_m, λ = 1/m), in order.
+
+    Args:
+        base: θ_init. The result has its names, dtypes and ties.
+        finals: the runs' weights θ_1 … θ_M, M ≥ 1, of the same names and shapes.
+        per: where one angle Ω is taken: "layer" (the paper; see `layer_of`), "tensor" (mergekit, the student report) or "model".
+
+    Raises ValueError when names or shapes differ, or `per` is unknown.
+    """
+    _check(base, finals)
+    if per not in ("layer", "tensor", "model"):
+        raise ValueError(f"per must be layer, tensor or model, not {per!r}.")
+
+    def spherical(deltas: list[list[Tensor]]) -> list[Tensor]:
+        merged = deltas[0]
+        for m, delta in enumerate(deltas[1:], start=2):
+            merged = _slerp_pair(merged, delta, 1 / m)
+        return merged
+
+    return _merge(base, finals, per, spherical)
+
+
+def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
+    """(1−η) base + η target: LITI for 0 ≤ η ≤ 1, exact at both ends; beyond 1 it extrapolates along the task vector."""
+    _check(base, [target])
+    if not math.isfinite(eta):
+        raise ValueError(f"eta must be a finite number, not {eta!r}.")
+
+    def shorten(deltas: list[list[Tensor]]) -> list[Tensor]:
+        return [eta * delta for delta in deltas[0]]
+
+    if eta == 1:  # base + (target − base) need not be target in floating point
+        return {name: tensor.detach().clone() for name, tensor in target.items()}
+    return _merge(base, [target], "tensor", shorten)
+
+
+def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The angle in radians between two vectors given as lists of tensors; nan when one of them is zero."""
+    dot, aa, bb = (sum(torch.sum(x.double() * y.double()).item() for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
+    return math.acos(max(-1.0, min(1.0, dot / math.sqrt(aa * bb)))) if aa and bb else math.nan
+
+
+def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, str | int | float]]:
+    """Angles and norms of the task vectors, a row for each layer and pair of runs, then for the whole model (layer "model").
+
+    Columns: layer, a, b (runs, from 1), degrees, norm_a, norm_b.
+    """
+    _check(base, finals)
+    deltas = [task_vector(base, final) for final in finals]
+    layers = _groups(base, "layer") | {"model": _groups(base, "model")[""]}
+    norms = [{layer: math.sqrt(sum(d[n].double().square().sum().item() for n in names)) for layer, names in layers.items()} for d in deltas]
+    return [
+        {
+            "layer": layer, "a": a + 1, "b": b + 1,
+            "degrees": math.degrees(angle([deltas[a][n] for n in names], [deltas[b][n] for n in names])),
+            "norm_a": norms[a][layer], "norm_b": norms[b][layer],
+        }
+        for layer, names in layers.items()
+        for a, b in combinations(range(len(finals)), 2)
+    ]  # fmt: skip
+
+
+def _slerp_pair(a: list[Tensor], b: list[Tensor], share: float) -> list[Tensor]:
+    """SLERP from task vector a to b, by `share` of their angle; LERP where there is no angle (parallel, opposite or zero vectors)."""
+    omega = angle(a, b)
+    if math.isnan(omega) or math.sin(omega) < 1e-6:
+        of_a, of_b = 1 - share, share
+    else:
+        of_a, of_b = math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(omega)
+    return [of_a * x + of_b * y for x, y in zip(a, b, strict=True)]
+
+
+def _groups(base: Weights, per: str) -> dict[str, list[str]]:
+    """Parameter names by what they share an angle with. A tied tensor, present under several names, is taken once."""
+    groups: dict[str, list[str]] = {}
+    seen = set()
+    for name, tensor in base.items():
+        if tensor.is_floating_point() and (place := _place(tensor)) not in seen:
+            seen.add(place)
+            groups.setdefault({"layer": layer_of(name), "tensor": name, "model": ""}[per], []).append(name)
+    return groups
+
+
+def _merge(base: Weights, finals: Sequence[Weights], per: str, average) -> Weights:
+    """base + average(task vectors), group by group; ties stay ties and tensors that are not floating point stay base's."""
+    merged, by_place = {}, {}
+    for names in _groups(base, per).values():
+        deltas = [[final[n].detach().float() - base[n].detach().float() for n in names] for final in finals]
+        for name, delta in zip(names, average(deltas), strict=True):
+            by_place[_place(base[name])] = (base[name].detach().float() + delta).to(base[name].dtype)
+    for name, tensor in base.items():
+        merged[name] = by_place[_place(tensor)] if tensor.is_floating_point() else tensor.detach().clone()
+    return merged
+
+
+def _place(tensor: Tensor) -> tuple:
+    """Where a tensor lives: tied parameters share it."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _check(base: Weights, finals: Sequence[Weights]) -> None:
+    if not finals:
+        raise ValueError("a merge needs at least one run's weights.")
+    for final in finals:
+        if odd := sorted(base.keys() ^ final.keys()):
+            raise ValueError(f"the weights to merge must have the same names as the base; {odd[0]!r} is only on one side.")
+        for name in base:
+            if base[name].shape != final[name].shape:
+                raise ValueError(f"{name} has shape {tuple(base[name].shape)} in the base and {tuple(final[name].shape)} in a run.")

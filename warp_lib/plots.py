@@ -1,0 +1,209 @@
+"""The report's figures, from its tables. No torch here: what only reads tables opens at once.
+
+Every reward axis is in r̃ and shows where real positive reviews lie; every point carries ±2 standard errors clustered by prompt.
+"""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+# Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
+BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"
+REWARD = "reward r̃ (SFT standard deviations)"
+KL = "KL(π‖π_sft) (nats per completion)"
+LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
+    "sft": ("SFT", GREY, "star", None),
+    "run": ("WARP: single runs", SKY, "circle-open", None),
+    "slerp": ("WARP: SLERP of an iteration", BLUE, "diamond", None),
+    "lerp": ("WARP: LERP of an iteration", BLUE, "diamond", None),
+    "liti": ("WARP: LITI, where the next begins", GREEN, "triangle-up", None),
+    "warp": ("WARP: final front over η", BLUE, "circle", "solid"),
+    "reinforce": ("REINFORCE along its way", ORANGE, "square", "solid"),
+    "reinforce-liti": ("REINFORCE: its LITI line", ORANGE, "square-open", "dot"),
+}
+LAYOUT = dict(template="plotly_white", height=520, width=900, legend=dict(orientation="h", y=-0.2), margin=dict(t=60))
+
+
+def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequence[str] | None = None, x: str = "kl", y: str = "reward"):
+    """Reward against KL (or any two columns), a trace for each method, with ±2 standard errors both ways."""
+    figure = go.Figure()
+    shown = [m for m in LOOKS if m in set(results["method"]) and (methods is None or m in methods)]
+    for method in shown:
+        name, colour, symbol, dash = LOOKS[method]
+        rows = results[results["method"] == method].sort_values("steps" if method == "reinforce" else "eta", kind="stable")
+        figure.add_scatter(
+            x=rows[x], y=rows[y], name=name, mode="lines+markers" if dash else "markers",
+            marker=dict(color=colour, symbol=symbol, size=9), line=dict(color=colour, dash=dash),
+            error_x=_whiskers(rows, x, colour), error_y=_whiskers(rows, y, colour),
+            customdata=[_settings(row) for row in rows.to_dict("records")],
+            hovertemplate=f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    if y == "reward":
+        mark_real_positive(figure, real_positive)
+    axes = {"kl": KL, "reward": REWARD}
+    figure.update_layout(**LAYOUT, xaxis_title=axes.get(x, x), yaxis_title=axes.get(y, y))
+    return figure
+
+
+def mark_real_positive(figure: go.Figure, real_positive: dict[str, float], **place) -> None:
+    """Lines at the mean and 99th percentile of real positive reviews: above them the policy exploits the reward model."""
+    for value, text in (
+        (real_positive["mean"], "real positive reviews: mean"),
+        (real_positive["p99"], "real positive reviews: 99th percentile"),
+    ):
+        figure.add_hline(
+            value, line=dict(color=PURPLE, dash="dash", width=1), annotation_text=text, annotation_position="top left", **place
+        )
+
+
+def training_curves(histories: dict[str, list[dict[str, float]]], real_positive: dict[str, float]) -> go.Figure:
+    """Reward and KL over the steps of each run: a smoothed line over the batch means, dots where the KL to SFT was looked at."""
+    figure = make_subplots(1, 2, subplot_titles=("reward", "KL (— to the anchor, ● to SFT)"), horizontal_spacing=0.1)
+    palette = [BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00"]
+    for k, (name, history) in enumerate(histories.items()):
+        table, colour = pd.DataFrame(history), palette[k % len(palette)]
+        steps = np.arange(1, len(table) + 1)
+        figure.add_scatter(
+            x=steps,
+            y=table["reward"],
+            mode="lines",
+            line=dict(color=colour, width=1),
+            opacity=0.25,
+            showlegend=False,
+            hoverinfo="skip",
+            row=1,
+            col=1,
+        )
+        for column, col in (("reward", 1), ("kl_anchor", 2)):
+            smooth = table[column].ewm(span=10).mean()
+            figure.add_scatter(
+                x=steps, y=smooth, mode="lines", line=dict(color=colour), name=name, legendgroup=name, showlegend=col == 1, row=1, col=col
+            )
+        figure.add_scatter(
+            x=steps,
+            y=table["kl_sft"],
+            mode="markers",
+            marker=dict(color=colour, size=5),
+            name=name,
+            legendgroup=name,
+            showlegend=False,
+            row=1,
+            col=2,
+        )
+    mark_real_positive(figure, real_positive, row=1, col=1)
+    figure.update_xaxes(title="optimiser step")
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    figure.update_yaxes(title="nats per completion", row=1, col=2)
+    figure.update_layout(**LAYOUT)
+    return figure
+
+
+def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
+    """Reward and KL along η, from SFT (0) to the trained policy (1), for WARP and the baseline."""
+    figure = make_subplots(1, 2, subplot_titles=("reward along LITI", "KL along LITI"), horizontal_spacing=0.1)
+    for method in ("warp", "reinforce-liti"):
+        name, colour, symbol, dash = LOOKS[method]
+        rows = results[results["method"] == method].sort_values("eta")
+        for col, column in enumerate(("reward", "kl"), start=1):
+            figure.add_scatter(
+                x=rows["eta"], y=rows[column], error_y=_whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
+                showlegend=col == 1, line=dict(color=colour, dash=dash), marker=dict(symbol=symbol), row=1, col=col,
+            )  # fmt: skip
+    mark_real_positive(figure, real_positive, row=1, col=1)
+    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    figure.update_yaxes(title=KL, row=1, col=2)
+    figure.update_layout(**LAYOUT)
+    return figure
+
+
+def angles(geometry: list[dict]) -> go.Figure:
+    """The angle between two runs' task vectors in each layer (columns as `merging.geometry` gives them)."""
+    table = pd.DataFrame(geometry)
+    layers = list(dict.fromkeys(table["layer"]))
+    pairs = table.assign(pair=[f"runs {a} and {b}" for a, b in zip(table["a"], table["b"], strict=True)])
+    grid = pairs.pivot(index="pair", columns="layer", values="degrees")[layers]
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid, x=layers, y=list(grid.index), zmin=0, zmax=180, colorscale="Cividis", texttemplate="%{z:.0f}°", colorbar_title="degrees"
+        )
+    )
+    figure.update_layout(**LAYOUT | dict(height=220 + 60 * len(grid)), xaxis_title="layer", yaxis_title="")
+    return figure
+
+
+def lines(table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[str, str]) -> go.Figure:
+    """Columns of a table over column `x`; `columns` maps a column to its name in the legend. Whiskers where there is ``<column>_se``."""
+    figure = go.Figure()
+    for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+        rows = table.dropna(subset=[column])
+        whiskers = _whiskers(rows, column, colour) if f"{column}_se" in table else None
+        figure.add_scatter(
+            x=rows[x], y=rows[column], name=name, error_y=whiskers, mode="lines+markers" if len(rows) < 60 else "lines", line_color=colour
+        )
+    figure.update_layout(**LAYOUT | dict(height=400), xaxis_title=titles[0], yaxis_title=titles[1])
+    return figure
+
+
+def densities(scores: dict[str, Sequence[float]], title: str) -> go.Figure:
+    """Histograms of several samples on one axis, as shares."""
+    figure = go.Figure()
+    for (name, values), colour in zip(scores.items(), (GREY, GREEN, ORANGE, BLUE), strict=False):
+        figure.add_histogram(x=list(values), name=name, histnorm="probability", opacity=0.6, marker_color=colour, nbinsx=60)
+    figure.update_layout(**LAYOUT | dict(height=400), barmode="overlay", xaxis_title=title, yaxis_title="share of texts")
+    return figure
+
+
+class Table:
+    """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML."""
+
+    def __init__(self, rows: Sequence[dict]):
+        self.rows = list(rows)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th style='text-align:left'>{html.escape(str(name))}</th>" for name in self.rows[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{_cell(v)}</td>" for v in row.values()) + "</tr>" for row in self.rows
+        )
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            "  ".join(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}" for name, value in row.items())
+            for row in self.rows
+        )
+
+
+def summary_table(results: pd.DataFrame) -> Table:
+    """The results with their standard errors, a row a checkpoint, for reading."""
+
+    def pair(row: dict, column: str) -> str:
+        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {row[f'{column}_se']:.2f}"
+
+    return Table([
+        {
+            "checkpoint": LOOKS[row["method"]][0], "": _settings(row),
+            "reward r̃ ± s.e.": pair(row, "reward"), "KL nats ± s.e.": pair(row, "kl"),
+            "judge ± s.e.": pair(row, "judge"), "TF-IDF judge ± s.e.": pair(row, "judge_tfidf"), "entropy nats/token": pair(row, "entropy"),
+            "distinct-2": pair(row, "distinct2"), "SFT perplexity": pair(row, "perplexity"), "completions": f"{row['completions']:,.0f}",
+        }
+        for row in results.to_dict("records")
+    ])  # fmt: skip
+
+
+def _cell(value) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _whiskers(rows: pd.DataFrame, column: str, colour: str) -> dict:
+    return dict(type="data", array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
+
+
+def _settings(row: dict) -> str:
+    """What a point's settings were, in a few words."""
+    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}", "steps": "{:.0f} steps"}
+    return ", ".join(form.format(row[name]) for name, form in words.items() if not pd.isna(row[name]))

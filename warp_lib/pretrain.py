@@ -1,0 +1,151 @@
+"""θ_sft from nothing: a byte-level BPE and a small GPT-2 trained on the reviews. Run by ``python -m warp_lib.pretrain``.
+
+The bundled policy under data/policy was made by this file; data/policy/README.md is the model card it wrote.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from .checkpoint import Checkpoint
+from .live import TerminalProgress
+from .machine import autocast, device, prepare
+from .paths import RUNS
+from .progress import Progress
+from .reviews import load_reviews
+from .seeds import torch_stream
+from .store import write_json
+
+VOCABULARY, CONTEXT = 8192, 128
+LOOK_EVERY = 100  # steps between two looks at the validation loss
+EOS = "<|endoftext|>"
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `VOCABULARY` tokens; token 0 ends a review."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, model_max_length=CONTEXT)
+
+
+class Corpus:
+    """Reviews as one long row of tokens, each closed by EOS, with the places where reviews begin."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]):
+        rows = [torch.tensor(ids + [tokenizer.eos_token_id]) for ids in tokenizer(texts)["input_ids"]]
+        self.tokens = torch.cat(rows)
+        ends = torch.tensor([len(r) for r in rows]).cumsum(0)
+        starts = torch.cat([torch.zeros(1, dtype=ends.dtype), ends[:-1]])
+        self.openings = starts[starts < len(self.tokens) - CONTEXT]
+
+    def batch(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        """Windows (size, CONTEXT): half begin where a review begins, as every prompt does, half anywhere."""
+        half = size // 2
+        opening = self.openings[torch.randint(len(self.openings), (half,), generator=generator)]
+        anywhere = torch.randint(len(self.tokens) - CONTEXT, (size - half,), generator=generator)
+        return self.tokens[torch.cat([opening, anywhere])[:, None] + torch.arange(CONTEXT)]
+
+
+def loss_of(model: GPT2LMHeadModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Mean next-token cross-entropy, nats per token."""
+    logits = model(tokens).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+@torch.no_grad()
+def validation_loss(model: GPT2LMHeadModel, corpus: Corpus, windows: int = 256) -> float:
+    """Nats per token on windows that begin with their review, as completions do."""
+    model.eval()
+    starts = corpus.openings[torch.linspace(0, len(corpus.openings) - 1, min(windows, len(corpus.openings))).long()]
+    tokens = corpus.tokens[starts[:, None] + torch.arange(CONTEXT)]
+    return torch.stack([loss_of(model, part) for part in tokens.split(64)]).mean().item()
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Warm-up, plateau, and a linear fall to 0 over the last 40% of the steps."""
+    return min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
+
+
+def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, progress: Progress) -> None:
+    """Train tokenizer and policy into the folder `out`; a killed training goes on when called again.
+
+    Args:
+        layers, width: of the GPT-2; 64 dimensions a head.
+        steps, windows: optimiser steps, of so many windows of 128 tokens each.
+    """
+    prepare()
+    out.mkdir(parents=True, exist_ok=True)
+    reviews = load_reviews("imdb")
+    known = (out / "tokenizer.json").exists()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out) if known else train_tokenizer(list(reviews.train["text"]))
+    tokenizer.save_pretrained(out)
+    train, validation = (Corpus(tokenizer, list(part["text"])) for part in (reviews.train, reviews.validation))
+
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=width // 64,
+            bos_token_id=end, eos_token_id=end, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )
+    ).to(device())  # fmt: skip
+    model.set_attn_implementation("eager")  # at this length its backward is faster on a CPU than the fused kernel's
+    hidden = {n for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n}
+    rates = {"muon": 0.02, "adamw": 3e-3}
+    muon = torch.optim.Muon(
+        [p for n, p in model.named_parameters() if n in hidden], lr=rates["muon"], weight_decay=0.1, adjust_lr_fn="original"
+    )
+    others = [p for n, p in model.named_parameters() if n not in hidden]
+    adamw = torch.optim.AdamW(others, lr=rates["adamw"], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    checkpoint = Checkpoint(out, {"model": model}, [muon, adamw])
+    compiled_loss = torch.compile(loss_of)
+
+    for step in checkpoint.steps(progress, steps, "language modelling"):
+        model.train()
+        for optimiser, rate in ((muon, rates["muon"]), (adamw, rates["adamw"])):
+            optimiser.param_groups[0]["lr"] = rate * rate_at(step, steps)
+        tokens = train.batch(windows, torch_stream("pretrain", step)).to(device())
+        with autocast():
+            loss = compiled_loss(model, tokens)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in (muon, adamw):
+            optimiser.step()
+            optimiser.zero_grad()
+        numbers = {"loss": loss.item()}
+        if (step + 1) % LOOK_EVERY == 0:
+            with autocast():
+                numbers["validation"] = validation_loss(model, validation)
+        checkpoint.history.append(numbers)
+        progress.log(**numbers)
+
+    model.to(torch.bfloat16).save_pretrained(out)  # the rounded weights are θ_sft
+    model.float()
+    card = {
+        "training_tokens": len(train.tokens), "tokens_seen": steps * windows * CONTEXT,
+        "validation_loss": validation_loss(model, validation, windows=len(validation.openings)), "history": checkpoint.history,
+    }  # fmt: skip
+    write_json(out / "training.json", card)
+    checkpoint.remove()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RUNS / "pretrain")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=4_000)
+    parser.add_argument("--windows", type=int, default=64, help="windows of 128 tokens in a step")
+    pretrain(**vars(parser.parse_args()), progress=TerminalProgress())
+
+
+if __name__ == "__main__":
+    main()

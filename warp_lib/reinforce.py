@@ -1,0 +1,141 @@
+"""REINFORCE with a moving anchor: the inner loop of WARP (paper, Algorithm 1, lines 3 to 10), and by itself the baseline."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from . import machine
+from .checkpoint import Checkpoint
+from .merging import Weights
+from .policy import Policy
+from .progress import Progress
+from .reward import Reward
+from .seeds import numpy_stream, torch_stream
+from .settings import Settings
+from .store import digest, remember, save_tensors
+
+WARM_UP = 10  # steps in which the learning rate rises to its value
+SFT_EVERY = 5  # steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
+Seed = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained policy: its weights, those along the way (step → weights), the history of its steps, the seconds it took when it ran."""
+
+    weights: Weights
+    along: dict[int, Weights]
+    history: list[dict[str, float]]
+    seconds: float
+
+
+def reinforce(
+    theta_init: Weights, seed: Seed, *, policy: Policy, theta_sft: Weights, prompts: Sequence[Sequence[int]], reward: Reward,
+    settings: Settings, steps: int | None = None, keep_every: int | None = None, progress: Progress,
+) -> Run:  # fmt: skip
+    """Train from θ_init to θ, or take the run from the store.
+
+    Each step: y ~ π_θ(·|x); r_β = r(x, y) − β Σ_s log[π_θ(y_s) / π_anchor(y_s)]; θ ← AdamW along (r_β − baseline) ∇ log π_θ(y|x);
+    anchor ← (1−μ) anchor + μ θ.
+
+    Args:
+        theta_init: where the run and its anchor begin.
+        seed: names the run's random streams, e.g. (0, "warp", i, m): which prompts it sees, and what it samples.
+        policy: lends its architecture and tokenizer; its weights are overwritten.
+        theta_sft: only watched (kl_sft in the history).
+        prompts: token ids to draw batches from, each once before any comes again.
+        reward: texts → r̃ (n,).
+        settings: max_new_tokens, temperature, batch_size, completions_per_prompt, baseline, learning_rate, beta, mu; steps unless given.
+        keep_every: keep the weights along the way every so many steps.
+    """
+    s, steps, role = settings, steps or settings.steps, " · ".join(map(str, seed[1:]))
+    used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "learning_rate", "beta", "mu")
+    inputs = {n: getattr(s, n) for n in used} | {
+        "policy": policy.identity, "init": digest(theta_init), "sft": digest(theta_sft), "prompts": digest(list(map(list, prompts))),
+        "reward": reward.identity, "seed": list(seed), "steps": steps, "keep_every": keep_every,
+    }  # fmt: skip
+
+    def make(folder) -> dict[str, Any]:
+        learner, anchor, sft = policy.load(theta_init), policy.clone(), policy.clone().load(theta_sft)
+        optimiser = torch.optim.AdamW(learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True)
+        update_anchor = get_ema_multi_avg_fn(decay=1 - s.mu)
+        checkpoint = Checkpoint(folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser])
+        for t in checkpoint.steps(progress, steps, role):
+            began = time.perf_counter()
+            x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
+            y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()))
+            r = reward(learner.texts(y)).to(machine.device())
+            with machine.autocast():
+                log_pi = learner.log_probs(y, s.temperature).sum(1)
+                with torch.no_grad():
+                    kl = log_pi - anchor.log_probs(y, s.temperature).sum(1)
+                    numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.log_probs(y, s.temperature).sum(1)).mean().item()}
+            r_beta = r - s.beta * kl
+            loss = policy_gradient_loss(log_pi, r_beta, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
+            optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            with torch.no_grad():
+                update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
+            if keep_every and (t + 1) % keep_every == 0:
+                save_tensors(folder / f"step-{t + 1}.safetensors", learner.weights())
+            numbers |= {"reward": r.mean().item(), "kl_anchor": kl.mean().item()}
+            progress.log(**numbers)
+            checkpoint.history.append(numbers | {"seconds": time.perf_counter() - began})
+        save_tensors(folder / "policy.safetensors", learner.weights())
+        checkpoint.remove()
+        return {"history": checkpoint.history}
+
+    entry = remember("run", inputs, make)
+    history = entry.record["history"]
+    along = {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)} if keep_every else {}
+    return Run(entry.tensors("policy"), along, history, sum(row["seconds"] for row in history))
+
+
+def policy_gradient_loss(log_pi: Tensor, r_beta: Tensor, per_prompt: int | None) -> Tensor:
+    """A loss whose gradient is minus the REINFORCE estimate: −mean[(r_β − baseline) log π_θ(y|x)].
+
+    Args:
+        log_pi: log π_θ(y|x) of each completion, (n,), with gradients.
+        r_beta: rewards after the KL penalty, (n,), constants.
+        per_prompt: k for the leave-one-out baseline (see `leave_one_out`); None: no baseline.
+    """
+    baseline = 0.0 if per_prompt is None else leave_one_out(r_beta.detach(), per_prompt)
+    return -((r_beta.detach() - baseline) * log_pi).mean()
+
+
+def leave_one_out(rewards: Tensor, per_prompt: int) -> Tensor:
+    """Each completion's baseline, (n,): the mean of the others' rewards.
+
+    The others are those of the same prompt, `per_prompt` ≥ 2 consecutive ones (RLOO, arXiv 2402.14740), or for `per_prompt` = 1 the whole
+    batch. Either way independent of the completion itself, so the gradient stays unbiased.
+    """
+    groups = rewards.view(-1, per_prompt) if per_prompt > 1 else rewards.view(1, -1)
+    return ((groups.sum(1, keepdim=True) - groups) / (groups.shape[1] - 1)).flatten()
+
+
+def batch(prompts: Sequence[Sequence[int]], size: int, per_prompt: int, seed: Seed, step: int) -> list[Sequence[int]]:
+    """The prompts of one step, each `per_prompt` times: all prompts in the order of the stream `seed`, reshuffled when used up."""
+    distinct = size // per_prompt
+    chosen = []
+    for k in range(step * distinct, (step + 1) * distinct):
+        epoch, place = divmod(k, len(prompts))
+        chosen += [prompts[_order(len(prompts), seed, epoch)[place]]] * per_prompt
+    return chosen
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: Seed, epoch: int) -> np.ndarray:
+    return numpy_stream(*seed, "prompts", epoch).permutation(count)
+
+
+Aligner = Callable[[Weights, Seed], Run]
+"""What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` with the rest bound is one."""

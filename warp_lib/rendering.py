@@ -1,0 +1,64 @@
+"""How figures leave Python: interactive with a still image beside in notebooks, and as files for the README."""
+
+import re
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import kaleido
+import plotly.graph_objects as go
+import plotly.io as pio
+from kaleido.errors import ChromeNotFoundError
+
+WIDTH = 900  # of still images, in pixels
+PATIENCE = 60.0  # seconds for a browser to draw its first image
+
+
+def use_renderer() -> None:
+    """Show figures interactively, with a PNG for viewers that run no JavaScript where a Chromium is there to draw it."""
+    pio.renderers["png"].width = WIDTH
+    pio.renderers.default = "plotly_mimetype+png" if can_draw() else "plotly_mimetype"
+
+
+def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
+    """Write ``stem.html`` and, with Chromium, ``stem.svg`` and ``stem.png``. All pages of a folder share the plotly.min.js beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fig.write_html(folder / f"{stem}.html", include_plotlyjs="directory", div_id=stem, config={"displaylogo": False})
+    if can_draw():
+        # plotly.js names lines and clips at random; named here, the same figure gives the same file.
+        fig = go.Figure(fig)
+        for number, trace in enumerate(fig.data):
+            trace.uid = f"-{stem}-{number}"
+        svg = fig.to_image("svg", width=WIDTH).decode()
+        if drawn := re.search(r'id="defs-(\w+)"', svg):
+            svg = re.sub(rf"(?<=[a-z-]){drawn[1]}", stem, svg)
+        (folder / f"{stem}.svg").write_text(svg, encoding="utf-8")
+        (folder / f"{stem}.png").write_bytes(fig.to_image("png", width=WIDTH, scale=2))
+
+
+@cache
+def can_draw() -> bool:
+    """Whether Chromium draws an image here. Found out once, by drawing one; without it a sentence says so.
+
+    The browser that is started for this stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its sandbox, so it
+    works as root in a container, and MathJax is left out, which would come from the network.
+    """
+    drawn: list[bytes] = []
+    with suppress(ChromeNotFoundError):
+        kaleido.Kaleido(mathjax=False)  # opens nothing; raises where no browser is found
+        pio.defaults.headers = None  # for map tiles only, and a running server warns about them with each image
+        kaleido.start_sync_server(mathjax=False, silence_warnings=True)
+        # Kaleido waits without end for a browser that was found and does not start. So the trial has its own thread, and a server that
+        # failed is forgotten, through its private name: closing it at exit would wait as well.
+        server = kaleido._global_server
+        trial = threading.Thread(target=lambda: drawn.append(go.Figure().to_image("png")), daemon=True)
+        trial.start()
+        until = time.monotonic() + PATIENCE
+        while trial.is_alive() and server._thread.is_alive() and time.monotonic() < until:
+            trial.join(0.1)
+        server._initialized = bool(drawn)
+    if not drawn:
+        print("No Chromium or Chrome draws images here: figures are interactive only, without PNG and SVG.")
+    return bool(drawn)

@@ -1,0 +1,288 @@
+"""The report: the notebooks run in order, and one page made of them that opens offline. Also `publish`, which commits a run's notebooks."""
+
+import html
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from .live import duration
+from .settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS, FIGURES = ROOT / "notebooks", ROOT / "figures"
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+class ReportError(Exception):
+    """The report cannot go on; the message is for the person at the terminal."""
+
+
+def runs_root() -> Path:
+    """The folder of all runs."""
+    from .store import RUNS
+
+    return RUNS
+
+
+def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> Path:
+    """Execute the notebooks with ``settings``, which are those of `profile` and `overrides`, and write ``runs/<name>/report.html``.
+
+    The executed notebooks are kept in ``runs/<name>/notebooks``, up to a cell that fails; then ReportError says which and why.
+    """
+    sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not sources:
+        raise ReportError("there are no notebooks to run in notebooks/.")
+    folder = runs_root() / settings.name
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
+    began, executed = time.monotonic(), []
+    with _kernel_environment():
+        for number, source in enumerate(sources, 1):
+            print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
+            executed.append(folder / "notebooks" / source.name)
+            _execute(source, executed[-1], parameters)
+            print(f"[{number}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
+    page = folder / "report.html"
+    write_page(executed, page, f"WARP: {settings.name}")
+    from .store import size_line
+
+    print(f"The report: {page}\n{size_line()}")
+    return page
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
+    """Run one notebook through papermill into `target`; what it prints shows in the terminal as well."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters it does not find; the settings cell knows better
+    try:
+        papermill.execute_notebook(
+            source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
+            progress_bar=False, stdout_file=sys.stdout, extra_arguments=["--log-level=50"],  # the kernel's own chatter is none of the report's
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        reason = (error.evalue.strip().splitlines() or [""])[-1]
+        if error.ename == "ValueError":  # a setting out of its range, and nothing to look up
+            raise ReportError(f"{source.stem}: {reason}") from None
+        raise ReportError(f"{source.stem}: {error.ename}: {reason} (what ran, and the traceback: {target})") from None
+    except (DeadKernelError, KeyboardInterrupt):  # nbclient answers Ctrl-C by ending the kernel
+        raise ReportError(
+            f"{source.stem}: its kernel was ended, by hand or for want of memory. What is finished is kept; run the same command to go on."
+        ) from None
+
+
+@contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """Kernels of this Python and this package, that know no front end, whatever the terminal was started from."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        # JUPYTER_PATH may hold another "python3"; the others would make the cells draw widgets that nobody sees.
+        if name in ("JUPYTER_PATH", "JPY_SESSION_NAME") or name.startswith("VOILA_"):
+            del os.environ[name]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger warns in the terminal
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# ---------------------------------------------------------------------------------------------------------------- one page
+
+# nbconvert's plain template, with the code behind a fold.
+CELLS = """
+{%- extends 'basic/index.html.j2' -%}
+{%- block input_group -%}<details class="code"><summary>code</summary>{{ super() }}</details>{%- endblock -%}
+"""
+
+# The browser itself refuses whatever the page would fetch.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; worker-src blob:; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:"
+)
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1f2328; --page: #fff; --soft: #f4f5f7; --line: #d5d9de; --link: #0a58ca; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #dfe3e8; --page: #16191d; --soft: #21262c; --line: #3a4149; --link: #7fb2ff; }
+}
+body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui, sans-serif; }
+main, nav { max-width: 60rem; margin: 0 auto; padding: 0 1rem; }
+nav { padding: 1rem; } nav ol { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; }
+a { color: var(--link); } section { border-top: 1px solid var(--line); margin-top: 2.5rem; }
+pre, code { font: 13px/1.45 ui-monospace, monospace; } pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+.code { margin: .6rem 0; } summary { cursor: pointer; opacity: .75; font-size: .85rem; }
+.highlight pre, .output_error pre { background: var(--soft); padding: .6rem .8rem; border-radius: 6px; }
+.output_area { margin: .6rem 0; overflow-x: auto; } .output_stream pre { margin: 0; opacity: .85; }
+.figure { background: #fff; color-scheme: light; border-radius: 6px; } img { max-width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; } th, td { border: 0; border-bottom: 1px solid var(--line); padding: .25rem .7rem; }
+thead th { border-bottom-width: 2px; } blockquote { margin-left: 0; padding-left: 1rem; border-left: 3px solid var(--line); }
+"""
+
+
+def write_page(notebooks: list[Path], page: Path, title: str) -> None:
+    """Write executed notebooks as one self-contained page: interactive figures, folded code, and nothing fetched from anywhere."""
+    from plotly.offline import get_plotlyjs
+    from pygments.formatters import HtmlFormatter
+
+    sections, links, figures = [], [], 0
+    for file in notebooks:
+        notebook = nbformat.read(file, as_version=4)
+        heading = html.escape(_title(notebook) or file.stem)
+        body, drawn = _body(notebook, file.stem)
+        figures += drawn
+        links.append(f'<li><a href="#{file.stem}">{heading}</a></li>')
+        sections.append(f'<section id="{file.stem}">\n{body}\n</section>')
+    light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in ("default", "github-dark"))
+    style = f"{STYLE}\n{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
+    script = f"<script>{get_plotlyjs()}</script>" if figures else ""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{head}<link rel="icon" href="data:,">'
+    _write(
+        page,
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{style}</style>{script}</head>\n<body>\n'
+        f"<nav><strong>{html.escape(title)}</strong><ol>{''.join(links)}</ol></nav>\n<main>\n{''.join(sections)}\n</main>\n</body></html>\n",
+    )
+
+
+def _body(notebook: NotebookNode, stem: str) -> tuple[str, int]:
+    """The HTML of one notebook's cells, and how many figures are in it."""
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
+    notebook.metadata.pop("widgets", None)
+    # The parameters are noise here, and where papermill overrode them misleading: the settings cell shows what counted.
+    notebook.cells = [cell for cell in notebook.cells if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))]
+    figures = 0
+    for output in _outputs(notebook):
+        if PLOTLY in output.get("data", {}):
+            output.data = NotebookNode({"text/html": _figure(output.data[PLOTLY], f"figure-{stem}-{figures}")})
+            figures += 1
+    exporter = HTMLExporter(
+        extra_loaders=[DictLoader({"cells.html.j2": CELLS})], template_file="cells.html.j2", exclude_input_prompt=True,
+        exclude_output_prompt=True, exclude_anchor_links=True, require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="",
+    )  # fmt: skip
+    body, _ = exporter.from_notebook_node(notebook)
+    return re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb"', r'href="#\1"', body), figures  # notebooks that link each other
+
+
+def _figure(figure: dict[str, Any], name: str) -> str:
+    """An interactive figure as HTML, for a page that holds plotly.js already."""
+    import plotly.io as pio
+
+    figure = {part: figure[part] for part in ("data", "layout", "frames") if part in figure}
+    config = {"responsive": True, "displaylogo": False}
+    drawn = pio.to_html(figure, config, include_plotlyjs=False, full_html=False, default_height=450, validate=False, div_id=name)
+    return f'<div class="figure">{drawn}</div>'
+
+
+def _title(notebook: NotebookNode) -> str | None:
+    """The notebook's first heading, as plain text."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    found = re.search(r"^# +(.+)$", text, re.MULTILINE)
+    return re.sub(r"[`*]", "", found[1]).strip() if found else None
+
+
+def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    """All outputs that can be shown without a kernel; the others, widgets, leave the notebook."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not any("widget-view" in kind for kind in output.get("data", {}))]
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def _write(file: Path, text: str) -> None:
+    """Write so that a reader finds the old file or the new one, never half of it."""
+    whole = file.with_name(f"{file.name}.tmp")
+    whole.write_text(text, encoding="utf-8")
+    os.replace(whole, file)
+
+
+# ---------------------------------------------------------------------------------------------------------------- publishing
+
+
+def publish(name: str) -> None:
+    """Copy the executed notebooks of ``runs/<name>`` into notebooks/ and its figures into figures/, without traces of when and where.
+
+    Raises ReportError, and copies nothing, when one of them is missing, failed, or shows a path of this machine.
+    """
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    folder = runs_root() / name
+    files = [folder / "notebooks" / source.name for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+    if missing := [file.stem for file in files if not file.exists()] or ([] if files else ["all"]):
+        raise ReportError(f"runs/{name} has not run these notebooks: {', '.join(missing)}.")
+    clean = {}
+    for file in files:
+        notebook = nbformat.read(file, as_version=4)
+        parameters = notebook.metadata.get("papermill", {}).get("parameters", {})
+        _refuse_unfinished(notebook, file.stem)
+        notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+        _refuse_paths(notebook, file.stem)
+        clean[file.name] = nbformat.writes(_strip(notebook)) + "\n"
+    for target, text in clean.items():
+        _write(NOTEBOOKS / target, text)
+    figures = sorted(f for f in (folder / "figures").glob("*") if f.is_file())
+    FIGURES.mkdir(exist_ok=True)
+    for figure in figures:
+        shutil.copyfile(figure, FIGURES / figure.name)
+    made = ", ".join(f"{key}={value}" for key, value in parameters.items()) or "the defaults"
+    print(f"Published {len(clean)} notebooks and {len(figures)} files of figures from runs/{name}, made with {made}.")
+
+
+def _strip(notebook: NotebookNode) -> NotebookNode:
+    """The notebook without papermill's traces, times and widgets; cell ids, sources, outputs and counts stay."""
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for trace in ("papermill", "execution", *(["tags"] if not cell.metadata.get("tags") else [])):
+            cell.metadata.pop(trace, None)
+    notebook.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
+        language_info={"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"},
+    )
+    return notebook
+
+
+def _refuse_unfinished(notebook: NotebookNode, stem: str) -> None:
+    failed = any(output.output_type == "error" for output in _outputs(notebook))
+    left = any(cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None for cell in notebook.cells)
+    if failed or left:
+        raise ReportError(f"{stem} did not run to its end; run the report again before publishing.")
+
+
+def _refuse_paths(notebook: NotebookNode, stem: str) -> None:
+    """Refuse outputs with absolute paths: they tell about one machine and are wrong on every other."""
+    here = [ROOT, runs_root(), Path.home(), Path.cwd(), Path(sys.prefix), Path(tempfile.gettempdir())]
+    here = "|".join(re.escape(str(path)) for path in here if len(path.parts) > 1)
+    anywhere = r"/(?:home|root|Users|tmp|usr|opt|var|mnt|srv)/|[A-Z]:\\\w"
+    for output in _outputs(notebook):
+        for text in _texts(output):
+            if found := re.search(rf"(?<![\w.]) ?((?:{here}|{anywhere})[^\s'\"<>)]*)", text):
+                raise ReportError(f"{stem} shows the path {found[1]} in an output; print a path relative to the project and run it again.")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in an output, but for images and packed numbers."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key != "bdata" and not (key.startswith("image/") and key != "image/svg+xml"):
+                yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

@@ -1,0 +1,104 @@
+"""The results table: a row for each evaluated checkpoint. Reading it needs no torch."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from .paths import folder
+
+# What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge), liti (where the next iteration begins),
+# warp (the final front: η from SFT to the last merge); reinforce (along the baseline's way), reinforce-liti (its own line to SFT).
+COLUMNS = {
+    "method": "what was evaluated",
+    "seed": "seed of the whole pipeline",
+    "iteration": "WARP iteration, from 1",
+    "runs": "M",
+    "run": "m, for a single run",
+    "eta": "η of the interpolation that made it",
+    "steps": "optimiser steps spent to get there",
+    "reward": "mean r̃, standard deviations of SFT's reward",
+    "reward_se": "its standard error, clustered by prompt",
+    "kl": "KL(π‖π_sft) per completion, nats",
+    "kl_se": "",
+    "judge": "full-encoder judge on the other half of the labels, standardised like r̃ (empty without judge_steps)",
+    "judge_se": "",
+    "judge_tfidf": "TF-IDF judge, standardised like r̃",
+    "judge_tfidf_se": "",
+    "entropy": "of the policy, nats per token",
+    "entropy_se": "",
+    "distinct2": "distinct pairs of tokens within a prompt's completions",
+    "distinct2_se": "",
+    "perplexity": "of SFT on the completions",
+    "perplexity_se": "",
+    "completions": "completions sampled and scored to get there",
+    "seconds": "training time to get there, runs one after the other",
+}
+
+
+def write_results(name: str, part: str, rows: list[dict]) -> pd.DataFrame:
+    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the rows as a table."""
+    table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    parts = folder(name) / "results"
+    parts.mkdir(exist_ok=True)
+    _write(table, parts / f"{part}.csv")
+    _write(pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))]), folder(name) / "results.csv")
+    return table
+
+
+def read_results(name: str) -> pd.DataFrame:
+    """The table of the run called `name`. Raises ValueError when the notebooks that fill it have not run."""
+    file = folder(name) / "results.csv"
+    missing = [n for n in ("03_warp", "04_reinforce_baseline") if not (folder(name) / "results" / f"{n}.csv").exists()]
+    if missing:
+        raise ValueError(f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or `make report`) first.")
+    return pd.read_csv(file)
+
+
+def reward_at(results: pd.DataFrame, method: str, kl: float) -> tuple[float, float]:
+    """Reward of a method's points and its standard error at a given KL, linearly between the two points around it.
+
+    Raises ValueError outside the KL they span: nothing is extrapolated.
+    """
+    points = results[results["method"] == method].sort_values("kl")
+    if not points["kl"].min() <= kl <= points["kl"].max():
+        raise ValueError(
+            f"kl must be within the KL that {method} reaches, {points['kl'].min():.2f} to {points['kl'].max():.2f}, not {kl:.2f}."
+        )
+    return tuple(float(np.interp(kl, points["kl"], points[column])) for column in ("reward", "reward_se"))
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Two methods' rewards at one KL: first, second, their difference and its 95% interval (low, high)."""
+
+    kl: float
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+
+
+def matched(results: pd.DataFrame, first: str, second: str) -> Matched:
+    """The rewards of two methods at the largest KL that both reach.
+
+    The interval is over test prompts, with the two standard errors added as if independent: wider than a paired one.
+    """
+    kl = min(results.loc[results["method"] == method, "kl"].max() for method in (first, second))
+    (a, a_se), (b, b_se) = (reward_at(results, method, kl) for method in (first, second))
+    half = 1.96 * math.hypot(a_se, b_se)
+    return Matched(kl, a, b, a - b, a - b - half, a - b + half)
+
+
+def real_positive(name: str) -> dict[str, float]:
+    """Where real positive reviews lie on the reward axis: mean and p99, in r̃ (`Experiment.real_positive` wrote it)."""
+    return json.loads((folder(name) / "real_positive.json").read_text())
+
+
+def _write(table: pd.DataFrame, file) -> None:
+    whole = file.with_suffix(".tmp")
+    table.to_csv(whole, index=False)
+    whole.replace(file)

