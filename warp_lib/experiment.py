@@ -19,9 +19,8 @@ from .reinforce import Aligner, Run, reinforce
 from .results import write_results
 from .reviews import Reviews, load_reviews
 from .reward import Reward, accuracy, train_encoder_scorer, train_tfidf_scorer
-from .seeds import torch_stream
 from .settings import Settings
-from .store import write_json
+from .store import digest, remember, write_json
 from .warp import Iteration
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
@@ -69,10 +68,7 @@ class Experiment:
     @cached_property
     def sft_texts(self) -> list[str]:
         """SFT completions of training prompts, the sample that sets the zero and the unit of every reward."""
-        prompts = self.train_prompts[:SFT_COMPLETIONS]
-        generator = torch_stream("standardisation", device=machine.device())
-        rollouts = self.sft.sample(prompts, self.settings.max_new_tokens, self.settings.temperature, generator)
-        return self.sft.texts(rollouts)
+        return self.policy.texts(self.evaluate(self.theta_sft, {}, self.train_prompts[:SFT_COMPLETIONS], samples=1).rollouts)
 
     def reward(self, progress: Progress) -> Reward:
         """The reward model, trained on its half of the labels or taken from the store, standardised."""
@@ -101,12 +97,22 @@ class Experiment:
 
     def accuracies(self, rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
         """How well each scorer tells positive from negative validation reviews, by how many words of them it sees (see `accuracy`)."""
-        held, rows = self.reviews.validation, []
-        for words in progress.track(CROPS, "accuracy"):
-            texts = [" ".join(text.split()[:words]) for text in held["text"]]
-            positive, negative = ([t for t, k in zip(texts, held["label"], strict=True) if k == label] for label in (1, 0))
-            rows += [{"scorer": n, "words": words or "whole"} | accuracy(r.raw, positive, negative) for n, r in rewards.items()]
-        return pd.DataFrame(rows)
+        held = self.reviews.validation
+
+        def make(_) -> dict:
+            rows = []
+            for words in progress.track(CROPS, "accuracy"):
+                texts = [" ".join(text.split()[:words]) for text in held["text"]]
+                positive, negative = ([t for t, k in zip(texts, held["label"], strict=True) if k == label] for label in (1, 0))
+                rows += [{"scorer": n, "words": words or "whole"} | accuracy(r.raw, positive, negative) for n, r in rewards.items()]
+            return {"rows": rows}
+
+        inputs = {
+            "scorers": {n: r.raw.identity for n, r in rewards.items()},
+            "reviews": digest(held["text"][:], held["label"][:]),
+            "crops": CROPS,
+        }
+        return pd.DataFrame(remember("accuracy", inputs, make).record["rows"])
 
     def openings_loss(self) -> tuple[float, float]:
         """The policy's loss on openings of validation reviews, as long as prompt and completion: nats per token, and its standard error."""
@@ -139,11 +145,13 @@ class Experiment:
         """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
         return merging.lerp if self.settings.merge == "lerp" else partial(merging.slerp, per=self.settings.slerp_per)
 
-    def evaluate(self, theta: Weights, rewards: dict[str, Reward]) -> Evaluation:
-        """θ on the test prompts."""
+    def evaluate(
+        self, theta: Weights, rewards: dict[str, Reward], prompts: list[list[int]] | None = None, samples: int | None = None
+    ) -> Evaluation:
+        """θ on the test prompts, or on others."""
         s = self.settings
         return evaluate(
-            theta, policy=self.policy, sft=self.sft, prompts=self.test_prompts, samples=s.test_samples,
+            theta, policy=self.policy, sft=self.sft, prompts=prompts or self.test_prompts, samples=samples or s.test_samples,
             new=s.max_new_tokens, temperature=s.temperature, rewards=rewards,
         )  # fmt: skip
 

@@ -198,9 +198,9 @@ class WidgetView:
         running = list(self.progress.open) or self.progress.loops[-1:]
         loop = running[-1]
         self.bar.max, self.bar.value = max(loop.total, 1), loop.done if loop.total else 1
-        to_go = loop.to_go()
+        to_go = loop.to_go() if loop.ended is None and not self.progress.stop.is_set() else None
         parts = [" › ".join(each.title for each in running), f"{loop.done}/{loop.total}"]
-        parts += [f"about {duration(to_go)} to go"] if to_go and loop.ended is None else []
+        parts += [f"about {duration(to_go)} to go"] if to_go else []
         self.label.value = " · ".join([*parts, f"{duration(time.monotonic() - self.progress.began)} in all"])
         for number, each in enumerate(list(self.progress.loops)):
             if len(each.points) > self.drawn.get(number, 0):
@@ -212,7 +212,9 @@ class WidgetView:
         import plotly.graph_objects as go
 
         if self.figure is None:
-            self.figure = go.FigureWidget(layout={"height": 300, "margin": {"t": 30, "b": 40}, "template": "plotly_white"})
+            self.figure = go.FigureWidget(
+                layout={"height": 300, "margin": {"l": 60, "r": 20, "t": 30, "b": 40}, "template": "plotly_white"}
+            )
             self.box.children = (*self.box.children, self.figure)
         points = loop.points[: self.drawn[number]]
         with self.figure.batch_update():

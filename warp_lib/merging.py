@@ -6,7 +6,7 @@ vectors is LERP (paper, appendix on full weights).
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -22,8 +22,8 @@ def layer_of(name: str) -> str:
 
 
 def task_vector(base: Weights, final: Weights) -> Weights:
-    """δ = θ − θ_init, in float32 (a difference of two bfloat16 weights would lose a third of itself if rounded again)."""
-    return {name: final[name].float() - base[name].float() for name in base}
+    """δ = θ − θ_init, at least in float32 (a difference of two bfloat16 weights would lose a third of itself if rounded again)."""
+    return {name: _wide(final[name]) - _wide(base[name]) for name in base}
 
 
 def lerp(base: Weights, finals: Sequence[Weights]) -> Weights:
@@ -67,12 +67,8 @@ def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
 
-    def shorten(deltas: list[list[Tensor]]) -> list[Tensor]:
-        return [eta * delta for delta in deltas[0]]
-
-    if eta == 1:  # base + (target − base) need not be target in floating point
-        return {name: tensor.detach().clone() for name, tensor in target.items()}
-    return _merge(base, [target], "tensor", shorten)
+    by_place = {_place(base[n]): torch.lerp(_wide(base[n]), _wide(target[n]), eta) for ns in _groups(base, "tensor").values() for n in ns}
+    return _spread(base, by_place)
 
 
 def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -88,7 +84,7 @@ def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, str | i
     """
     _check(base, finals)
     deltas = [task_vector(base, final) for final in finals]
-    layers = _groups(base, "layer") | {"model": _groups(base, "model")[""]}
+    layers = _groups(base, "layer") | {"model": _groups(base, "model").get("", [])}
     norms = [{layer: math.sqrt(sum(d[n].double().square().sum().item() for n in names)) for layer, names in layers.items()} for d in deltas]
     return [
         {
@@ -122,16 +118,25 @@ def _groups(base: Weights, per: str) -> dict[str, list[str]]:
     return groups
 
 
-def _merge(base: Weights, finals: Sequence[Weights], per: str, average) -> Weights:
-    """base + average(task vectors), group by group; ties stay ties and tensors that are not floating point stay base's."""
-    merged, by_place = {}, {}
+def _merge(base: Weights, finals: Sequence[Weights], per: str, average: Callable[[list[list[Tensor]]], list[Tensor]]) -> Weights:
+    """base + average(task vectors), group by group."""
+    by_place = {}
     for names in _groups(base, per).values():
-        deltas = [[final[n].detach().float() - base[n].detach().float() for n in names] for final in finals]
-        for name, delta in zip(names, average(deltas), strict=True):
-            by_place[_place(base[name])] = (base[name].detach().float() + delta).to(base[name].dtype)
-    for name, tensor in base.items():
-        merged[name] = by_place[_place(tensor)] if tensor.is_floating_point() else tensor.detach().clone()
-    return merged
+        deltas = [[_wide(final[n]) - _wide(base[n]) for n in names] for final in finals]
+        by_place |= {_place(base[n]): _wide(base[n]) + delta for n, delta in zip(names, average(deltas), strict=True)}
+    return _spread(base, by_place)
+
+
+def _spread(base: Weights, by_place: dict[tuple, Tensor]) -> Weights:
+    """New weights under base's names, in its dtypes: ties stay ties, and tensors that are not floating point stay base's."""
+    dtypes = {_place(t): t.dtype for t in base.values()}
+    new = {place: tensor.to(dtypes[place]) for place, tensor in by_place.items()}
+    return {name: new[_place(t)] if t.is_floating_point() else t.detach().clone() for name, t in base.items()}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: differences of narrower weights lose too much."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _place(tensor: Tensor) -> tuple:

@@ -16,23 +16,16 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from . import paths
 from .live import duration
 from .settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS, FIGURES = ROOT / "notebooks", ROOT / "figures"
+NOTEBOOKS, FIGURES = paths.ROOT / "notebooks", paths.ROOT / "figures"
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
 class ReportError(Exception):
     """The report cannot go on; the message is for the person at the terminal."""
-
-
-def runs_root() -> Path:
-    """The folder of all runs."""
-    from .store import RUNS
-
-    return RUNS
 
 
 def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> Path:
@@ -43,8 +36,8 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
         raise ReportError("there are no notebooks to run in notebooks/.")
-    folder = runs_root() / settings.name
-    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    folder = paths.folder(settings.name)
+    (folder / "notebooks").mkdir(exist_ok=True)
     parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
     began, executed = time.monotonic(), []
     with _kernel_environment():
@@ -55,7 +48,7 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
             print(f"[{number}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
     page = folder / "report.html"
     write_page(executed, page, f"WARP: {settings.name}")
-    from .store import size_line
+    from .store import size_line  # only now: it imports torch
 
     print(f"The report: {page}\n{size_line()}")
     return page
@@ -71,7 +64,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     try:
         papermill.execute_notebook(
             source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
-            progress_bar=False, stdout_file=sys.stdout, extra_arguments=["--log-level=50"],  # the kernel's own chatter is none of the report's
+            progress_bar=False, stdout_file=sys.stdout, extra_arguments=["--log-level=50"],  # what the notebook says, not its kernel
         )  # fmt: skip
     except PapermillExecutionError as error:
         reason = (error.evalue.strip().splitlines() or [""])[-1]
@@ -92,7 +85,7 @@ def _kernel_environment() -> Iterator[None]:
         # JUPYTER_PATH may hold another "python3"; the others would make the cells draw widgets that nobody sees.
         if name in ("JUPYTER_PATH", "JPY_SESSION_NAME") or name.startswith("VOILA_"):
             del os.environ[name]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger warns in the terminal
     try:
         yield
@@ -124,12 +117,14 @@ body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 s
 main, nav { max-width: 60rem; margin: 0 auto; padding: 0 1rem; }
 nav { padding: 1rem; } nav ol { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; }
 a { color: var(--link); } section { border-top: 1px solid var(--line); margin-top: 2.5rem; }
-pre, code { font: 13px/1.45 ui-monospace, monospace; } pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+code, pre { font-family: ui-monospace, monospace; font-size: .85em; } pre code { font-size: 1em; }
+pre { line-height: 1.45; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 .code { margin: .6rem 0; } summary { cursor: pointer; opacity: .75; font-size: .85rem; }
 .highlight pre, .output_error pre { background: var(--soft); padding: .6rem .8rem; border-radius: 6px; }
 .output_area { margin: .6rem 0; overflow-x: auto; } .output_stream pre { margin: 0; opacity: .85; }
 .figure { background: #fff; color-scheme: light; border-radius: 6px; } img { max-width: 100%; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { border: 0; border-bottom: 1px solid var(--line); padding: .25rem .7rem; }
+table { border-collapse: collapse; border: 0; font-size: .9rem; }
+th, td { border: 0; border-bottom: 1px solid var(--line); padding: .25rem .7rem; }
 thead th { border-bottom-width: 2px; } blockquote { margin-left: 0; padding-left: 1rem; border-left: 3px solid var(--line); }
 """
 
@@ -177,7 +172,9 @@ def _body(notebook: NotebookNode, stem: str) -> tuple[str, int]:
         exclude_output_prompt=True, exclude_anchor_links=True, require_js_url="", mathjax_url="", mermaid_js_url="", jquery_url="",
     )  # fmt: skip
     body, _ = exporter.from_notebook_node(notebook)
-    return re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb"', r'href="#\1"', body), figures  # notebooks that link each other
+    # Where notebooks link each other, the page links its own sections.
+    links = re.compile(r'href="(?:\./)?(\d\d_\w+)\.ipynb(?:#([^"]+))?"')
+    return links.sub(lambda found: f'href="#{found[2] or found[1]}"', body), figures
 
 
 def _figure(figure: dict[str, Any], name: str) -> str:
@@ -218,11 +215,11 @@ def _write(file: Path, text: str) -> None:
 def publish(name: str) -> None:
     """Copy the executed notebooks of ``runs/<name>`` into notebooks/ and its figures into figures/, without traces of when and where.
 
-    Raises ReportError, and copies nothing, when one of them is missing, failed, or shows a path of this machine.
+    Raises ReportError, and copies nothing, when one of them is missing, failed, was edited since, or shows a path of this machine.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    folder = runs_root() / name
+    folder = paths.RUNS / name
     files = [folder / "notebooks" / source.name for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
     if missing := [file.stem for file in files if not file.exists()] or ([] if files else ["all"]):
         raise ReportError(f"runs/{name} has not run these notebooks: {', '.join(missing)}.")
@@ -233,7 +230,9 @@ def publish(name: str) -> None:
         _refuse_unfinished(notebook, file.stem)
         notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
         _refuse_paths(notebook, file.stem)
-        clean[file.name] = nbformat.writes(_strip(notebook)) + "\n"
+        if [cell.source for cell in _strip(notebook).cells] != [cell.source for cell in nbformat.read(NOTEBOOKS / file.name, 4).cells]:
+            raise ReportError(f"{file.stem} was edited since runs/{name} ran it; run the report again, or the edit would be lost.")
+        clean[file.name] = nbformat.writes(notebook) + "\n"
     for target, text in clean.items():
         _write(NOTEBOOKS / target, text)
     figures = sorted(f for f in (folder / "figures").glob("*") if f.is_file())
@@ -266,13 +265,13 @@ def _refuse_unfinished(notebook: NotebookNode, stem: str) -> None:
 
 def _refuse_paths(notebook: NotebookNode, stem: str) -> None:
     """Refuse outputs with absolute paths: they tell about one machine and are wrong on every other."""
-    here = [ROOT, runs_root(), Path.home(), Path.cwd(), Path(sys.prefix), Path(tempfile.gettempdir())]
-    here = "|".join(re.escape(str(path)) for path in here if len(path.parts) > 1)
+    here = [paths.ROOT, paths.RUNS, Path.home(), Path.cwd(), Path(sys.prefix), Path(tempfile.gettempdir())]
+    here = "|".join(re.escape(str(path.resolve())) for path in here if len(path.resolve().parts) > 1)
     anywhere = r"/(?:home|root|Users|tmp|usr|opt|var|mnt|srv)/|[A-Z]:\\\w"
     for output in _outputs(notebook):
         for text in _texts(output):
-            if found := re.search(rf"(?<![\w.]) ?((?:{here}|{anywhere})[^\s'\"<>)]*)", text):
-                raise ReportError(f"{stem} shows the path {found[1]} in an output; print a path relative to the project and run it again.")
+            if found := re.search(rf"(?<![\w.])(?:{here}|{anywhere})[^\s'\"<>)]*", text):
+                raise ReportError(f"{stem} shows the path {found[0]} in an output; print a path relative to the project and run it again.")
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""Shared by the tests: a store of their own, and policies so small that every completion can be enumerated."""
+
+import os
+import shutil
+import tempfile
+from itertools import product
+
+os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-")  # before warp_lib.paths reads it
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from warp_lib import machine, paths, store
+from warp_lib.policy import Policy, Rollouts
+
+END = 3  # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token unless it is masked
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)
+
+
+@pytest.fixture(name="store")
+def _store(tmp_path, monkeypatch):
+    """A store that no other test has written to: its folder."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    monkeypatch.setattr(store, "RUNS", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def float32(monkeypatch) -> None:
+    """Compute in float32 whatever the machine is fast at."""
+    monkeypatch.setattr(machine, "fast_dtype", lambda: torch.float32)
+
+
+def tiny_policy(kind: str = "gpt2", vocabulary: int = 12, seed: int = 1, ends: int | list[int] = END) -> Policy:
+    """Two random layers over the words w0, w1, …; its distributions are far from uniform, and GPT-2's default dropout is in its config."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape = {"vocab_size": vocabulary, "max_position_embeddings": 64, "bos_token_id": END, "eos_token_id": END}
+        if kind == "gpt2":
+            model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, **shape))
+        else:
+            sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+            model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **sizes, **shape))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p), alpha=0.4)
+    model.generation_config.eos_token_id = ends
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return Policy(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"w{END}"))
+
+
+def token_ids(text: str) -> list[int]:
+    """The ids of a tiny policy's text."""
+    return [int(word[1:]) for word in text.split()]
+
+
+def plain_logits(policy: Policy, tokens: list[int], new: int) -> Tensor:
+    """The oracle for scoring: transformers' own forward over one unpadded sequence, its logits for the last `new` tokens."""
+    return policy.model(torch.tensor([tokens], device=machine.device())).logits[0, -new - 1 : -1].float()
+
+
+def plain_log_probs(policy: Policy, tokens: list[int], new: int, temperature: float, ends: tuple[int, ...] = (END,)) -> Tensor:
+    """log π of the last `new` tokens at τ with EOS impossible, from `plain_logits`: (new,)."""
+    logits = plain_logits(policy, tokens, new) / temperature
+    logits = logits.index_fill(1, torch.tensor(ends, device=logits.device), -torch.inf)
+    return logits.log_softmax(-1)[range(new), tokens[-new:]]
+
+
+def padded(prompts: list[list[int]], completions: list[list[int]], wider: int = 0) -> Rollouts:
+    """Rollouts by hand: prompts padded on the left with token 1, `wider` columns more than they need."""
+    longest = max(map(len, prompts)) + wider
+    rows = [[1] * (longest - len(p)) + p + c for p, c in zip(prompts, completions, strict=True)]
+    mask = [[False] * (longest - len(p)) + [True] * len(p + c) for p, c in zip(prompts, completions, strict=True)]
+    return Rollouts(torch.tensor(rows, device=machine.device()), torch.tensor(mask, device=machine.device()), len(completions[0]))
+
+
+def every_completion(prompt: list[int], new: int, vocabulary: int) -> tuple[list[list[int]], Rollouts]:
+    """All completions of a prompt without EOS, as lists (prompt included) and as rollouts."""
+    completions = [list(c) for c in product([v for v in range(vocabulary) if v != END], repeat=new)]
+    return [prompt + c for c in completions], padded([prompt] * len(completions), completions, wider=2)

@@ -1,0 +1,229 @@
+"""The evaluation's numbers against closed forms and exact enumeration, and what must be the same for every policy."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import END, every_completion, padded, plain_log_probs, plain_logits, tiny_policy, token_ids
+from torch import Tensor
+
+from warp_lib import machine
+from warp_lib.evaluate import Evaluation, distances, distinct_pairs, evaluate, exact_kl, language_loss, summarise
+from warp_lib.merging import Weights
+from warp_lib.policy import MASKED, Policy
+from warp_lib.reward import Reward
+from warp_lib.store import digest
+
+TAU, V, NEW, SAMPLES = 0.7, 6, 8, 4
+PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]
+COMPLETIONS = [[5, 2, 1, 7], [1, 1, 6, 0], [8, 2, 2, 4], [0, 7, 9, 10], [11, 5, 4, 2]]
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+class Scores:
+    """A scorer that counts its calls: the first token of the text, so that each prompt has its own score."""
+
+    def __init__(self):
+        self.identity, self.calls = digest("first token"), 0
+
+    def __call__(self, texts) -> Tensor:
+        self.calls += 1
+        return torch.tensor([float(token_ids(text)[0]) for text in texts])
+
+
+def measure(theta: Weights, raw: Scores | None = None, **options) -> Evaluation:
+    """θ, of the tiny policy of seed 1, against SFT, that of seed 2."""
+    rewards = {"reward": Reward(raw or Scores(), 0.0, 1.0)}
+    given = {"prompts": PROMPTS, "samples": SAMPLES, "new": NEW, "temperature": TAU, "rewards": rewards}
+    return evaluate(theta, policy=tiny_policy(), sft=tiny_policy(seed=2), **given | options)
+
+
+# KL
+
+
+def test_exact_kl_in_closed_form():
+    """Guards: sums over the wrong axes, KL the wrong way round, p·log(p/q) without p, nan from the EOS mask."""
+    p, q = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]]), torch.tensor([[0.25, 0.75, 0.0], [0.9, 0.1, 0.0]])
+    log_p, log_q = (t.log().clamp(min=MASKED) for t in (p, q))
+    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    back = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    second = 0.9 * math.log(0.9 / 0.25) + 0.1 * math.log(0.1 / 0.75)
+    seen = {
+        first: exact_kl(p[None, :1], log_p[None, :1], log_q[None, :1]),
+        first + second: exact_kl(p[None], log_p[None], log_q[None, [0, 0]]),
+        back: exact_kl(q[None, :1], log_q[None, :1], log_p[None, :1]),
+    }
+    for expected, kl in seen.items():
+        torch.testing.assert_close(kl, torch.tensor([expected]))
+    two = exact_kl(p[:, None], log_p[:, None], log_q[[0, 0], None])  # two completions of a token each
+    torch.testing.assert_close(two, torch.tensor([first, second]))
+
+
+@pytest.mark.parametrize("prompt", [[5, 2], [1, 4, 4, 2, 0]])
+def test_kl_entropy_and_nll_are_unbiased(prompt, float32):
+    """Guards: KL of the sampled token only, of the prompt, at another τ, with EOS; sums for means. E over all 5² completions, exactly."""
+    policy, sft = tiny_policy(vocabulary=V), tiny_policy(vocabulary=V, seed=2)
+    every, y = every_completion(prompt, 2, V)
+    with torch.no_grad():
+        log_p, log_q = (torch.stack([plain_log_probs(m, tokens, 2, TAU).sum() for tokens in every]).double().cpu() for m in (policy, sft))
+    p = log_p.exp()
+    kl, entropy, cross = (p * (log_p - log_q)).sum(), -(p * log_p).sum(), -(p * log_q).sum()
+    seen = distances(policy, sft, y, TAU)
+    mean = {name: (p * values.double()).sum() for name, values in seen.items()}
+    expected = {"kl": kl, "kl_k1": kl, "entropy": entropy / 2, "nll_sft": cross / 2}
+    assert kl > 0.1
+    for name, value in expected.items():
+        torch.testing.assert_close(mean[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    spread = {name: (p * (seen[name] - kl) ** 2).sum() for name in ("kl", "kl_k1")}
+    assert spread["kl"] < spread["kl_k1"]  # Rao–Blackwell
+    torch.testing.assert_close(seen["kl_k1"].double(), log_p - log_q, atol=1e-5, rtol=0)
+
+
+def test_prompts_and_padding_do_not_count(float32):
+    """Guards: KL summed over prompt or padding: more padding, or company of a longer prompt, changes no number."""
+    policy, sft = tiny_policy(), tiny_policy(seed=2)
+    together = distances(policy, sft, padded(PROMPTS, COMPLETIONS), TAU)
+    wider = distances(policy, sft, padded(PROMPTS, COMPLETIONS, wider=9), TAU)
+    alone = [distances(policy, sft, padded([p], [c]), TAU) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+    for name, values in together.items():
+        torch.testing.assert_close(wider[name], values, atol=2e-5, rtol=0)
+        torch.testing.assert_close(torch.cat([a[name] for a in alone]), values, atol=2e-5, rtol=0)
+
+
+def test_scoring_in_chunks_changes_nothing(float32, monkeypatch):
+    """Guards: rollouts lost or mixed up between chunks."""
+    policy, sft, y = tiny_policy(), tiny_policy(seed=2), padded(PROMPTS, COMPLETIONS)
+    whole = distances(policy, sft, y, TAU)
+    monkeypatch.setattr("warp_lib.evaluate.CHUNK", 2)
+    for name, values in distances(policy, sft, y, TAU).items():
+        torch.testing.assert_close(values, whole[name], atol=1e-6, rtol=1e-5)
+
+
+@dtypes
+def test_kl_of_sft_to_itself_is_exactly_zero(dtype, store, monkeypatch):
+    """Guards: policy and SFT scored differently (dtype, dropout, τ, mask): any difference is a bias of every reported KL."""
+    monkeypatch.setattr(machine, "fast_dtype", lambda: dtype)
+    sft = tiny_policy(seed=2).weights()
+    seen = measure(sft)
+    assert seen.summary["kl"] == seen.summary["kl_k1"] == seen.summary["kl_se"] == 0.0
+    assert (seen.scores["kl"] == 0).all() and measure(tiny_policy().weights()).summary["kl"] > 0.1
+
+
+@dtypes
+def test_k1_agrees_on_the_policys_own_samples(dtype, store, monkeypatch):
+    """Guards: completions of another policy, or another τ in sampling than in scoring: k1's mean is KL only on the policy's own samples."""
+    monkeypatch.setattr(machine, "fast_dtype", lambda: dtype)
+    seen = measure(tiny_policy().weights(), samples=200)
+    difference = (seen.scores["kl_k1"] - seen.scores["kl"]).flatten()
+    assert difference.mean().abs() < 4 * difference.std() / len(difference) ** 0.5 < 0.05 * seen.summary["kl"]
+    assert all(math.isfinite(v) for v in seen.summary.values()) and all(s.isfinite().all() for s in seen.scores.values())
+
+
+# Summary
+
+
+def test_standard_errors_are_clustered_by_prompt():
+    """Guards: completions of one prompt counted as independent: here they are copies, and the naive error is 0.29 instead of 0.5."""
+    scores = {"reward": torch.tensor([[0.0, 0.0], [1.0, 1.0]]), "kl": torch.tensor([[0.0, 1.0], [0.0, 1.0]])}
+    nll = {"nll_sft": torch.tensor([[1.0, 2.0], [2.0, 5.0]])}
+    summary = summarise(scores | nll, torch.tensor([[[1, 2, 1, 2], [1, 2, 3, 1]], [[1, 1, 1, 1], [1, 1, 1, 1]]]))
+    assert summary["reward"] == 0.5 and summary["reward_se"] == pytest.approx(0.5)
+    assert summary["kl"] == 0.5 and summary["kl_se"] == 0.0  # the prompts agree
+    assert summary["perplexity"] == pytest.approx(math.exp(2.5)) and summary["perplexity_se"] == pytest.approx(math.exp(2.5) * 1.0)
+    assert summary["distinct2"] == pytest.approx((4 / 6 + 1 / 6) / 2) and summary["distinct2_se"] == pytest.approx((4 / 6 - 1 / 6) / 2)
+    assert not {"nll_sft", "nll_sft_se"} & summary.keys()
+
+
+def test_distinct_pairs_by_hand():
+    """Guards: pairs across two completions, pairs without order, tokens for pairs."""
+    assert distinct_pairs(torch.tensor([[1, 2, 1, 2], [1, 2, 3, 1]])) == 4 / 6  # 12 21 12 · 12 23 31
+    assert distinct_pairs(torch.tensor([[1, 1, 1], [1, 1, 1]])) == 1 / 4
+    assert distinct_pairs(torch.tensor([[1, 2], [3, 4]])) == 1.0
+    assert distinct_pairs(torch.tensor([[1], [2]])) == 0.0
+
+
+def test_scores_stand_at_their_own_prompt(store):
+    """Guards: prompts and samples transposed, which would also spoil the clustering and the paired differences."""
+    seen = measure(tiny_policy().weights())
+    assert torch.equal(seen.scores["reward"], torch.tensor([[p[0]] * SAMPLES for p in PROMPTS], dtype=torch.float32))
+    assert seen.summary["reward"] == sum(p[0] for p in PROMPTS) / len(PROMPTS)
+    rows = [tokens[mask].tolist() for tokens, mask in zip(seen.rollouts.tokens, seen.rollouts.mask, strict=True)]
+    assert [row[:-NEW] for row in rows] == [p for p in PROMPTS for _ in range(SAMPLES)]
+    assert len({tuple(row) for row in rows}) > 0.9 * len(rows) and all(END not in row[-NEW:] for row in rows)
+
+
+@torch.no_grad()
+def test_numbers_are_those_of_the_plain_forward(store, float32):
+    """Guards: anything between completions and reported numbers: KL and perplexity again from the kept rollouts, unpadded."""
+    theta = tiny_policy(seed=4).weights()
+    seen, policy, sft = measure(theta), tiny_policy(seed=4), tiny_policy(seed=2)
+    kl, nll = [], []
+    for tokens, mask in zip(seen.rollouts.tokens, seen.rollouts.mask, strict=True):
+        ids = tokens[mask].tolist()
+        keep = [v for v in range(12) if v != END]
+        p, q = ((plain_logits(m, ids, NEW)[:, keep] / TAU).double().softmax(-1) for m in (policy, sft))
+        kl.append((p * (p / q).log()).sum().item())
+        nll.append(-plain_log_probs(sft, ids, NEW, TAU).mean().item())
+    assert seen.summary["kl"] == pytest.approx(sum(kl) / len(kl), abs=1e-4)
+    assert seen.scores["kl"].flatten().tolist() == pytest.approx(kl, abs=1e-4)
+    assert seen.summary["perplexity"] == pytest.approx(math.exp(sum(nll) / len(nll)), rel=1e-5)
+
+
+# The same for every policy
+
+
+def test_a_result_comes_from_the_store(store):
+    """Guards: an evaluation that differs between two looks at it, or a stored one taken for another θ, prompt set or length."""
+    theta, raw = tiny_policy().weights(), Scores()
+    first, again = measure(theta, raw), measure(theta, raw)
+    assert raw.calls == 1 and again.summary == first.summary and torch.equal(again.rollouts.tokens, first.rollouts.tokens)
+    assert all(torch.equal(again.scores[name], s) for name, s in first.scores.items()) and again.scores.keys() == first.scores.keys()
+    shutil.rmtree(store / "store")
+    assert measure(theta, raw).summary == first.summary and raw.calls == 2  # and made anew it is the same
+    for other in ({"prompts": PROMPTS[::-1]}, {"samples": 2}, {"new": 4}, {"temperature": 1.0}):
+        measure(theta, raw, **other)
+    measure(tiny_policy(seed=4).weights(), raw)
+    assert raw.calls == 7
+
+
+def test_all_policies_share_one_random_stream(store, float32):
+    """Guards: a stream per θ, which makes paired differences as noisy as unpaired ones: near policies draw nearly the same completions."""
+    theta = tiny_policy().weights()
+    near = {name: t + 1e-4 * torch.randn(t.shape, generator=torch.manual_seed(0)) for name, t in theta.items()}
+    far = tiny_policy(seed=4).weights()
+    base, *others = (measure(t, samples=40).rollouts.completions for t in (theta, near, far))
+    same = [(base == other).all(1).float().mean().item() for other in others]
+    assert same[0] > 0.95 and same[1] < 0.05
+
+
+def test_evaluation_leaves_sft_and_theta_alone(store):
+    """Guards: SFT overwritten by θ, so that the next KL is to something else."""
+    policy, sft, theta = tiny_policy(), tiny_policy(seed=2), tiny_policy(seed=4).weights()
+    before, copy = sft.weights(), {name: t.clone() for name, t in theta.items()}
+    evaluate(theta, policy=policy, sft=sft, prompts=PROMPTS, samples=2, new=2, temperature=TAU, rewards={})
+    for a, b in ((sft.weights(), before), (theta, copy), (policy.weights(), theta)):
+        assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+@torch.no_grad()
+def test_language_loss_is_that_of_transformers(float32):
+    """Guards: τ or the EOS mask in plain language modelling, a shift by one, short reviews counted."""
+    policy = tiny_policy()
+    reviews = [" ".join(f"w{(k * n + n) % 12}" for k in range(12)) for n in range(1, 90)]
+    losses = []
+    for review in reviews:
+        ids = torch.tensor([token_ids(review)[:10]], device=machine.device())
+        losses.append(policy.model(ids, labels=ids).loss.item())
+    loss, error = language_loss(policy, [*reviews, "w1 w2 w3"], 10)
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert error == pytest.approx(torch.tensor(losses).std().item() / len(losses) ** 0.5, rel=1e-4)
+
+
+def test_policies_of_other_architectures_are_evaluated_too(store, float32):
+    """Guards: an evaluation that only works for GPT-2."""
+    options = {"prompts": PROMPTS, "samples": 2, "new": 3, "temperature": TAU, "rewards": {}}
+    policies: list[Policy] = [tiny_policy("llama", seed=k) for k in (1, 2)]
+    theta, sft = (p.weights() for p in policies)
+    assert evaluate(theta, policy=policies[0], sft=policies[1], **options).summary["kl"] > 0.1
+    assert evaluate(sft, policy=policies[0], sft=policies[1], **options).summary["kl"] == 0.0

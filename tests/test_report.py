@@ -1,0 +1,238 @@
+"""The report on two toy notebooks: one page that fetches nothing, notebooks fit to commit, and refusals in one sentence."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from warp_lib import paths, report, store
+from warp_lib.__main__ import main
+
+SETTINGS = "from warp_lib.settings import Settings\n\nsettings = Settings.from_notebook(globals())\nsettings"
+FIGURE = """
+import plotly.graph_objects as go
+import plotly.io as pio
+
+pio.renderers.default = "plotly_mimetype"
+go.Figure(go.Scatter(y=[1, 3, 2], name="</script><script>alert(1)</script>")).show()
+print("<script>alert('generated')</script>", settings.name, settings.beta)
+"""
+LIVE = """
+from warp_lib.live import live
+
+print("before", flush=True)
+await live(lambda progress: sum(progress.track(range(4), "run 1")), title="WARP")
+"""
+
+
+def notebook(title: str, *sources: str) -> nbformat.NotebookNode:
+    cells = [v4.new_markdown_cell(f"# {title}\n\nGo to [the second](02_second.ipynb)."), v4.new_code_cell('profile = "laptop"')]
+    cells[1].metadata["tags"] = ["parameters"]
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return v4.new_notebook(cells=[*cells, *map(v4.new_code_cell, [SETTINGS, *sources])], metadata={"kernelspec": spec})
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A project of two notebooks in a folder of its own, its report made once."""
+    root = tmp_path_factory.mktemp("toy")
+    (root / "notebooks").mkdir()
+    nbformat.write(notebook("The `reward` & <b>", FIGURE), root / "notebooks" / "01_first.ipynb")
+    nbformat.write(notebook("Training", FIGURE, LIVE), root / "notebooks" / "02_second.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "NOTEBOOKS", root / "notebooks")
+        patch.setattr(report, "FIGURES", root / "figures")
+        patch.setattr(paths, "RUNS", root / "runs")
+        patch.setattr(store, "RUNS", root / "runs")
+        patch.setenv("JPY_SESSION_NAME", "started from a notebook")  # must not reach the kernels
+        assert main(["report", "--profile", "smoke", "--name", "toy", "--beta", "0.25"]) == 0
+        yield root
+
+
+@pytest.fixture
+def page(toy):
+    return (toy / "runs" / "toy" / "report.html").read_text(encoding="utf-8")
+
+
+class Links(HTMLParser):
+    """Everything the page would fetch, the ids in it, and where its links go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched, self.ids, self.anchors = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.append(attributes.get("id"))
+        if tag == "a":
+            self.anchors.append(attributes["href"])
+        else:
+            urls = [attributes.get(name) for name in ("src", "href", "data", "srcset", "poster", "action")]
+            self.fetched += [url for url in urls if url and not url.startswith("data:")]
+
+
+def test_page_has_every_figure_once_and_plotly_once(page):
+    links = Links()
+    links.feed(page)
+    figures = [name for name in links.ids if name and name.startswith("figure-")]
+    assert sorted(figures) == ["figure-01_first-0", "figure-02_second-0"]
+    assert [page.count(f'Plotly.newPlot(                        "{name}"') for name in figures] == [1, 1]
+    assert len(re.findall(r"plotly\.js v\d", page)) == 1
+    assert "image/png" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_page_fetches_nothing(page):
+    links = Links()
+    links.feed(page)
+    assert links.fetched == []
+    outside = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"url\(|@import|https?://", outside)
+    assert "default-src 'none'" in page
+
+
+def test_page_reads_in_order(page):
+    links = Links()
+    links.feed(page)
+    assert "<title>WARP: toy</title>" in page and "The reward &amp; &lt;b&gt;</a>" in page
+    assert page.index('<section id="01_first">') < page.index('<section id="02_second">')
+    assert links.anchors.count("#02_second") == 3  # the navigation, and the link in each notebook
+    assert "profile = " not in page and "# Parameters" not in page
+    assert page.count('<details class="code">') == 5
+
+
+def test_generated_text_is_escaped(page):
+    assert "&lt;script&gt;alert(" in page
+    assert "<script>alert(" not in page
+
+
+def test_parameters_reach_the_notebooks(toy):
+    kept = nbformat.read(toy / "runs" / "toy" / "notebooks" / "01_first.ipynb", 4)
+    assert "toy 0.25" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
+    trained = nbformat.read(toy / "runs" / "toy" / "notebooks" / "02_second.ipynb", 4)
+    assert "run 1: 4/4" in "".join(output.get("text", "") for output in trained.cells[-1].outputs) and "widgets" not in trained.metadata
+
+
+def test_publish_strips(toy, capsys):
+    figures = toy / "runs" / "toy" / "figures"
+    figures.mkdir(exist_ok=True)
+    (figures / "front.svg").write_text("<svg/>")
+    before = {file.name: nbformat.read(file, 4) for file in (toy / "notebooks").iterdir()}
+    assert main(["publish", "--name", "toy"]) == 0
+    assert "beta=0.25" in capsys.readouterr().out
+    assert (toy / "figures" / "front.svg").read_text() == "<svg/>"
+    for name, old in before.items():
+        text = (toy / "notebooks" / name).read_text(encoding="utf-8")
+        new = nbformat.reads(text, 4)
+        nbformat.validate(new)
+        assert [cell.id for cell in new.cells] == [cell.id for cell in old.cells]
+        assert [cell.source for cell in new.cells] == [cell.source for cell in old.cells]
+        assert not re.search(r"papermill|start_time|iopub|injected|widget|2\d\d\d-\d\d-\d\d", text)
+        assert str(toy) not in text and new.metadata.kernelspec.name == "python3"
+        assert all(cell.execution_count for cell in new.cells if cell.cell_type == "code")
+        assert [output.output_type for output in new.cells[-1].outputs] in (["display_data", "stream"], ["stream", "execute_result"])
+
+
+@pytest.mark.parametrize("shown", ["kept in {root}/runs/toy", "/home/someone/model", "see '/tmp/x.txt'", r"C:\Users\me"])
+def test_publish_refuses_paths(toy, capsys, shown):
+    file = toy / "runs" / "toy" / "notebooks" / "02_second.ipynb"
+    kept, published = file.read_text(encoding="utf-8"), (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8")
+    broken = nbformat.reads(kept, 4)
+    broken.cells[-1].outputs.append(v4.new_output("display_data", {"text/html": f"<p>{shown.format(root=toy)}</p>"}))
+    try:
+        nbformat.write(broken, file)
+        assert main(["publish", "--name", "toy"]) == 1
+    finally:
+        file.write_text(kept, encoding="utf-8")
+    assert re.fullmatch(r"02_second shows the path \S+ in an output; .+\n", capsys.readouterr().err)
+    assert (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8") == published
+
+
+def test_text_that_only_looks_like_paths_is_published(toy):
+    """Reviews are full of slashes, and figures of base64."""
+    shown = v4.new_output("display_data", {"text/html": "8/10, and/or <br /><br />a/b/c </td></tr>", "image/png": "aa+/home/a+/tmp/"})
+    report._refuse_paths(v4.new_notebook(cells=[v4.new_code_cell("1", outputs=[shown])]), "x")
+
+
+def test_publish_refuses_what_did_not_run(toy, capsys):
+    assert main(["publish", "--name", "nowhere"]) == 1
+    assert "runs/nowhere has not run" in capsys.readouterr().err
+
+
+def test_publish_keeps_later_edits(toy, capsys):
+    file = toy / "notebooks" / "02_second.ipynb"
+    kept = file.read_text(encoding="utf-8")
+    edited = kept.replace("Training", "Training, better said")
+    try:
+        file.write_text(edited, encoding="utf-8")
+        assert main(["publish", "--name", "toy"]) == 1
+        assert file.read_text(encoding="utf-8") == edited
+    finally:
+        file.write_text(kept, encoding="utf-8")
+    assert "02_second was edited since" in capsys.readouterr().err
+
+
+def test_failing_notebook_is_one_sentence(toy, monkeypatch, tmp_path, capsys):
+    """The settings cell's refusal of an unknown parameter reaches the terminal; what ran is kept; nothing goes on."""
+    (tmp_path / "01_only.ipynb").write_text((toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "02_after.ipynb").write_text((toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    settings = report.Settings.profile("smoke", name="misspelt")
+    with pytest.raises(report.ReportError, match="^01_only: there is no setting 'iteration'; did you mean 'iterations'[?]$"):
+        report.run_report(settings, "smoke", {"name": "misspelt", "iteration": 9})
+    folder = toy / "runs" / "misspelt"
+    kept = json.loads((folder / "notebooks" / "01_only.ipynb").read_text(encoding="utf-8"))
+    assert any(output["output_type"] == "error" for cell in kept["cells"] for output in cell.get("outputs", []))
+    assert not (folder / "notebooks" / "02_after.ipynb").exists() and not (folder / "report.html").exists()
+    assert main(["publish", "--name", "misspelt"]) == 1 and "02_after" in capsys.readouterr().err
+
+
+def test_unfinished_notebook_is_not_published():
+    failed = v4.new_output("error", ename="ValueError", evalue="", traceback=[])
+    for cell in (v4.new_code_cell("1", execution_count=1, outputs=[failed]), v4.new_code_cell("1")):
+        with pytest.raises(report.ReportError, match="did not run to its end"):
+            report._refuse_unfinished(v4.new_notebook(cells=[cell]), "x")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--steps", "many"], "steps must be a whole number of at least 1, not 'many'."),
+        (["--beta", "-1"], "beta must be a number of at least 0, not -1."),
+        (["--batch_size=9", "--completions-per-prompt=2"], "completions_per_prompt must divide batch_size (9), and 2 does not."),
+        (["--iteration", "9"], "there is no setting 'iteration'; did you mean 'iterations'?"),
+        (["--merge", "mean"], "merge must be slerp or lerp, not 'mean'."),
+        (["--profile", "huge"], "profile must be one of "),
+        (["laptop"], "report takes options only, not 'laptop'."),
+    ],
+)
+def test_bad_option_is_one_sentence(monkeypatch, capsys, options, sentence):
+    monkeypatch.setattr(report, "run_report", lambda *_: pytest.fail("it must not start"))
+    assert main(["report", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(sentence) and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_given_options_are_the_overrides(monkeypatch):
+    seen = []
+    monkeypatch.setattr(report, "run_report", lambda *arguments: seen.extend(arguments))
+    assert main(["report", "--profile", "smoke", "--learning-rate", "3e-5", "--test_prompts", "10"]) == 0
+    settings, profile, overrides = seen
+    assert (profile, overrides) == ("smoke", {"learning_rate": 3e-5, "test_prompts": 10})
+    assert settings.learning_rate == 3e-5 and settings.name == "smoke"
+
+
+def test_every_setting_is_an_option(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["report", "--help"])
+    text = capsys.readouterr().out
+    assert done.value.code == 0 and all(f"--{name}" in text for name in report.Settings().asdict())
+
+
+def test_atomic_page(tmp_path):
+    report.write_page([], tmp_path / "report.html", "WARP: <none>")
+    assert [file.name for file in Path(tmp_path).iterdir()] == ["report.html"]
+    assert "WARP: &lt;none&gt;" in (tmp_path / "report.html").read_text() and "<script>" not in (tmp_path / "report.html").read_text()
