@@ -284,6 +284,13 @@ def test_clone_and_weights_share_no_memory():
     assert clone.model.training is False and clone.identity == policy.identity != tiny_policy("llama").identity
 
 
+def test_a_clone_masks_the_same_eos_tokens():
+    """Guards: SFT or the anchor on another distribution than the policy, when the model's config and generation config name different EOS."""
+    policy = tiny_policy(ends=[7, 5])
+    clone, y = policy.clone(), padded(PROMPTS, [[1] * NEW] * 4)
+    assert clone.ends == policy.ends and torch.equal(clone.log_probs(y, TAU), policy.log_probs(y, TAU))
+
+
 def test_split_keeps_every_rollout_in_order():
     """Guards: rollouts lost or reordered between chunks."""
     y = padded([[n, n, n][: 1 + n % 3] for n in range(7)], [[n, n + 1] for n in range(7)])

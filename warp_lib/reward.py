@@ -27,7 +27,8 @@ from .seeds import numpy_stream, stream
 from .store import digest, remember, save_tensors
 
 PAIRS = 32  # positive and as many negative reviews in a training step
-WORDS = (24, 200)  # shortest and longest crop in training; a completion with its prompt has about 50 words
+WORDS = (24, 120)  # shortest and longest crop in training; a completion with its prompt has about 50 words
+SHAPES = 32  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
 LONGEST = 512  # tokens of a review that are read
 
 
@@ -59,6 +60,8 @@ class EncoderScorer:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
         self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
+        if machine.device().type == "cpu":
+            self.model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
         head = next(m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
         head.forward = partial(_float32_head, head)  # a logit rounded to bfloat16 has 8 bits: too coarse a reward
         self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
@@ -66,7 +69,7 @@ class EncoderScorer:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """(n,) on the device, with gradients where they are on."""
-        batch = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=True, return_tensors="pt")
+        batch = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=True, pad_to_multiple_of=SHAPES, return_tensors="pt")
         with machine.autocast():
             return self.model(**batch.to(machine.device())).logits[:, 0].float()
 

@@ -31,7 +31,7 @@ class Settings:
     # The reward model (Bradley–Terry).
     reward_layers: int = knob(3, "the encoder's first layers used by the reward model", 1)
     reward_steps: int = knob(300, "training steps of the reward model, on 32 positive and 32 negative reviews each", 1)
-    reward_learning_rate: float = knob(1e-4, "peak learning rate of the reward model", 1e-8, 1.0)
+    reward_learning_rate: float = knob(2e-4, "peak learning rate of the reward model", 1e-8, 1.0)
     judge_steps: int = knob(0, "training steps of the full-encoder judge on the other half of the labels (0: leave it out)", 0)
 
     # Completions.
