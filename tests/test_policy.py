@@ -285,7 +285,7 @@ def test_clone_and_weights_share_no_memory():
 
 
 def test_a_clone_masks_the_same_eos_tokens():
-    """Guards: SFT or the anchor on another distribution than the policy, when the model's config and generation config name different EOS."""
+    """Guards: SFT or the anchor on another distribution than the policy, if config and generation config name different EOS."""
     policy = tiny_policy(ends=[7, 5])
     clone, y = policy.clone(), padded(PROMPTS, [[1] * NEW] * 4)
     assert clone.ends == policy.ends and torch.equal(clone.log_probs(y, TAU), policy.log_probs(y, TAU))

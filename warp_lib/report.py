@@ -45,6 +45,7 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
             print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
             executed.append(folder / "notebooks" / source.name)
             _execute(source, executed[-1], parameters)
+            _answer_on_top(executed[-1], settings)
             print(f"[{number}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
     page = folder / "report.html"
     write_page(executed, page, f"WARP: {settings.name}")
@@ -75,6 +76,16 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
         raise ReportError(
             f"{source.stem}: its kernel was ended, by hand or for want of memory. What is finished is kept; run the same command to go on."
         ) from None
+
+
+def _answer_on_top(file: Path, settings: Settings) -> None:
+    """Repeat the answer, which a notebook's last cell computes, right below its question."""
+    notebook = nbformat.read(file, as_version=4)
+    answers = [o.data["text/markdown"] for o in _outputs(notebook, "answer") if "text/markdown" in o.get("data", {})]
+    for cell in notebook.cells:
+        if answers and "answer-here" in cell.metadata.get("tags", []):
+            cell.source = f"{answers[-1]}\n\n*Computed by the last cell; run `{settings.name}`, seed {settings.seed}.*"
+    _write(file, nbformat.writes(notebook))
 
 
 @contextmanager
@@ -194,12 +205,13 @@ def _title(notebook: NotebookNode) -> str | None:
     return re.sub(r"[`*]", "", found[1]).strip() if found else None
 
 
-def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
-    """All outputs that can be shown without a kernel; the others, widgets, leave the notebook."""
+def _outputs(notebook: NotebookNode, tag: str | None = None) -> list[NotebookNode]:
+    """All outputs, or those of the cells with a `tag`, that can be shown without a kernel; the others, widgets, leave the notebook."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not any("widget-view" in kind for kind in output.get("data", {}))]
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    asked = [cell for cell in notebook.cells if cell.cell_type == "code" and (tag is None or tag in cell.metadata.get("tags", []))]
+    return [output for cell in asked for output in cell.outputs]
 
 
 def _write(file: Path, text: str) -> None:
@@ -230,7 +242,7 @@ def publish(name: str) -> None:
         _refuse_unfinished(notebook, file.stem)
         notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
         _refuse_paths(notebook, file.stem)
-        if [cell.source for cell in _strip(notebook).cells] != [cell.source for cell in nbformat.read(NOTEBOOKS / file.name, 4).cells]:
+        if _sources(_strip(notebook)) != _sources(nbformat.read(NOTEBOOKS / file.name, 4)):
             raise ReportError(f"{file.stem} was edited since runs/{name} ran it; run the report again, or the edit would be lost.")
         clean[file.name] = nbformat.writes(notebook) + "\n"
     for target, text in clean.items():
@@ -241,6 +253,11 @@ def publish(name: str) -> None:
         shutil.copyfile(figure, FIGURES / figure.name)
     made = ", ".join(f"{key}={value}" for key, value in parameters.items()) or "the defaults"
     print(f"Published {len(clean)} notebooks and {len(figures)} files of figures from runs/{name}, made with {made}.")
+
+
+def _sources(notebook: NotebookNode) -> list[str]:
+    """What a person wrote: every cell's source but the repeated answer."""
+    return [cell.source for cell in notebook.cells if "answer-here" not in cell.metadata.get("tags", [])]
 
 
 def _strip(notebook: NotebookNode) -> NotebookNode:

@@ -69,7 +69,9 @@ class EncoderScorer:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """(n,) on the device, with gradients where they are on."""
-        batch = self.tokenizer(list(texts), truncation=True, max_length=self.longest, padding=True, pad_to_multiple_of=SHAPES, return_tensors="pt")
+        batch = self.tokenizer(
+            list(texts), truncation=True, max_length=self.longest, padding=True, pad_to_multiple_of=SHAPES, return_tensors="pt"
+        )
         with machine.autocast():
             return self.model(**batch.to(machine.device())).logits[:, 0].float()
 
