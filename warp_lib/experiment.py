@@ -126,8 +126,13 @@ class Experiment:
 
     def real_positive(self, reward: Reward) -> dict[str, float]:
         """Where real positive reviews of a completion's length lie on the reward axis, for the figures: mean and 99th percentile, r̃."""
-        scores = reward(self.real_openings(1))
-        band = {"mean": scores.mean().item(), "p99": scores.quantile(0.99).item(), "reviews": len(scores)}
+        openings = self.real_openings(1)
+
+        def make(_) -> dict:
+            scores = reward(openings)
+            return {"mean": scores.mean().item(), "p99": scores.quantile(0.99).item(), "reviews": len(scores)}
+
+        band = remember("real-positive", {"reward": reward.identity, "openings": digest(openings)}, make).record
         write_json(folder(self.settings.name) / "real_positive.json", band)
         return band
 

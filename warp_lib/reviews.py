@@ -50,16 +50,15 @@ def load_reviews(name: str = "imdb") -> Reviews:
     table = _table(name)
     if not {"text", "label"} <= set(table.column_names):
         raise ValueError(f"reviews={name!r} has the columns {table.column_names}; text and label are needed.")
-    texts, seen, keep = [clean(t) for t in table["text"]], set(), []
+    texts, labels, seen, keep = [clean(t) for t in table["text"][:]], table["label"][:], set(), []
     for row, text in enumerate(texts):
         digest = hashlib.sha256(text.lower().encode()).digest()
-        if table["label"][row] in (0, 1) and text and digest not in seen:
+        if labels[row] in (0, 1) and text and digest not in seen:
             seen.add(digest)
             keep.append((digest, row))
     if len(keep) < 200:
         raise ValueError(f"reviews={name!r} holds {len(keep)} different labelled reviews; at least 200 are needed.")
     rows = [row for _, row in sorted(keep)]  # ordered by hash: as good as a shuffle, and the same for every source order
-    labels = table["label"]
     table = datasets.Dataset.from_dict({"text": [texts[r] for r in rows], "label": [labels[r] for r in rows], "review": rows})
     held, rest = int(HELD_OUT * len(rows)), len(rows) - 2 * int(HELD_OUT * len(rows))
 
