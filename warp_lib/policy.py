@@ -4,6 +4,7 @@ One distribution everywhere: softmax(logits / τ) with the end-of-sequence token
 gradient, the anchor and every KL use it, or the gradient would be off-policy and the KL of something else.
 """
 
+import copy
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import machine
 from .checkpoint import load, weights_of
@@ -101,9 +102,7 @@ class Policy:
 
     def clone(self) -> "Policy":
         """Another policy of the same architecture and weights that shares no memory with this one."""
-        model = type(self.model)(self.model.config)
-        model.load_state_dict(self.model.state_dict())
-        return Policy(model, self.tokenizer)
+        return Policy(copy.deepcopy(self.model), self.tokenizer)
 
     # Prompts and text
 
@@ -190,8 +189,8 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
     """Complete `tokens` by `new` tokens with any transformers model; `draw` picks ids (n, 1) from logits (n, vocabulary)."""
-    n, prompt = tokens.shape
-    cache = StaticCache(config=model.config, max_cache_len=prompt + new)
+    n = len(tokens)
+    cache = DynamicCache(config=model.config)
     completion = []
     for _ in range(new):
         at = positions(mask)[:, -tokens.shape[1] :]
