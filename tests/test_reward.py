@@ -183,7 +183,6 @@ def test_scores_are_transformers_own(scorer):
     assert not scores.requires_grad and scorer(texts[:1]).shape == (1,)
 
 
-@pytest.mark.xfail(reason="truncating to a length that is no multiple of SHAPES is refused by the tokenizer", strict=True)
 def test_any_context(tmp_path, float32):
     """An encoder of any context reads long texts, cut to what it holds."""
     scorer = reward_module._fresh(save_encoder(tmp_path / "encoder", positions=50), 2, ("reward",))

@@ -258,7 +258,6 @@ def _more_heads(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
 
 
-@pytest.mark.xfail(reason="a scorer's identity is its weights and context only", strict=True)
 @pytest.mark.parametrize("change", [_reworded, _more_heads])
 def test_reward_key_sees_tokenizer_and_architecture(tmp_path, change):
     """The same weights that read other words, or split their width otherwise, are another reward model."""
@@ -323,7 +322,6 @@ def test_damage_is_redone(store, damage):
     assert (make.calls, beside.calls) == (2, 1)
 
 
-@pytest.mark.xfail(reason="the record has no digest of its own: a changed number in it is believed", strict=True)
 def test_a_changed_number_in_the_record_is_noticed(store):
     """A record that still is JSON but not what was written is redone."""
     make = Make()
@@ -387,7 +385,6 @@ def test_files_appear_whole(tmp_path, monkeypatch, file, write):
     assert (tmp_path / file).read_bytes() == before
 
 
-@pytest.mark.xfail(reason="the old record.json in .part is listed among the files, so the next entry looks damaged", strict=True)
 def test_killed_before_the_rename(store, monkeypatch):
     """A process killed between the record and the rename costs one computation, not two."""
     make, rename = Make(), Path.rename
@@ -459,7 +456,6 @@ def test_digest_sees_nothing_else():
     assert digest({"x": 1, "y": [2, "ü"]}) == digest({"y": [2, "ü"], "x": 1})
 
 
-@pytest.mark.xfail(reason="JSON values are hashed one after the other with nothing between them", strict=True)
 def test_digest_keeps_parts_apart():
     """A reward's mean and sd must not run into each other."""
     assert digest(1, 23) != digest(12, 3)
@@ -624,7 +620,6 @@ def test_checkpoint_once_a_minute(tmp_path, monkeypatch):
     assert saves == [75.0, 150.0, 225.0]
 
 
-@pytest.mark.xfail(reason="Checkpoint.remove forgets a checkpoint.safetensors.tmp that a kill left behind", strict=True)
 def test_half_written_checkpoint_goes_too(store, policy_folder):
     """Killed while it saved, a training leaves no optimiser state behind when it is done."""
     with pytest.raises(Stopped):

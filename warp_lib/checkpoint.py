@@ -69,7 +69,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget it: the training is done."""
-        self.file.unlink(missing_ok=True)
+        for file in self.file.parent.glob(f"{self.file.name}*"):  # with what a kill left half written
+            file.unlink()
 
     def _resume(self) -> None:
         """Take over the file's state; a missing or damaged file leaves everything at its beginning."""

@@ -18,7 +18,7 @@ from .progress import Progress
 from .reinforce import Aligner, Run, reinforce
 from .results import write_results
 from .reviews import Reviews, load_reviews
-from .reward import Reward, accuracy, train_encoder_scorer, train_tfidf_scorer
+from .reward import Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
 from .settings import Settings
 from .store import digest, remember, write_json
 from .warp import Iteration
@@ -35,6 +35,7 @@ class Experiment:
         machine.prepare()
         self.settings = settings
         self.reviews: Reviews = load_reviews(settings.reviews)
+        find_encoder(settings.encoder, settings.reward_layers)
         self.policy = Policy.from_name(settings.policy)
         self.sft = self.policy.clone()
         self.theta_sft: Weights = self.policy.weights()

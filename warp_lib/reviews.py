@@ -50,14 +50,16 @@ def load_reviews(name: str = "imdb") -> Reviews:
     table = _table(name)
     if not {"text", "label"} <= set(table.column_names):
         raise ValueError(f"reviews={name!r} has the columns {table.column_names}; text and label are needed.")
-    texts, labels, seen, keep = [clean(t) for t in table["text"][:]], table["label"][:], set(), []
+    texts, labels, seen, keep = [clean(t or "") for t in table["text"][:]], table["label"][:], set(), []
     for row, text in enumerate(texts):
         digest = hashlib.sha256(text.lower().encode()).digest()
         if labels[row] in (0, 1) and text and digest not in seen:
             seen.add(digest)
             keep.append((digest, row))
-    if len(keep) < 200:
-        raise ValueError(f"reviews={name!r} holds {len(keep)} different labelled reviews; at least 200 are needed.")
+    if len(keep) < 200 or len({labels[row] for _, row in keep}) < 2:
+        raise ValueError(
+            f"reviews={name!r} holds {len(keep)} different labelled reviews; at least 200 are needed, some of each label (0 and 1)."
+        )
     rows = [row for _, row in sorted(keep)]  # ordered by hash: as good as a shuffle, and the same for every source order
     table = datasets.Dataset.from_dict({"text": [texts[r] for r in rows], "label": [labels[r] for r in rows], "review": rows})
     held, rest = int(HELD_OUT * len(rows)), len(rows) - 2 * int(HELD_OUT * len(rows))
@@ -82,11 +84,11 @@ def _table(name: str) -> datasets.Dataset:
         table = datasets.Dataset.from_csv(str(file))
         return table.select(np.flatnonzero(np.array(table["source"]) == "imdb"))
     folder = Path(name).expanduser()
-    if (folder / "dataset_info.json").exists() or (folder / "state.json").exists():
-        return datasets.load_from_disk(str(folder))
-    if folder.is_dir():
-        return datasets.load_dataset("csv", data_dir=str(folder), split="train")
     try:
+        if (folder / "state.json").exists():
+            return datasets.load_from_disk(str(folder))
+        if folder.is_dir():
+            return datasets.load_dataset("csv", data_files=[str(file) for file in sorted(folder.glob("*.csv"))], split="train")
         return datasets.load_dataset(name, split="train")
     except Exception as error:
         raise ValueError(

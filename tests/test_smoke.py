@@ -1,0 +1,59 @@
+"""The whole report, from the command line, on the real reviews and the bundled policy, with the smoke profile."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from transformers import AutoModelForCausalLM
+
+from warp_lib.paths import ROOT
+
+
+def report(runs, *options: str) -> str:
+    command = [sys.executable, "-m", "warp_lib", "report", "--profile", "smoke", *options]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"WARP_RUNS": str(runs)}, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def entries(runs) -> set[str]:
+    return {record.parent.name for record in (runs / "store").glob("*/record.json")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, report(folder)
+
+
+def test_report(runs):
+    """One page with every notebook and figure; the table holds a row for every checkpoint the settings imply."""
+    folder, said = runs
+    assert str(folder / "smoke" / "report.html") in said
+    page = (folder / "smoke" / "report.html").read_text()
+    for notebook in ("01_reward_model", "02_policy", "03_warp", "04_reinforce_baseline", "05_pareto"):
+        assert f'id="{notebook}"' in page
+    assert page.count("Plotly.newPlot(") >= 10 and 'src="http' not in page and "<strong>Answer" in page
+    results = pd.read_csv(folder / "smoke" / "results.csv")
+    assert results["method"].value_counts().to_dict() == {
+        "sft": 1, "run": 4, "slerp": 2, "liti": 2, "warp": 3, "reinforce": 4, "reinforce-liti": 3,
+    }  # fmt: skip
+    assert results.query("method == 'sft'")["kl"].item() == 0
+    assert results.query("method == 'warp'")["steps"].unique() == results.query("method == 'reinforce'")["steps"].max() == 16
+    assert (results["completions"] == results["steps"] * 8).all()
+    kl = results.set_index("method")["kl"]
+    assert (kl.drop("sft")[results["eta"].fillna(1).to_numpy()[1:] > 0] > 0).all()
+    assert AutoModelForCausalLM.from_pretrained(folder / "smoke" / "models" / "warp").config.vocab_size == 8192
+
+
+def test_second_report_trains_nothing_and_more_runs_reuse(runs):
+    """What is stored is not computed again: only the third run of each iteration, its merges and the longer baseline are new."""
+    folder, _ = runs
+    before = entries(folder)
+    report(folder, "--runs", "3")
+    new = entries(folder) - before
+    # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are new; and the baseline is longer.
+    assert sum(name.startswith("run-") for name in new) == 5
+    assert not any(name.startswith(("reward-", "tfidf-", "accuracy-")) for name in new)
