@@ -184,7 +184,11 @@ def test_a_result_comes_from_the_store(store):
     for other in ({"prompts": PROMPTS[::-1]}, {"samples": 2}, {"new": 4}, {"temperature": 1.0}):
         measure(theta, raw, **other)
     measure(tiny_policy(seed=4).weights(), raw)
-    assert raw.calls == 7
+    raw.identity = digest("another reward")
+    measure(theta, raw)
+    evaluate(theta, policy=tiny_policy(), sft=tiny_policy(seed=5), prompts=PROMPTS, samples=SAMPLES, new=NEW, temperature=TAU,
+             rewards={"reward": Reward(raw, 0.0, 1.0)})  # fmt: skip
+    assert raw.calls == 9
 
 
 def test_all_policies_share_one_random_stream(store, float32):

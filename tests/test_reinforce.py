@@ -283,12 +283,15 @@ def test_a_finished_run_is_not_trained_again(store):
     others = [
         {"beta": 0.4}, {"mu": 0.2}, {"learning_rate": 0.02}, {"temperature": 0.8}, {"steps": 2}, {"baseline": "none"},
         {"max_new_tokens": 3}, {"batch_size": 4}, {"completions_per_prompt": 2}, {"prompts": PROMPTS[1:]}, {"seed": (1, "warp", 1, 1)},
-        {"init": tiny_policy(seed=3).weights()}, {"sft": tiny_policy(seed=3).weights()},
+        {"init": tiny_policy(seed=3).weights()}, {"sft": tiny_policy(seed=3).weights()}, {"keep_every": 1},
     ]  # fmt: skip
     for other in others:
         before = len(scores.shown)
-        train(scores, **other)
+        train(scores, **{"keep_every": 2} | other)
         assert len(scores.shown) > before, other
+    scores.identity, before = digest("another reward"), len(scores.shown)
+    train(scores, keep_every=2)
+    assert len(scores.shown) > before
 
 
 def test_completions_never_hold_eos(store):
