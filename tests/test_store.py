@@ -577,6 +577,18 @@ def test_damaged_checkpoint_starts_over(store, training):
     assert_tidy(store)
 
 
+@pytest.mark.xfail(reason="on resuming, the snapshots that .part holds already are taken unseen", strict=True)
+@pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["a flipped bit", "a missing file"])
+def test_damaged_snapshot_is_redone(store, policy_folder, damage):
+    """Weights kept along the way that were damaged while the training stood still are never used, nor is their absence final."""
+    with pytest.raises(Stopped):
+        train_run(policy_folder, Watch(3))
+    damage(next(store.rglob("step-2.safetensors")))
+    resumed = train_run(policy_folder, Progress())
+    memory.shutil.rmtree(store / "store")
+    assert_same(resumed, train_run(policy_folder, Progress()))
+
+
 def _trained(folder: Path, steps: int) -> tuple[Checkpoint, nn.Module]:
     """A two-number model and its checkpoint after so many more steps."""
     with torch.random.fork_rng(devices=[]):

@@ -128,7 +128,7 @@ def train_encoder_scorer(
     """Train a scalar head on `encoder` (its first `layers` layers, all its weights) with the Bradley–Terry loss, or take it from the store.
 
     −log σ(r⁺ − r⁻) over pairs of a positive and a negative review, cropped to the same number of words: half of the crops are openings, as
-    completions are, and lengths run from a completion's to whole reviews'.
+    completions are, and lengths run from half a completion's to more than twice it (`WORDS`); whole reviews are only tested on.
     """
     scorer = _fresh(encoder, layers, seed)
     texts, labels = np.array(reviews["text"], dtype=object), np.array(reviews["label"])
