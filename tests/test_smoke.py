@@ -35,7 +35,8 @@ def test_report(runs):
     page = (folder / "smoke" / "report.html").read_text()
     for notebook in ("01_reward_model", "02_policy", "03_warp", "04_reinforce_baseline", "05_pareto"):
         assert f'id="{notebook}"' in page
-    assert page.count("Plotly.newPlot(") >= 10 and 'src="http' not in page and "<strong>Answer" in page
+    assert page.count("Plotly.newPlot(") >= 10 and 'src="http' not in page
+    assert page.count("run <code>smoke</code>") == 5 and page.count("<strong>Answer") == 10  # below each question, and where it is computed
     results = pd.read_csv(folder / "smoke" / "results.csv")
     assert results["method"].value_counts().to_dict() == {
         "sft": 1, "run": 4, "slerp": 2, "liti": 2, "warp": 3, "reinforce": 4, "reinforce-liti": 3,

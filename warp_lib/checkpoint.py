@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .merging import Weights
 from .progress import Progress, Stopped
-from .store import digest, save_tensors
+from .store import digest, file_digest, save_tensors
 
 SECONDS = 60  # between two checkpoints
 Module = TypeVar("Module", bound=nn.Module)
@@ -35,6 +35,8 @@ def load(model: Module, weights: Weights) -> Module:
 class Checkpoint:
     """The modules and optimisers of a training, with the history of its steps, in one file that is found intact or not at all.
 
+    It vouches for the folder's other files too, such as weights kept along the way: when one of them is gone or changed, the training
+    starts over.
     Steps draw from streams named by their number (`seeds`), so there is no random state to keep.
     """
 
@@ -64,7 +66,8 @@ class Checkpoint:
             for p, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser/{k}/{p}/{name}": value for name, value in values.items()}
         state = json.dumps(self.history)
-        save_tensors(self.file, tensors, {"history": state, "digest": digest(tensors, state)})
+        kept = json.dumps({file.name: file_digest(file) for file in self._others()})
+        save_tensors(self.file, tensors, {"history": state, "kept": kept, "digest": digest(tensors, state, kept)})
         self.saved = time.monotonic()
 
     def remove(self) -> None:
@@ -72,15 +75,21 @@ class Checkpoint:
         for file in self.file.parent.glob(f"{self.file.name}*"):  # with what a kill left half written
             file.unlink()
 
+    def _others(self) -> list[Path]:
+        """The finished files beside the checkpoint."""
+        return [file for file in sorted(self.file.parent.glob("*.safetensors")) if file != self.file]
+
     def _resume(self) -> None:
         """Take over the file's state; a missing or damaged file leaves everything at its beginning."""
         try:
             tensors = load_file(self.file)
             with safe_open(self.file, "pt") as opened:
                 metadata = opened.metadata()
-            if metadata["digest"] != digest(tensors, metadata["history"]):
+            kept = json.loads(metadata["kept"])
+            there = {file.name: file_digest(file) for file in self._others() if file.name in kept}
+            if metadata["digest"] != digest(tensors, metadata["history"], metadata["kept"]) or there != kept:
                 return
-        except (OSError, SafetensorError, KeyError, TypeError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return
         for m, module in self.modules.items():
             load(module, _below(tensors, f"module/{m}/"))

@@ -1,6 +1,6 @@
 """What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -171,13 +171,13 @@ class Experiment:
             progress.log(reward=scores["reward"], kl_sft=scores["kl"])
         return write_results(s.name, part, rows)
 
-    def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: Sequence[int] = (0, 1, 2)) -> Table:
-        """A completion of the same test prompts by each policy, with its reward and its KL to SFT."""
+    def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> Table:
+        """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""
         rows = []
         for name, theta in thetas.items():
             seen = self.evaluate(theta, rewards)
             texts = self.policy.texts(seen.rollouts)
-            for k in prompts:
+            for k in range(min(prompts, len(self.test_prompts))):
                 prompt = self.policy.tokenizer.decode(self.test_prompts[k])
                 completion = texts[k * self.settings.test_samples].removeprefix(prompt)
                 scores = {"reward r̃": seen.scores["reward"][k, 0].item(), "KL, nats": seen.scores["kl"][k, 0].item()}

@@ -23,7 +23,6 @@ T = TypeVar("T")
 LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
 # Series that share a panel, and the panel's name; any other number gets a panel of its own.
 PANELS = {"reward": "reward r̃", "kl_anchor": "KL in nats: — anchor, ⋯ SFT", "kl_sft": "KL in nats: — anchor, ⋯ SFT"}
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 
 
 class StoppedByHand(Stopped):
@@ -227,6 +226,8 @@ class WidgetView:
 
     def add_series(self, number: int, name: str, title: str) -> None:
         """An empty line for one series of one loop; a loop has one colour and one legend entry."""
+        from .plots import PALETTE
+
         axes = ["", *map(str, range(2, 20))]
         panel = PANELS.get(name, label(name))
         if panel not in self.panels:
@@ -237,7 +238,7 @@ class WidgetView:
                 self.figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
                 self.figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
         axis = axes[self.panels.index(panel)]
-        line = {"color": COLOURS[number % len(COLOURS)], "dash": "dot" if name == "kl_sft" else "solid"}
+        line = {"color": PALETTE[number % len(PALETTE)], "dash": "dot" if name == "kl_sft" else "solid"}
         self.figure.add_scatter(
             name=html.escape(title), legendgroup=str(number), showlegend=not any(n == number for n, _ in self.traces),
             xaxis=f"x{axis}", yaxis=f"y{axis}", line=line, mode="lines",

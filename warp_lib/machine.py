@@ -24,9 +24,9 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if any(abilities.get(a) for a in ("amx_bf16", "avx512_bf16")) else torch.float32
 
 
-def autocast(dtype: torch.dtype | None = None) -> AbstractContextManager:
-    """Matrix products in `dtype` (default: `fast_dtype`), weights in float32. Enter it in the thread that computes."""
-    dtype = dtype or fast_dtype()
+def autocast() -> AbstractContextManager:
+    """Matrix products in `fast_dtype`, weights in float32. Enter it in the thread that computes."""
+    dtype = fast_dtype()
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
 
 
@@ -41,8 +41,8 @@ def prepare() -> None:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks for the next step instead of handing every large tensor back to the system.
 
-    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a step. Elsewhere than on
-    Linux with glibc this does nothing.
+    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a language-modelling step.
+    Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux":
         try:

@@ -4,7 +4,7 @@ Every reward axis is in r̃ and shows where real positive reviews lie; every poi
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00")
 REWARD = "reward r̃ (SFT standard deviations)"
 KL = "KL(π‖π_sft) (nats per completion)"
 LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
@@ -43,29 +44,30 @@ def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequ
             hovertemplate=f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
     if y == "reward":
-        mark_real_positive(figure, real_positive)
+        mark_real_positive(figure.add_hline, real_positive, "top left")
+    if x == "reward":
+        mark_real_positive(figure.add_vline, real_positive, "bottom left")
     axes = {"kl": KL, "reward": REWARD}
     figure.update_layout(**LAYOUT, xaxis_title=axes.get(x, x), yaxis_title=axes.get(y, y))
     return figure
 
 
-def mark_real_positive(figure: go.Figure, real_positive: dict[str, float], **place) -> None:
-    """Lines at the mean and 99th percentile of real positive reviews: above them the policy exploits the reward model."""
-    for value, text in (
-        (real_positive["mean"], "real positive reviews: mean"),
-        (real_positive["p99"], "real positive reviews: 99th percentile"),
-    ):
-        figure.add_hline(
-            value, line=dict(color=PURPLE, dash="dash", width=1), annotation_text=text, annotation_position="top left", **place
-        )
+def mark_real_positive(add_line: Callable, real_positive: dict[str, float], position: str, **place) -> None:
+    """Lines at the mean and 99th percentile of real positive reviews: above them the policy exploits the reward model.
+
+    `add_line` is a figure's `add_hline` or `add_vline`, after the axis that shows the reward.
+    """
+    for name, text in (("mean", "mean"), ("p99", "99th percentile")):
+        line = dict(color=PURPLE, dash="dash", width=1)
+        text = f"real positive reviews: {text}"
+        add_line(real_positive[name], line=line, annotation_text=text, annotation_position=position, **place)
 
 
 def training_curves(histories: dict[str, list[dict[str, float]]], real_positive: dict[str, float]) -> go.Figure:
     """Reward and KL over the steps of each run: a smoothed line over the batch means, dots where the KL to SFT was looked at."""
     figure = make_subplots(1, 2, subplot_titles=("reward", "KL (— to the anchor, ● to SFT)"), horizontal_spacing=0.1)
-    palette = [BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00"]
     for k, (name, history) in enumerate(histories.items()):
-        table, colour = pd.DataFrame(history), palette[k % len(palette)]
+        table, colour = pd.DataFrame(history), PALETTE[k % len(PALETTE)]
         steps = np.arange(1, len(table) + 1)
         figure.add_scatter(
             x=steps,
@@ -94,7 +96,7 @@ def training_curves(histories: dict[str, list[dict[str, float]]], real_positive:
             row=1,
             col=2,
         )
-    mark_real_positive(figure, real_positive, row=1, col=1)
+    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title="nats per completion", row=1, col=2)
@@ -113,7 +115,7 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
                 x=rows["eta"], y=rows[column], error_y=_whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
                 showlegend=col == 1, line=dict(color=colour, dash=dash), marker=dict(symbol=symbol), row=1, col=col,
             )  # fmt: skip
-    mark_real_positive(figure, real_positive, row=1, col=1)
+    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
     figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)

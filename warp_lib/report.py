@@ -85,7 +85,7 @@ def _answer_on_top(file: Path, settings: Settings) -> None:
     for cell in notebook.cells:
         if answers and "answer-here" in cell.metadata.get("tags", []):
             cell.source = f"{answers[-1]}\n\n*Computed by the last cell; run `{settings.name}`, seed {settings.seed}.*"
-    _write(file, nbformat.writes(notebook))
+    paths.write_whole(file, nbformat.writes(notebook))
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
     script = f"<script>{get_plotlyjs()}</script>" if figures else ""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">{head}<link rel="icon" href="data:,">'
-    _write(
+    paths.write_whole(
         page,
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{style}</style>{script}</head>\n<body>\n'
         f"<nav><strong>{html.escape(title)}</strong><ol>{''.join(links)}</ol></nav>\n<main>\n{''.join(sections)}\n</main>\n</body></html>\n",
@@ -214,13 +214,6 @@ def _outputs(notebook: NotebookNode, tag: str | None = None) -> list[NotebookNod
     return [output for cell in asked for output in cell.outputs]
 
 
-def _write(file: Path, text: str) -> None:
-    """Write so that a reader finds the old file or the new one, never half of it."""
-    whole = file.with_name(f"{file.name}.tmp")
-    whole.write_text(text, encoding="utf-8")
-    os.replace(whole, file)
-
-
 # ---------------------------------------------------------------------------------------------------------------- publishing
 
 
@@ -246,7 +239,7 @@ def publish(name: str) -> None:
             raise ReportError(f"{file.stem} was edited since runs/{name} ran it; run the report again, or the edit would be lost.")
         clean[file.name] = nbformat.writes(notebook) + "\n"
     for target, text in clean.items():
-        _write(NOTEBOOKS / target, text)
+        paths.write_whole(NOTEBOOKS / target, text)
     figures = sorted(f for f in (folder / "figures").glob("*") if f.is_file())
     FIGURES.mkdir(exist_ok=True)
     for figure in figures:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .paths import folder
+from .paths import folder, write_whole
 
 # What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge), liti (where the next iteration begins),
 # warp (the final front: η from SFT to the last merge); reinforce (along the baseline's way), reinforce-liti (its own line to SFT).
@@ -43,8 +43,9 @@ def write_results(name: str, part: str, rows: list[dict]) -> pd.DataFrame:
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     parts = folder(name) / "results"
     parts.mkdir(exist_ok=True)
-    _write(table, parts / f"{part}.csv")
-    _write(pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))]), folder(name) / "results.csv")
+    write_whole(parts / f"{part}.csv", table.to_csv(index=False))
+    together = pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))])
+    write_whole(folder(name) / "results.csv", together.to_csv(index=False))
     return table
 
 
@@ -60,9 +61,9 @@ def read_results(name: str) -> pd.DataFrame:
 def reward_at(results: pd.DataFrame, method: str, kl: float) -> tuple[float, float]:
     """Reward of a method's points and its standard error at a given KL, linearly between the two points around it.
 
-    Raises ValueError outside the KL they span: nothing is extrapolated.
+    SFT, at a KL of 0, is where every method begins. Raises ValueError outside the KL they span: nothing is extrapolated.
     """
-    points = results[results["method"] == method].sort_values("kl")
+    points = results[results["method"].isin(["sft", method])].sort_values("kl")
     if not points["kl"].min() <= kl <= points["kl"].max():
         raise ValueError(
             f"kl must be within the KL that {method} reaches, {points['kl'].min():.2f} to {points['kl'].max():.2f}, not {kl:.2f}."
@@ -96,9 +97,3 @@ def matched(results: pd.DataFrame, first: str, second: str) -> Matched:
 def real_positive(name: str) -> dict[str, float]:
     """Where real positive reviews lie on the reward axis: mean and p99, in r̃ (`Experiment.real_positive` wrote it)."""
     return json.loads((folder(name) / "real_positive.json").read_text())
-
-
-def _write(table: pd.DataFrame, file) -> None:
-    whole = file.with_suffix(".tmp")
-    table.to_csv(whole, index=False)
-    whole.replace(file)

@@ -128,7 +128,7 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
 
 
 PROFILES: dict[str, dict[str, Any]] = {
-    # The whole chain in under a minute of compute, for tests: shows that everything runs, learns nothing.
+    # The whole chain in a few steps, for tests: shows that everything runs, learns nothing.
     "smoke": dict(
         reward_steps=6,
         reward_layers=1,
@@ -139,7 +139,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         test_samples=2,
         front_points=3,
     ),
-    # The default: a laptop's two cores, ten minutes.
+    # The default, for a laptop's two cores.
     "laptop": dict(),
     # The student report's sizes, with the full judge.
     "full": dict(steps=100, reward_layers=6, reward_steps=600, judge_steps=600, test_samples=10, front_points=11),

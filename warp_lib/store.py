@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import machine
-from .paths import RUNS
+from .paths import RUNS, write_whole
 
 FORMAT = 2  # raised when the same inputs give other results than before
 
@@ -75,7 +75,7 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
         shutil.rmtree(folder, ignore_errors=True)
         part.mkdir(exist_ok=True)
         result = make(part)
-        files = {f.name: _file_digest(f) for f in sorted(part.iterdir()) if f.name != "record.json"}  # one may be left by a kill
+        files = {f.name: file_digest(f) for f in sorted(part.iterdir()) if f.name != "record.json"}  # one may be left by a kill
         record = json.loads(json.dumps({"kind": kind, "inputs": inputs, "result": result, "files": files}))  # as a later reader gets it
         write_json(part / "record.json", record | {"digest": digest(record)})
         part.rename(folder)
@@ -87,21 +87,20 @@ def _intact(folder: Path) -> dict | None:
     try:
         record = json.loads((folder / "record.json").read_text())
         whole = record.pop("digest") == digest(record)
-        return record if whole and all(_file_digest(folder / name) == expected for name, expected in record["files"].items()) else None
+        return record if whole and all(file_digest(folder / name) == expected for name, expected in record["files"].items()) else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never half of it."""
-    whole = file.with_name(f"{file.name}.tmp")
-    whole.write_text(json.dumps(value, indent=1))
-    whole.replace(file)
+    """Write a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(value, indent=1))
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
