@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lint lab publish lock clean distclean
+.PHONY: help setup report test lint lab bench publish lock clean distclean
 
 PYTHON ?= python3
 # Not in the lock: pip's hash mode refuses a local (CPU) build. Installed only where .venv has no torch.
@@ -15,7 +15,7 @@ unexport JUPYTER_PATH
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  ARGS=...        is passed on by report, test, lab, publish and lock, as in: make report ARGS=--help"
+	@echo "  ARGS=...        is passed on by report, test, lab, bench, publish and lock, as in: make report ARGS=--help"
 
 setup: $(STAMP) ## create .venv from requirements.lock (again only when the lock or pyproject.toml change)
 
@@ -43,6 +43,17 @@ lint: setup ## ruff, notebooks included
 lab: setup ## open the notebooks in JupyterLab, on localhost only
 	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)
 
+# The peers live in an environment of their own: what they need must not bend what the report is tested with.
+PEERS := benchmarks/.venv
+$(PEERS)/.setup-done: benchmarks/requirements.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "bench: installing TRL and mergekit into $(PEERS)"
+	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH) -r benchmarks/requirements.txt
+	@touch $@
+
+bench: setup $(PEERS)/.setup-done ## measure a step beside TRL's and a merge beside mergekit's (ARGS: step trl merging growth)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
 publish: setup ## write the committed pages and figures from the last report
 	$(BIN)/python -m warp_lib publish $(ARGS)
 
@@ -57,8 +68,8 @@ lock: ## write requirements.lock from pyproject.toml (needs uv)
 clean: ## remove runs/ (every result and trained model) and caches; .venv stays
 	@if [ -d runs ]; then echo "clean: runs/ frees $$(du -sh runs | cut -f1)"; else echo "clean: there is no runs/"; fi
 	@rm -rf runs build .pytest_cache .ruff_cache
-	@find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	@find . -path ./$(VENV) -prune -o -path ./$(PEERS) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too
 	@if [ -d $(VENV) ]; then echo "distclean: $(VENV) frees $$(du -sh $(VENV) | cut -f1)"; fi
-	@rm -rf $(VENV) *.egg-info
+	@rm -rf $(VENV) $(PEERS) *.egg-info

@@ -39,13 +39,13 @@ def float32(monkeypatch) -> None:
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.float32)
 
 
-def tiny_policy(kind: str = "gpt2", vocabulary: int = 12, seed: int = 1, ends: int | list[int] = END) -> Policy:
+def tiny_policy(kind: str = "gpt2", vocabulary: int = 12, seed: int = 1, ends: int | list[int] = END, **config) -> Policy:
     """Two random layers over the words w0, w1, …; its distributions are far from uniform, and GPT-2's default dropout is in its config."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shape = {"vocab_size": vocabulary, "max_position_embeddings": 64, "bos_token_id": END, "eos_token_id": END}
         if kind == "gpt2":
-            model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, **shape))
+            model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, **shape, **config))
         else:
             sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
             model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **sizes, **shape))

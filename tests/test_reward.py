@@ -1,5 +1,6 @@
 """Rewards: the scorer against transformers' own forward, the judge against sklearn's own pipeline, accuracy against sklearn's metric."""
 
+import math
 import random
 
 import datasets
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, DistilBertConfig, PreTrainedTokenizerFast
 
 import warp_lib.experiment as experiment_module
 import warp_lib.reward as reward_module
@@ -30,13 +31,14 @@ GOOD, BAD, OTHER = ["good", "great", "fine"], ["bad", "awful", "poor"], [f"word{
 WORDS = [*GOOD, *BAD, *OTHER]
 
 
-def save_encoder(folder, seed: int = 0, layers: int = 2, positions: int = 64) -> str:
-    """A tiny random BERT with its tokenizer, as a folder."""
+def save_encoder(folder, seed: int = 0, layers: int = 2, positions: int = 64, kind: type = BertConfig) -> str:
+    """A tiny random BERT (or DistilBERT) with its tokenizer, as a folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": positions}
-        config = BertConfig(vocab_size=len(WORDS) + 4, num_hidden_layers=layers, initializer_range=0.5, **shape)
-        BertModel(config).save_pretrained(folder)
+        shape = {"hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": positions}
+        shape["intermediate_size" if kind is BertConfig else "hidden_dim"] = 32
+        config = kind(vocab_size=len(WORDS) + 4, num_hidden_layers=layers, initializer_range=0.5, **shape)
+        AutoModel.from_config(config).save_pretrained(folder)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     words = Tokenizer(WordLevel({w: k for k, w in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
     words.pre_tokenizer = WhitespaceSplit()
@@ -206,7 +208,7 @@ def test_the_seed_draws_the_head_only(tmp_path):
     a, again, b = (weights_of(reward_module._fresh(folder, 2, seed).model) for seed in (("reward",), ("reward",), ("judge",)))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a[n], again[n]) for n in a)
-    pretrained = {f"bert.{n}": p for n, p in BertModel.from_pretrained(folder).named_parameters()}
+    pretrained = {f"bert.{n}": p for n, p in AutoModel.from_pretrained(folder).named_parameters()}
     assert {n for n in a if not torch.equal(a[n], b[n])} == {"classifier.weight"}
     assert a.keys() - pretrained.keys() == {"classifier.weight", "classifier.bias"}
     assert all(torch.equal(a[n], pretrained[n]) for n in a if n in pretrained)
@@ -229,36 +231,50 @@ def test_too_many_layers(tmp_path):
 def test_bradley_terry_orders_pairs(store, tmp_path):
     """Trained on reviews that a word tells apart, the scorer puts positive above negative on reviews it has not seen."""
     folder, reviews = save_encoder(tmp_path / "encoder"), toy_reviews(60)
-    scorer = train_encoder_scorer(folder, 1, reviews, steps=40, learning_rate=0.02, seed=("reward",), progress=Progress())
+    scorer = train_encoder_scorer(folder, 1, 1, reviews, steps=40, learning_rate=0.02, seed=("reward",), progress=Progress())
     unseen = toy_reviews(80, seed=1)
     found = accuracy(scorer, *([t for t, k in zip(unseen["text"], unseen["label"], strict=True) if k == label] for label in (1, 0)))
     assert found["pairwise"] > 0.9 and found["scale"] > 0.5
     assert [row.keys() for row in scorer.history] == [{"loss", "accuracy"}] * 40
-    assert scorer.history[-1]["loss"] < 0.3 < 0.5 < scorer.history[0]["loss"] and scorer.history[-1]["accuracy"] > 0.9
+    assert scorer.history[-1]["loss"] < 0.3 < 0.4 < scorer.history[0]["loss"] and scorer.history[-1]["accuracy"] > 0.9
 
 
 def test_bradley_terry_loss(store, tmp_path, monkeypatch):
-    """The loss is −log σ(r⁺ − r⁻), over pairs of one positive and one negative review cropped to the same number of words."""
+    """The loss is the mean of −log σ(r⁺ − r⁻) over all pairs of a positive and a negative review, cropped alike or whole."""
     seen = []
 
     def logits(self, texts):
         seen.append(texts)
         hits = torch.tensor([float(sum(w in GOOD for w in t.split()) - sum(w in BAD for w in t.split())) for t in texts])
-        return 0.1 * hits * (1 + 0 * next(self.model.parameters()).sum())
+        return 0.1 * hits * (1 + 0 * next(p for p in self.model.parameters() if p.requires_grad).sum())
 
     monkeypatch.setattr(EncoderScorer, "logits", logits)
     folder, reviews = save_encoder(tmp_path / "encoder"), toy_reviews(40, length=150)
-    scorer = train_encoder_scorer(folder, 1, reviews, steps=12, learning_rate=1e-9, seed=("reward",), progress=Progress())
-    lengths = set()
-    for texts, row in zip(seen, scorer.history, strict=True):
-        assert not any(set(GOOD) & set(t.split()) for t in texts[32:]) and not any(set(BAD) & set(t.split()) for t in texts[:32])
+    scorer = train_encoder_scorer(folder, 1, 1, reviews, steps=12, learning_rate=1e-9, seed=("reward",), progress=Progress())
+    lengths = []
+    for texts, row in zip(list(seen), scorer.history, strict=True):
+        n = len(texts) // 2
+        assert not any(set(GOOD) & set(t.split()) for t in texts[n:]) and not any(set(BAD) & set(t.split()) for t in texts[:n])
         (length,) = {len(t.split()) for t in texts}
-        lengths.add(length)
-        score = logits(scorer, texts).double()
-        seen.pop()
-        assert row["loss"] == pytest.approx(torch.log1p(torch.exp(score[32:] - score[:32])).mean().item(), rel=1e-4)
-        assert row["accuracy"] == pytest.approx((score[:32] > score[32:]).double().mean().item())
-    assert min(lengths) >= 24 and max(lengths) <= 150 and len(lengths) > 6
+        lengths.append(length)
+        assert n == (4 if length == 150 else 32)
+        score = logits(scorer, texts).detach().double()
+        pairs = [(up, down) for up in score[:n] for down in score[n:]]
+        assert row["loss"] == pytest.approx(sum(math.log1p(math.exp(down - up)) for up, down in pairs) / len(pairs), rel=1e-4)
+        assert row["accuracy"] == pytest.approx(sum(float(up > down) for up, down in pairs) / len(pairs))
+    assert lengths.count(150) == 2 and min(lengths) >= 24 and max(k for k in lengths if k < 150) <= 120 and len(set(lengths)) > 6
+
+
+@pytest.mark.parametrize("kind", [BertConfig, DistilBertConfig])
+def test_only_the_last_layers_are_trained(store, tmp_path, kind):
+    """Guards: a frozen layer that moves, a trained one that does not; with all layers the embeddings move too."""
+    folder, reviews = save_encoder(tmp_path, kind=kind), toy_reviews(40)
+    before = weights_of(reward_module._fresh(folder, 2, ("reward",)).model)
+    for trained in (1, 2):
+        scorer = train_encoder_scorer(folder, 2, trained, reviews, steps=2, learning_rate=0.01, seed=("reward",), progress=Progress())
+        moved = {n for n, w in weights_of(scorer.model).items() if not torch.equal(w, before[n])}
+        still = {n for n in before if trained == 1 and ("embeddings" in n or ".layer.0." in n)}
+        assert not moved & still and any(".layer.1." in n for n in moved) and any("word_embeddings" in n for n in moved) == (trained == 2)
 
 
 # --- The judges -------------------------------------------------------------------------------------------------------------------------

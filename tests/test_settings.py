@@ -38,6 +38,7 @@ def refused(says: str, **overrides) -> None:
         ("test_prompts", 1, "a whole number of at least 2, not 1"),
         ("batch_size", 1, "a whole number of at least 2, not 1"),
         ("max_new_tokens", math.inf, "a whole number of at least 1, not inf"),
+        ("beta", 10**400, f"a number of at least 0, not {10**400}"),
         ("eta", 1.5, "a number from 0 to 1, not 1.5"),
         ("eta", -0.01, "a number from 0 to 1, not -0.01"),
         ("eta", math.nan, "a number from 0 to 1, not nan"),
@@ -62,10 +63,15 @@ def test_invalid_value(name, value, allowed):
     refused(f"{name} must be {allowed}.", **{name: value})
 
 
-@pytest.mark.parametrize("name", ["a/b", "../x", "..", ".hidden", "a b", "", "x\n", "/tmp", "a\\b", 5])
+@pytest.mark.parametrize("name", ["a/b", "../x", "..", ".hidden", "a b", "", "x\n", "/tmp", "a\\b", 5, "store", "reviews"])
 def test_bad_folder_name(name):
     """The name is a folder's under runs/, never a path out of it."""
     refused("name must be ", name=name)
+
+
+def test_trained_layers_are_layers():
+    """No more layers are trained than there are."""
+    refused("reward_trained must be at most reward_layers (2), not 3.", reward_layers=2, reward_trained=3)
 
 
 def test_batch_must_be_divisible():
@@ -77,7 +83,7 @@ def test_batch_must_be_divisible():
 @pytest.mark.parametrize("name, end, value", ENDS)
 def test_the_ends_are_allowed(name, end, value):
     """The least and the most that are named are themselves valid; what lies just beyond is not."""
-    assert getattr(Settings(**{name: value}), name) == value
+    assert getattr(Settings(**{"reward_trained": 1, name: value}), name) == value
     refused(f"{name} must be ", **{name: value - 1 if end == "least" else value + 1})
 
 

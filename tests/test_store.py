@@ -233,19 +233,20 @@ def test_reward_key(encoder_folder, tmp_path, monkeypatch):
     reviews = toy_reviews(40)
     relabelled = toy_reviews(40).map(lambda row: {"label": 1 - row["label"]})
     base = dict(
-        encoder=encoder_folder, layers=2, reviews=reviews, steps=3, learning_rate=1e-3, seed=("reward",), progress=Progress()
+        encoder=encoder_folder, layers=2, trained=2, reviews=reviews, steps=3, learning_rate=1e-3, seed=("reward",), progress=Progress()
     )  # fmt: skip
     changes = [
-        dict(encoder=save_encoder(tmp_path, seed=1)), dict(layers=1), dict(reviews=reviews.select(range(39))), dict(reviews=relabelled),
+        dict(encoder=save_encoder(tmp_path, seed=1)), dict(layers=1), dict(trained=1),
+        dict(reviews=reviews.select(range(39))), dict(reviews=relabelled),
         dict(steps=4), dict(learning_rate=2e-3), dict(seed=("judge",)),
     ]  # fmt: skip
     of = partial(key, reward_module, reward_module.train_encoder_scorer)
     keys = [of(**base), *(of(**base | change) for change in changes)]
-    for name, value in [("PAIRS", 8), ("WORDS", (24, 100)), ("LONGEST", 16)]:
+    for name, value in [("CROPPED", 8), ("WHOLE", 2), ("WORDS", (24, 100)), ("WHOLE_EVERY", 5), ("LONGEST", 16)]:
         with monkeypatch.context() as patch:
             patch.setattr(reward_module, name, value)
             keys.append(of(**base))
-    assert len(set(keys)) == len(changes) + 4
+    assert len(set(keys)) == len(changes) + 6
 
 
 def _reworded(folder: Path) -> None:
@@ -488,7 +489,7 @@ def train_run(folder: str, progress: Progress) -> dict:
 def train_reward(folder: str, progress: Progress) -> dict:
     """A short training of a reward model: everything that must come out the same."""
     scorer = reward_module.train_encoder_scorer(
-        folder, 1, toy_reviews(40), steps=STEPS, learning_rate=0.01, seed=("reward",), progress=progress
+        folder, 1, 1, toy_reviews(40), steps=STEPS, learning_rate=0.01, seed=("reward",), progress=progress
     )  # fmt: skip
     return {"weights": weights_of(scorer.model), "history": scorer.history}
 

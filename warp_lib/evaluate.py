@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from . import machine
 from .merging import Weights
-from .policy import Policy, Rollouts
+from .policy import CACHED, Policy, Rollouts
 from .reward import Reward
 from .seeds import torch_stream
 from .store import digest, remember, save_tensors
 
-CHUNK = 64  # rollouts scored at a time: two distributions over the vocabulary must fit in memory
+CHUNK = 64  # rollouts scored at a time, so that two models' logits fit in memory
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
 def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float) -> dict[str, Tensor]:
     """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean negative log-probability per token."""
     parts = []
-    for y in rollouts.split(CHUNK):
+    for chunk in rollouts.split(CHUNK):
         with machine.autocast():
-            log_p, log_q = policy.log_distribution(y, temperature), sft.log_distribution(y, temperature)
-        p = log_p.exp()
-        chosen = y.completions[..., None]
-        log_p_y, log_q_y = log_p.gather(-1, chosen)[..., 0], log_q.gather(-1, chosen)[..., 0]
-        parts.append([exact_kl(p, log_p, log_q), (log_p_y - log_q_y).sum(1), -(p * log_p).sum(-1).mean(1), -log_q_y.mean(1)])
+            logits_p, logits_q = policy.logits(chunk), sft.logits(chunk)
+        few = max(1, CACHED // logits_p[0].numel())
+        for p, q, y in zip(logits_p.split(few), logits_q.split(few), chunk.completions[..., None].split(few), strict=True):
+            log_p, log_q = policy.log_distribution(p, temperature), sft.log_distribution(q, temperature)
+            p, log_p_y, log_q_y = log_p.exp(), log_p.gather(-1, y)[..., 0], log_q.gather(-1, y)[..., 0]
+            parts.append([exact_kl(p, log_p, log_q), (log_p_y - log_q_y).sum(1), -(p * log_p).sum(-1).mean(1), -log_q_y.mean(1)])
     return dict(zip(("kl", "kl_k1", "entropy", "nll_sft"), (torch.cat(column).cpu() for column in zip(*parts, strict=True)), strict=True))
 
 

@@ -75,7 +75,7 @@ class Experiment:
         """The reward model, trained on its half of the labels or taken from the store, standardised."""
         s = self.settings
         scorer = train_encoder_scorer(
-            s.encoder, s.reward_layers, self.reviews.reward,
+            s.encoder, s.reward_layers, s.reward_trained, self.reviews.reward,
             steps=s.reward_steps, learning_rate=s.reward_learning_rate, seed=("reward",), progress=progress,
         )  # fmt: skip
         return Reward.standardised(scorer, self.sft_texts)
@@ -90,7 +90,7 @@ class Experiment:
         rewards["judge_tfidf"] = Reward.standardised(train_tfidf_scorer(self.reviews.judges), self.sft_texts)
         if s.judge_steps:
             scorer = train_encoder_scorer(
-                "minilm", MINILM_LAYERS, self.reviews.judges,
+                "minilm", MINILM_LAYERS, MINILM_LAYERS, self.reviews.judges,
                 steps=s.judge_steps, learning_rate=s.reward_learning_rate, seed=("judge",), progress=progress,
             )  # fmt: skip
             rewards["judge"] = Reward.standardised(scorer, self.sft_texts)

@@ -41,6 +41,8 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
 
     Autocast, no_grad and other thread-local modes of torch do not carry into the thread: `work` must set them itself.
     """
+    from . import machine  # only now: `report` takes this module's `duration` without torch
+
     progress = Watched()
     view = WidgetView(progress) if front_end() else TextView(progress)
     outcome: Future[T] = Future()
@@ -53,6 +55,7 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
             outcome.set_exception(error)
         loop.call_soon_threadsafe(finished.set)
 
+    machine.release_threads()
     # A daemon, unlike a pool's threads, does not hold up a kernel that is told to shut down. The context carries the cell that prints.
     threading.Thread(target=contextvars.copy_context().run, args=(run,), name=title, daemon=True).start()
     while not outcome.done():

@@ -41,17 +41,32 @@ def prepare() -> None:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks for the next step instead of handing every large tensor back to the system.
 
-    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a language-modelling step.
-    Elsewhere than on Linux with glibc this does nothing.
+    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a language-modelling step. One
+    arena for all threads, because those of other threads than the main one are too small for such tensors. Elsewhere than on Linux with
+    glibc this does nothing.
     """
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL("libc.so.6").mallopt
         except (OSError, AttributeError):
             return
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+        mallopt(M_ARENA_MAX, 1)
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release_threads() -> None:
+    """Let the calling thread's OpenMP helpers go, before another thread computes; they come back with its next operation.
+
+    Every thread that computes has helpers of its own. Once all of them outnumber the processors, GNU's OpenMP puts them to sleep after each
+    operation, and a training step takes half as long again. Does nothing where OpenMP cannot be asked.
+    """
+    try:
+        pause = ctypes.CDLL(None).omp_pause_resource_all
+    except (OSError, AttributeError, TypeError):
+        return
+    pause(1)  # omp_pause_soft
 
 
 def device_name() -> str:

@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 
-from . import machine
+from . import hub, machine
 from .checkpoint import load, weights_of
 from .merging import Weights
 from .paths import ROOT
@@ -27,6 +28,7 @@ from .store import digest
 BUNDLED = ROOT / "data" / "policy"
 MASKED = -1e30  # a logit whose probability is exactly 0, and whose p·log p is 0 and not nan
 PROMPT_TOKENS = (5, 15)  # shortest and longest prompt: the first tokens of a review
+CACHED = 2**19  # numbers that stay in a processor's cache: distributions are worked on so many at a time
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Policy:
         self.tokenizer = tokenizer
         if machine.device().type == "cpu":
             model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
+        for module in model.modules():  # GPT-2's activation is written out in eight operations; this is the same in one
+            if isinstance(getattr(module, "act", None), NewGELUActivation):
+                module.act = nn.GELU(approximate="tanh")
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
         self.ends = sorted({e for e in [*ends, tokenizer.eos_token_id] if e is not None})
@@ -70,6 +75,8 @@ class Policy:
             source = BUNDLED
         elif name == "smollm2":
             source, options = _smollm2()
+        else:
+            hub.check("policy", name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
@@ -135,38 +142,32 @@ class Policy:
         context = getattr(self.model.config, "max_position_embeddings", None)
         if context and longest + new > context:
             raise ValueError(f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's context of {context} tokens.")
-        device, end = machine.device(), self.ends[0]
-        tokens = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        device = machine.device()
+        tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
         complete = decode_gpt2 if _is_plain_gpt2(self.model) else decode
         with machine.autocast():
-            completions = complete(self.model, tokens, mask, new, lambda logits: draw(self._masked(logits, temperature), generator))
+            completions = complete(self.model, tokens, mask, new, lambda logits: draw(masked(logits, temperature, self.ends), generator))
         mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
         return Rollouts(torch.cat([tokens, completions], 1), mask, new)
 
     # Scoring
 
-    def logits(self, rollouts: Rollouts, temperature: float) -> Tensor:
-        """Logits / τ with EOS masked, for each token of the completions: (n, new, vocabulary), float32."""
-        logits = self.model(
+    def logits(self, rollouts: Rollouts) -> Tensor:
+        """What the model says before each token of the completions, neither divided by τ nor masked: (n, new, vocabulary)."""
+        return self.model(
             rollouts.tokens[:, :-1], attention_mask=rollouts.mask[:, :-1].long(), position_ids=positions(rollouts.mask[:, :-1]),
             logits_to_keep=rollouts.new, use_cache=False,
         ).logits  # fmt: skip
-        return self._masked(logits, temperature)
 
     def log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
         """log π(y_s | x, y_<s) of each sampled token: (n, new)."""
-        logits = self.logits(rollouts, temperature)
-        return -F.cross_entropy(logits.flatten(0, 1), rollouts.completions.flatten(), reduction="none").view_as(rollouts.completions)
+        logits, chosen = self.logits(rollouts), rollouts.completions
+        return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
 
-    def log_distribution(self, rollouts: Rollouts, temperature: float) -> Tensor:
-        """log π(· | x, y_<s) over the whole vocabulary: (n, new, vocabulary)."""
-        return self.logits(rollouts, temperature).log_softmax(-1)
-
-    def _masked(self, logits: Tensor, temperature: float) -> Tensor:
-        logits = logits.float().div_(temperature)  # in place: a copy is a tenth of a gigabyte
-        logits[..., self.ends] = MASKED
-        return logits
+    def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
+        """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape, float32."""
+        return masked(logits, temperature, self.ends).log_softmax(-1)
 
     @cached_property
     def identity(self) -> str:
@@ -178,6 +179,43 @@ class Policy:
 def positions(mask: Tensor) -> Tensor:
     """Position ids under left padding: the first real token stands at 0."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def masked(logits: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
+    """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32."""
+    logits = logits.float() / temperature
+    logits[..., ends] = MASKED
+    return logits
+
+
+class ChosenLogProbs(torch.autograd.Function):
+    """log softmax(`masked` logits) at the chosen tokens, (n, vocabulary) → (n,), and its gradient.
+
+    The same as cross-entropy, but a few rows at a time: what autograd would keep for the whole vocabulary, in float32 and several times
+    over, never leaves the processor's cache.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
+        rows = max(1, CACHED // logits.shape[-1])
+        log_p, total = logits.new_empty(2, len(logits), dtype=torch.float32)
+        for k in range(0, len(logits), rows):
+            part, here = masked(logits[k : k + rows], temperature, ends), slice(k, k + rows)
+            total[here] = part.logsumexp(-1)
+            log_p[here] = part.gather(-1, chosen[here, None])[:, 0] - total[here]
+        ctx.save_for_backward(logits, chosen, total)
+        ctx.temperature, ctx.ends, ctx.rows = temperature, ends, rows
+        return log_p
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, chosen, total = ctx.saved_tensors
+        out, gradient = torch.empty_like(logits), (gradient / ctx.temperature)[:, None]
+        for k in range(0, len(logits), ctx.rows):
+            here = slice(k, k + ctx.rows)
+            p = masked(logits[here], ctx.temperature, ctx.ends).sub_(total[here, None]).exp_()
+            out[here] = p.mul_(-gradient[here]).scatter_add_(-1, chosen[here, None], gradient[here])
+        return out, None, None, None
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -216,7 +254,7 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
         keys, values = (t.new_empty(n, heads, prompt + new, width // heads, dtype=dtype) for t in (kept.keys, kept.values))
         keys[:, :, :prompt], values[:, :, :prompt] = kept.keys, kept.values
         dense = [cast(layer) for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
-        blocks.append((block.ln_1, block.ln_2, keys, values, *dense))
+        blocks.append((block.ln_1, block.ln_2, block.mlp.act, keys, values, *dense))
     head = model.lm_head.weight.to(dtype).T.contiguous()
     hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=tokens.device)
     hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, -torch.inf)
@@ -226,12 +264,12 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     with torch.autocast(tokens.device.type, enabled=False):
         for s in range(prompt, prompt + new - 1):
             x = body.wte.weight[completion[-1][:, 0]] + body.wpe.weight[position]
-            for ln_1, ln_2, keys, values, c_attn, attn_proj, c_fc, mlp_proj in blocks:
+            for ln_1, ln_2, act, keys, values, c_attn, attn_proj, c_fc, mlp_proj in blocks:
                 q, k, v = torch.addmm(c_attn[0], ln_1(x).to(dtype), c_attn[1]).view(n, 3, heads, 1, -1).unbind(1)
                 keys[:, :, s], values[:, :, s] = k[:, :, 0], v[:, :, 0]
                 a = F.scaled_dot_product_attention(q, keys[:, :, : s + 1], values[:, :, : s + 1], hidden_by[..., : s + 1])
                 x = x + torch.addmm(attn_proj[0], a.reshape(n, width), attn_proj[1])
-                h = F.gelu(torch.addmm(c_fc[0], ln_2(x).to(dtype), c_fc[1]), approximate="tanh")
+                h = act(torch.addmm(c_fc[0], ln_2(x).to(dtype), c_fc[1]))
                 x = x + torch.addmm(mlp_proj[0], h, mlp_proj[1])
             completion.append(draw(body.ln_f(x).to(dtype) @ head))
             position = position + 1
@@ -240,12 +278,7 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
 
 def _is_plain_gpt2(model: PreTrainedModel) -> bool:
     c = model.config
-    return (
-        c.model_type == "gpt2"
-        and c.activation_function == "gelu_new"
-        and c.scale_attn_weights
-        and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
-    )
+    return c.model_type == "gpt2" and c.scale_attn_weights and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
 
 
 def _smollm2() -> tuple[Path, dict[str, str]]:

@@ -72,8 +72,8 @@ def validation_loss(model: GPT2LMHeadModel, corpus: Corpus, windows: int = 256) 
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Warm-up, plateau, and a linear fall to 0 over the last 40% of the steps."""
-    return min(1.0, (step + 1) / 100, (steps - step) / (0.4 * steps))
+    """Warm-up, then a linear fall to 0 at the last step."""
+    return min((step + 1) / 100, 1 - step / steps)
 
 
 def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, progress: Progress) -> None:
@@ -96,6 +96,7 @@ def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, pr
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=width // 64,
+            activation_function="gelu",  # the exact one: on a CPU three times faster than GPT-2's approximation by tanh
             bos_token_id=end, eos_token_id=end, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         )
     ).to(device())  # fmt: skip
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RUNS / "pretrain")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--steps", type=int, default=3_400)
+    parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--windows", type=int, default=64, help="windows of 128 tokens in a step")
     pretrain(**vars(parser.parse_args()), progress=TerminalProgress())
 

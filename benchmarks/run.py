@@ -1,0 +1,279 @@
+"""What a training step costs, part by part and beside TRL's; what a merge costs beside mergekit's. Run by ``make bench``.
+
+Every comparison runs both sides alternately, each in a process of its own, and gives the median of the pairs' ratios with the smallest and
+the largest. Results are kept as JSON in ``benchmarks/results/`` with machine, versions and command.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("WARP_RUNS", tempfile.mkdtemp(prefix="warp-bench-"))  # a store that holds nothing
+
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from warp_lib import machine
+from warp_lib.experiment import Experiment
+from warp_lib.policy import Policy
+from warp_lib.progress import Progress
+from warp_lib.reinforce import reinforce
+from warp_lib.reviews import load_reviews
+from warp_lib.reward import EncoderScorer, Reward, _fresh
+from warp_lib.settings import Settings
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE / ".venv" / "bin" / "python"
+PAIRS = 7  # rounds of each side, after one that is not counted
+MATRIX = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
+
+
+# Two sides, alternately
+
+
+class Side:
+    """A process of `sides.py` that does a round when told to."""
+
+    def __init__(self, python: Path | str, *arguments: str, first: str = "start"):
+        self.process = subprocess.Popen(
+            [str(python), str(HERE / "sides.py"), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        )  # fmt: skip
+        self.answer = self.round(first)  # warm-up
+
+    def round(self, line: str = "go") -> dict[str, Any]:
+        """The seconds of each step of one round, and the process's peak memory."""
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        for said in self.process.stdout:  # a library may print too
+            if said.startswith('{"seconds"'):
+                self.answer = json.loads(said)
+                return self.answer
+        raise SystemExit(f"bench: {shlex.join(map(str, self.process.args))} ended with exit code {self.process.wait()}.")
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def alternately(ours: Side, theirs: Side) -> dict[str, Any]:
+    """Median seconds of both sides, and the ratio theirs / ours of neighbouring rounds: median, smallest, largest."""
+    pairs = [[statistics.median(side.round()["seconds"]) for side in (ours, theirs)] for _ in range(PAIRS)]
+    ratios = [b / a for a, b in pairs]
+    result = {
+        "ours_s": statistics.median(a for a, _ in pairs), "theirs_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios), "pairs": pairs,
+        "ours_peak_mb": ours.answer["peak_mb"], "theirs_peak_mb": theirs.answer["peak_mb"],
+    }  # fmt: skip
+    ours.close()
+    theirs.close()
+    return result
+
+
+def against_trl() -> dict[str, Any]:
+    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing."""
+    policy = Policy.from_name("reviews-gpt2")
+    prompts = json.dumps(policy.tokenizer.batch_decode(policy.prompts(list(load_reviews("imdb").train["text"][:2000]), "bench")))
+    result = alternately(Side(sys.executable, "warp", first=prompts), Side(PEERS, "trl", first=prompts))
+    print(f"step, reward free: {result['ours_s']:.2f} s; TRL's {result['theirs_s']:.2f} s; {as_ratio(result)}")
+    return result
+
+
+def against_mergekit() -> dict[str, Any]:
+    """SLERP of two task vectors of a 135M model, folders to folder, ours and mergekit's nuslerp; and how far the results are apart."""
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory(prefix="warp-bench-") as name:
+        folder = Path(name)
+        shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+        base = LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **shape))
+        base.save_pretrained(folder / "base")
+        for seed, run in enumerate(("a", "b")):
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM.from_pretrained(folder / "base")
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(torch.randn_like(p), alpha=0.01)
+            model.save_pretrained(folder / run)
+        result = alternately(Side(sys.executable, "slerp", name), Side(PEERS, "mergekit", name))
+        ours, (theirs_file,) = load_file(folder / "slerp.safetensors"), (folder / "mergekit").glob("*.safetensors")
+        theirs = load_file(theirs_file)
+        if missing := ours.keys() ^ theirs.keys():
+            raise SystemExit(f"bench: the merges have different tensors: {sorted(missing)}.")
+        result["largest_difference"] = max((ours[n] - theirs[n]).abs().max().item() for n in ours)
+        result["model_mb"] = sum(t.numel() * t.element_size() for t in ours.values()) / 1e6
+    print(f"merging two 135M models: {result['ours_s']:.2f} s; mergekit {result['theirs_s']:.2f} s; {as_ratio(result)}; ", end="")
+    print(f"largest difference {result['largest_difference']:.1e}; peak {result['ours_peak_mb']:.0f} and {result['theirs_peak_mb']:.0f} MB")
+    return result
+
+
+def as_ratio(result: dict[str, Any]) -> str:
+    return f"ratio {result['ratio']:.2f} ({result['ratio_least']:.2f} to {result['ratio_most']:.2f})"
+
+
+# One step, part by part
+
+
+@contextmanager
+def timed(parts: dict[str, list[float]], owner: type, name: str, part: Callable[..., str]):
+    """Time every call of a method, under the part of the step that `part` names from its arguments."""
+    original = getattr(owner, name)
+
+    def wrapper(*args, **kwargs):
+        began = time.perf_counter()
+        result = original(*args, **kwargs)
+        parts[part(*args)].append(time.perf_counter() - began)
+        return result
+
+    setattr(owner, name, wrapper)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def train(experiment: Experiment, reward: Reward, settings: Settings, steps: int, seed: str) -> list[float]:
+    """Seconds of each step of a fresh run."""
+    run = reinforce(
+        experiment.theta_sft, (0, seed), policy=experiment.policy, theta_sft=experiment.theta_sft, prompts=experiment.train_prompts[:2000],
+        reward=reward, settings=settings, steps=steps, progress=Progress(),
+    )  # fmt: skip
+    return [row["seconds"] for row in run.history]
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Counts the matrix products that run inside, by operation, shapes, strides and dtypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func.overloadpacket) in MATRIX:
+            tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            self.seen[func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)] += 1
+        return func(*args, **(kwargs or {}))
+
+    def seconds(self) -> tuple[float, float]:
+        """How long these products take by themselves, each timed alone on the same shapes; and their floating-point operations."""
+        total = operations = 0.0
+        for (func, tensors), count in self.seen.items():
+            args = [torch.empty_strided(shape, stride, dtype=dtype, device=machine.device()).normal_() for shape, stride, dtype in tensors]
+            once = []
+            for _ in range(7):
+                began = time.perf_counter()
+                func(*args)
+                once.append(time.perf_counter() - began)
+            total += count * statistics.median(once[2:])
+            a, b = tensors[-2][0], tensors[-1][0]
+            operations += count * 2 * torch.Size(a).numel() * b[-1]
+        return total, operations
+
+
+def step_parts() -> dict[str, Any]:
+    """The parts of the laptop profile's step in seconds, beside the time that its matrix products alone would take."""
+    settings = Settings.profile("laptop")
+    experiment = Experiment(settings)
+    reward = Reward(_fresh(settings.encoder, settings.reward_layers, ("bench",)), 0.0, 1.0)  # untrained: as fast as a trained one
+    parts: dict[str, list[float]] = defaultdict(list)
+    gradient = {True: "policy forward", False: "anchor forward (and SFT's, every fifth step)"}
+    with (
+        timed(parts, Policy, "sample", lambda *_: "sampling"),
+        timed(parts, EncoderScorer, "__call__", lambda *_: "reward model"),
+        timed(parts, Policy, "log_probs", lambda *_: gradient[torch.is_grad_enabled()]),
+        timed(parts, torch.Tensor, "backward", lambda *_: "backward"),
+    ):
+        seconds = train(experiment, reward, settings, 25, "parts")
+    warm = slice(5, None)
+    table = {part: sum(times) / len(seconds) for part, times in parts.items()}
+    step = statistics.median(seconds[warm])
+    with MatrixProducts() as products:
+        train(experiment, reward, settings, 1, "products")
+    matrix, operations = products.seconds()
+    print(f"step: {step:.3f} s (batch {settings.batch_size} × {settings.max_new_tokens} tokens, {machine.fast_dtype()})")
+    for part, mean in table.items():
+        print(f"  {part:46s} {mean:.3f} s")
+    rate = operations / matrix / 1e9
+    print(f"  its matrix products alone: {matrix:.3f} s ({rate:,.0f} GFLOP/s), {step / matrix:.2f} times less than the step")
+    return {"step_s": step, "parts_s": table, "matrix_s": matrix, "operations": operations, "times_matrix": step / matrix}
+
+
+def growth() -> dict[str, list[dict[str, Any]]]:
+    """How the step grows with the batch, the completion's length and the model."""
+    reward = Reward(_fresh("minilm", 6, ("bench",)), 0.0, 1.0)
+    rows = []
+    changes = [{}, *({"batch_size": n} for n in (16, 32, 128)), *({"max_new_tokens": n} for n in (13, 26, 106))]
+    for change in [*changes, {"policy": "wider"}]:
+        change = dict(change)
+        if change.get("policy"):
+            folder = Path(tempfile.mkdtemp(prefix="warp-bench-"))
+            small = Policy.from_name("reviews-gpt2")
+            config = copy.deepcopy(small.model.config)
+            config.update({"n_embd": 640, "n_layer": 8, "n_head": 10})
+            GPT2LMHeadModel(config).save_pretrained(folder)
+            small.tokenizer.save_pretrained(folder)
+            change["policy"] = str(folder)
+        settings = Settings.profile("laptop", **change)
+        experiment = Experiment(settings)
+        seconds = statistics.median(train(experiment, reward, settings, 8, "growth")[3:])
+        millions = sum(p.numel() for p in experiment.policy.model.parameters()) / 1e6
+        row = {"batch": settings.batch_size, "tokens": settings.max_new_tokens, "parameters_m": round(millions, 1), "step_s": seconds}
+        rows.append(row)
+        print(f"batch {row['batch']:3d} × {row['tokens']:3d} tokens, {millions:5.1f}M parameters: {seconds:.2f} s")
+    return {"rows": rows}
+
+
+def keep(name: str, result: dict[str, Any]) -> None:
+    """Write a result with what it was measured on."""
+    processor = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        processor = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), processor)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    record = {
+        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]), "date": date.today().isoformat(), "commit": commit,
+        "machine": {
+            "processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": machine.device_name(),
+            "dtype": str(machine.fast_dtype()),
+        },
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "peers": [line for line in (HERE / "requirements.txt").read_text().splitlines() if not line.startswith("#")],
+        "result": result,
+    }  # fmt: skip
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+BENCHMARKS = {"step": step_parts, "trl": against_trl, "merging": against_mergekit, "growth": growth}
+
+
+def main() -> None:
+    """The command line: all benchmarks, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", nargs="*", default=[*BENCHMARKS], help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    which = parser.parse_args().which
+    if unknown := [name for name in which if name not in BENCHMARKS]:
+        raise SystemExit(f"bench: there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}.")
+    machine.prepare()
+    for name in which:
+        keep(name, BENCHMARKS[name]())
+
+
+if __name__ == "__main__":
+    main()

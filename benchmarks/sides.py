@@ -1,0 +1,169 @@
+"""One side of a comparison, in a process of its own: it does a round for each line it reads, and answers with a line of JSON.
+
+``python sides.py warp`` and ``python sides.py trl`` train, ``python sides.py slerp FOLDER`` and ``python sides.py mergekit FOLDER`` merge
+(FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+POLICY = ROOT / "data" / "policy"
+BATCH, NEW, TAU, BETA, RATE = 64, 53, 0.7, 0.1, 3e-5
+ROUND = 4  # training steps of a round
+
+
+def cheap_reward(texts: list[str]) -> list[float]:
+    """A reward that costs nothing, the same for both sides: what is compared is the training."""
+    return [text.count("e") / 50 for text in texts]
+
+
+def answer(seconds: list[float]) -> None:
+    """Say how long the round's steps took, and how much memory the process has had at most; then wait for the next line."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps({"seconds": seconds, "peak_mb": peak}), flush=True)
+    if not sys.stdin.readline():
+        os._exit(0)  # the other end is closed: the comparison is over
+
+
+class Rounds:
+    """Times steps, and after each `ROUND` of them answers and waits."""
+
+    def __init__(self) -> None:
+        self.began, self.seconds = 0.0, []
+
+    def begin(self) -> None:
+        """A step begins."""
+        if len(self.seconds) == ROUND:
+            answer(self.seconds)
+            self.seconds = []
+        self.began = time.perf_counter()
+
+    def end(self) -> None:
+        """The step is done."""
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def train_warp() -> None:
+    """REINFORCE with a moving anchor, as the report runs it."""
+    os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-bench-")
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from warp_lib import machine
+    from warp_lib.policy import Policy
+    from warp_lib.progress import Progress
+    from warp_lib.reinforce import reinforce
+    from warp_lib.settings import Settings
+
+    class Paced(Progress):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rounds = Rounds()
+
+        def track(self, steps, title, done=0, total=None):
+            for step in steps:
+                self.rounds.begin()
+                yield step
+                self.rounds.end()
+
+    class Cheap:
+        identity = "cheap"
+
+        def __call__(self, texts):
+            return torch.tensor(cheap_reward(texts))
+
+    machine.prepare()
+    policy = Policy.from_name(str(POLICY))
+    theta, prompts = policy.weights(), policy.tokenizer(json.loads(sys.stdin.readline()), add_special_tokens=False)["input_ids"]
+    settings = Settings.profile("laptop", batch_size=BATCH, max_new_tokens=NEW, temperature=TAU, beta=BETA, learning_rate=RATE)
+    reinforce(
+        theta, (0, "bench"), policy=policy, theta_sft=theta, prompts=prompts, reward=Cheap(), settings=settings, steps=10_000,
+        progress=Paced(),
+    )  # fmt: skip
+
+
+def train_trl() -> None:
+    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same dtype, length and distribution."""
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import RLOOConfig, RLOOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    tokenizer.pad_token = tokenizer.eos_token
+    data = datasets.Dataset.from_dict({"prompt": json.loads(sys.stdin.readline())})
+    bf16 = torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16")
+    config = RLOOConfig(
+        output_dir=tempfile.mkdtemp(prefix="trl-bench-"), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
+        num_generations=2, max_completion_length=NEW, temperature=TAU, top_p=1.0, top_k=0, beta=BETA, learning_rate=RATE, max_steps=10_000,
+        sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.01, bf16=bool(bf16) or torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True,
+        gradient_checkpointing=False, disable_dropout=True, generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
+    )  # fmt: skip
+
+    class Paced(TrainerCallback):
+        rounds = Rounds()
+
+        def on_step_begin(self, *_, **__):
+            self.rounds.begin()
+
+        def on_step_end(self, *_, **__):
+            self.rounds.end()
+
+    trainer = RLOOTrainer(
+        AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32), args=config, train_dataset=data, processing_class=tokenizer,
+        reward_funcs=lambda completions, **_: cheap_reward(completions), callbacks=[Paced()],
+    )  # fmt: skip
+    trainer.train()
+
+
+def merge_rounds(merge: Callable[[], None]) -> None:
+    """Merge again for every line."""
+    sys.stdin.readline()
+    while True:
+        began = time.perf_counter()
+        merge()
+        answer([time.perf_counter() - began])
+
+
+def merge_slerp(folder: Path) -> None:
+    """Ours: read, SLERP the task vectors with one angle per tensor, write."""
+    sys.path.insert(0, str(ROOT))
+    from safetensors.torch import load_file, save_file
+
+    from warp_lib.merging import slerp
+
+    def merge() -> None:
+        base, a, b = (load_file(folder / name / "model.safetensors") for name in ("base", "a", "b"))
+        save_file(slerp(base, [a, b], per="tensor"), folder / "slerp.safetensors", {"format": "pt"})
+
+    merge_rounds(merge)
+
+
+def merge_mergekit(folder: Path) -> None:
+    """mergekit's nuslerp with a base model, on the same files."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+
+    config = MergeConfiguration.model_validate(
+        {
+            "merge_method": "nuslerp",
+            "base_model": str(folder / "base"),
+            "models": [{"model": str(folder / name), "parameters": {"weight": 0.5}} for name in ("a", "b")],
+            "dtype": "float32",
+        }
+    )
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    merge_rounds(lambda: run_merge(config, str(folder / "mergekit"), options))
+
+
+if __name__ == "__main__":
+    sides = {"warp": train_warp, "trl": train_trl, "slerp": merge_slerp, "mergekit": merge_mergekit}
+    sides[sys.argv[1]](*map(Path, sys.argv[2:]))
