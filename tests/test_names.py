@@ -132,16 +132,24 @@ def test_the_other_way_round_is_refused(folders):
     refused(f"encoder={folders['reviews']!r} is ", reward_module._fresh, folders["reviews"], 1, ("reward",))
 
 
-def test_test_prompts_come_from_held_out_reviews(folders):
-    """Test prompts open test reviews, training prompts never do, and the reward model's reviews are no judge's."""
-    experiment = Experiment(settings(folders))
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_test_prompts_come_from_held_out_reviews(folders, held_out):
+    """Test prompts open the held-out reviews that the settings name, training prompts none; reward model and judges share no review."""
+    experiment = Experiment(settings(folders, held_out=held_out))
     parts = experiment.reviews
     decode = experiment.policy.tokenizer.decode
-    tests, trains = set(parts.test["text"]), set(parts.train["text"])
+    tests, trains = set(vars(parts)[held_out]["text"]), set(parts.train["text"])
     assert not tests & trains and not set(parts.reward["text"]) & set(parts.judges["text"])
     assert all(any(text.startswith(decode(p)) for text in tests) for p in experiment.test_prompts)
     assert all(any(text.startswith(decode(p)) for text in trains) for p in experiment.train_prompts)
     assert len(experiment.train_prompts) == len(trains) and {len(p) for p in experiment.train_prompts} == set(range(5, 16))
+
+
+def test_the_unit_of_reward_is_measured_on_training_prompts(folders, store):
+    """Guards: SFT's completions for the standardisation begun with other prompts than those that are trained on."""
+    experiment = Experiment(settings(folders))
+    rows = zip(experiment.sft_texts, experiment.train_prompts, strict=False)
+    assert len(experiment.sft_texts) > 200 and all(text.startswith(experiment.policy.tokenizer.decode(p)) for text, p in rows)
 
 
 # --- What does not fit ------------------------------------------------------------------------------------------------------------------

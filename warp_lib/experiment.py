@@ -48,7 +48,7 @@ class Experiment:
             )
         if len(self.test_prompts) < settings.test_prompts:
             raise ValueError(
-                f"test_prompts must be at most {len(self.test_prompts)} (the test reviews of reviews={settings.reviews!r}), "
+                f"test_prompts must be at most {len(self.test_prompts)} (the {settings.held_out} reviews of reviews={settings.reviews!r}), "
                 f"not {settings.test_prompts}."
             )
 
@@ -61,15 +61,17 @@ class Experiment:
 
     @cached_property
     def test_prompts(self) -> list[list[int]]:
-        """The first 5 to 15 tokens of the test reviews, as many as the settings say."""
-        return self.policy.prompts(list(self.reviews.test["text"]), "test")[: self.settings.test_prompts]
+        """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they say."""
+        split = self.settings.held_out
+        return self.policy.prompts(list(vars(self.reviews)[split]["text"]), split)[: self.settings.test_prompts]
 
     # Rewards
 
     @cached_property
     def sft_texts(self) -> list[str]:
-        """SFT completions of training prompts, the sample that sets the zero and the unit of every reward."""
-        return self.policy.texts(self.evaluate(self.theta_sft, {}, self.train_prompts[:SFT_COMPLETIONS], samples=1).rollouts)
+        """SFT completions of the first training prompts, the sample that sets the zero and the unit of every reward."""
+        prompts = self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train")[:SFT_COMPLETIONS]
+        return self.policy.texts(self.evaluate(self.theta_sft, {}, prompts, samples=1).rollouts)
 
     def reward(self, progress: Progress) -> Reward:
         """The reward model, trained on its half of the labels or taken from the store, standardised."""

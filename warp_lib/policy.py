@@ -117,7 +117,7 @@ class Policy:
         """Each review's first 5 to 15 tokens, the number drawn from the stream `role`; reviews that are shorter are left out."""
         shortest, longest = PROMPT_TOKENS
         lengths = numpy_stream("prompt lengths", *role).integers(shortest, longest + 1, len(reviews))
-        openings = self.tokenizer([r[:400] for r in reviews], add_special_tokens=False)["input_ids"]
+        openings = self.tokenizer([r[:200] for r in reviews], add_special_tokens=False)["input_ids"]
         return [ids[:n] for ids, n in zip(openings, lengths.tolist(), strict=True) if len(ids) >= n]
 
     def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:

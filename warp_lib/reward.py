@@ -51,9 +51,13 @@ class Reward:
 
     @classmethod
     def standardised(cls, raw: "Scorer", sft_texts: Sequence[str]) -> "Reward":
-        """r̃ has mean 0 and standard deviation 1 over `sft_texts`. Never clipped."""
-        scores = raw(sft_texts)
-        return cls(raw, scores.mean().item(), scores.std().item())
+        """r̃ has mean 0 and standard deviation 1 over `sft_texts`, scored once and then remembered. Never clipped."""
+
+        def make(_) -> dict:
+            scores = raw(sft_texts)
+            return {"mean": scores.mean().item(), "sd": scores.std().item()}
+
+        return cls(raw, **remember("standard", {"scorer": raw.identity, "texts": digest(list(sft_texts))}, make).record)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return (self.raw(texts) - self.mean) / self.sd

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 TAKEN = ("store", "reviews")  # folders under runs/ that are not a run's
+HELD_OUT = ("test", "validation")
 FINITE = 1e300  # no setting is larger
 
 
@@ -60,6 +61,7 @@ class Settings:
     slerp_per: str = knob("layer", "where SLERP takes one angle", among=("layer", "tensor", "model"))
 
     # Evaluation.
+    held_out: str = knob("test", "which held-out reviews begin the evaluation's prompts; settings are chosen on validation", among=HELD_OUT)
     test_prompts: int = knob(100, "held-out prompts of every evaluation", 2)
     test_samples: int = knob(4, "completions sampled for each test prompt", 1)
     front_points: int = knob(6, "points on each final front, η from 0 to 1", 2)
