@@ -1,8 +1,9 @@
-"""The command line: ``python -m warp_lib report``, ``python -m warp_lib publish``."""
+"""The command line: ``python -m warp_lib report``, ``sweep`` and ``publish``."""
 
 import argparse
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from .settings import PROFILES, Settings
@@ -19,6 +20,17 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     add_settings(command)
     command.set_defaults(run=report)
+
+    command = commands.add_parser(
+        "sweep", help="run a notebook over a grid of its parameters, and collect the results in one table", allow_abbrev=False,
+        usage="python -m warp_lib sweep NOTEBOOK -g NAME=VALUE,VALUE,… [-g …] [-p NAME=VALUE …] [--name NAME] [--jobs N]",
+    )  # fmt: skip
+    command.add_argument("notebook", type=Path, help="the notebook, e.g. notebooks/03_warp.ipynb")
+    command.add_argument("-g", "--grid", action="append", default=[], metavar="NAME=VALUE,…", help="a parameter and its values; repeatable")
+    command.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="the same for all jobs; repeatable")
+    command.add_argument("--name", default="sweep", help="folder of the sweep under runs/ (default: sweep)")
+    command.add_argument("--jobs", type=int, default=1, help="jobs at a time, the processors shared out among them (default: 1)")
+    command.set_defaults(run=sweep)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
     command.add_argument("--name", default="laptop", help="the run's folder under runs/ (default: laptop)")
@@ -40,6 +52,36 @@ def report(args: argparse.Namespace, unknown: list[str]) -> int:
     except ReportError as error:
         return say(error, 1)
     return 0
+
+
+def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
+    from .sweep import sweep as run_sweep
+
+    try:
+        if unknown:
+            raise ValueError(f"sweep takes no {unknown[0]}; parameters are given as -p NAME=VALUE or -g NAME=VALUE,VALUE,…")
+        if args.jobs < 1:
+            raise ValueError(f"--jobs must be a whole number of at least 1, not {args.jobs}.")
+        grid = {name: [number(value) for value in values.split(",")] for name, values in pairs(args.grid, "-g NAME=VALUE,VALUE,…")}
+        fixed = {name: number(value) for name, value in pairs(args.parameter, "-p NAME=VALUE")}
+        table, failed = run_sweep(args.notebook, args.name, grid, fixed, args.jobs)
+    except ValueError as error:
+        return say(error, 2)
+    except KeyboardInterrupt:
+        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
+    print(f"The results: {table}" if table else "No job wrote a table of results.")
+    return say(f"{len(failed)} failed: {'; '.join(f'{job.title} ({job.log})' for job in failed)}", 1) if failed else 0
+
+
+def pairs(given: list[str], form: str) -> list[tuple[str, str]]:
+    """NAME=VALUE split, each name once. Raises ValueError otherwise."""
+    split = [text.partition("=") for text in given]
+    names = [name for name, _, _ in split]
+    if odd := [text for text, (name, sign, value) in zip(given, split, strict=True) if not (name and sign and value)]:
+        raise ValueError(f"{odd[0]!r} is not of the form {form}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is given twice.")
+    return [(name, value) for name, _, value in split]
 
 
 def publish(args: argparse.Namespace, unknown: list[str]) -> int:

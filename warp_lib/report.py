@@ -40,7 +40,7 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     (folder / "notebooks").mkdir(exist_ok=True)
     parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
     began, executed = time.monotonic(), []
-    with _kernel_environment():
+    with kernel_environment():
         for number, source in enumerate(sources, 1):
             print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
             executed.append(folder / "notebooks" / source.name)
@@ -89,7 +89,7 @@ def _answer_on_top(file: Path, settings: Settings) -> None:
 
 
 @contextmanager
-def _kernel_environment() -> Iterator[None]:
+def kernel_environment() -> Iterator[None]:
     """Kernels of this Python and this package, that know no front end, whatever the terminal was started from."""
     before = dict(os.environ)
     for name in list(os.environ):

@@ -1,0 +1,104 @@
+"""Sweeps: every combination once, past failures, resumed, in one table; refused at once where something is wrong."""
+
+import json
+
+import nbformat
+import pandas as pd
+import pytest
+
+from warp_lib import paths
+from warp_lib.__main__ import main
+from warp_lib.sweep import plan
+
+SOURCE = """
+from warp_lib.results import write_results
+from warp_lib.settings import Settings
+settings = Settings.from_notebook(globals())
+with open(f"{trace}", "a") as file:
+    file.write(f"{settings.runs} {settings.eta}\\n")
+if settings.runs == broken:
+    raise RuntimeError("broken here")
+write_results(settings.name, "toy", [{"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}])
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A notebook that writes down that it ran, and fails for as many runs as the file `broken` says."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    monkeypatch.setenv("WARP_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "broken").write_text("0")
+    head = f"trace, broken = {str(tmp_path / 'trace')!r}, int(open({str(tmp_path / 'broken')!r}).read())"
+    cells = [nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(head + SOURCE)]
+    file = tmp_path / "toy.ipynb"
+    file.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
+    return file
+
+
+def ran(toy) -> list[str]:
+    """What ran since the last call."""
+    trace = toy.with_name("trace")
+    lines = trace.read_text().split("\n")[:-1] if trace.exists() else []
+    trace.unlink(missing_ok=True)
+    return sorted(lines)
+
+
+def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
+    """Guards: a failure that ends the sweep or is not reported; finished jobs run again; rows lost or mixed up."""
+    command = ["sweep", str(toy), "-g", "runs=1,2", "-g", "eta=0.25,1", "-p", "profile=smoke", "--name", "grid", "--jobs", "2"]
+    toy.with_name("broken").write_text("2")
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert ran(toy) == ["1 0.25", "1 1.0", "2 0.25", "2 1.0"]
+    assert said.err.startswith("2 failed: runs = 2, eta = 0.25 (") and said.out.count("FAILED") == 2 and "4/4" in said.out
+    assert "broken here" in (tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-2-eta-1.log").read_text()
+    table = pd.read_csv(tmp_path / "runs" / "grid" / "toy.csv")
+    assert table[["sweep_runs", "sweep_eta", "reward"]].values.tolist() == [[1, 0.25, 0.25], [1, 1, 1]]
+
+    toy.with_name("broken").write_text("0")
+    assert main(command) == 0 and ran(toy) == ["2 0.25", "2 1.0"]
+    table = pd.read_csv(tmp_path / "runs" / "grid" / "toy.csv")
+    assert table["reward"].tolist() == [0.25, 1, 0.5, 2] and table["sweep_runs"].tolist() == [1, 1, 2, 2]
+    assert main(command) == 0 and ran(toy) == [] and "4 jobs, 4 of them done before" in capsys.readouterr().out
+
+    damaged = tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-1-eta-1.ipynb"
+    damaged.write_text(damaged.read_text()[:200])
+    assert main(command) == 0 and ran(toy) == ["1 1.0"]
+    notebook = json.loads(toy.read_text())
+    notebook["cells"][1]["source"] += "\n# edited"
+    toy.write_text(json.dumps(notebook))
+    assert main(command) == 0 and len(ran(toy)) == 4
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ([], "sweep needs at least one -g NAME=VALUE,VALUE,… to vary."),
+        (["-g", "runs=0,1"], "runs must be a whole number of at least 1, not 0."),
+        (["-g", "rums=1"], "there is no setting 'rums'; did you mean 'runs'?"),
+        (["-g", "runs"], "'runs' is not of the form -g NAME=VALUE,VALUE,…"),
+        (["-g", "runs=1", "-g", "runs=2"], "runs is given twice."),
+        (["-g", "runs=1,1"], "the grid holds the same combination twice."),
+        (["-g", "runs=1", "-p", "runs=2"], "runs is set by the sweep itself and cannot be given to it again."),
+        (["-g", "name=a,b"], "name is set by the sweep itself and cannot be given to it again."),
+        (["-g", "runs=1", "--jobs", "0"], "--jobs must be a whole number of at least 1, not 0."),
+        (["-g", "runs=1", "--name", "../x"], "name must be a plain folder name"),
+        (["-g", "runs=1", "--profile", "smoke"], "sweep takes no --profile; parameters are given as -p NAME=VALUE"),
+    ],
+)
+def test_refused(toy, capsys, options, says):
+    """One sentence, before anything runs."""
+    assert main(["sweep", str(toy), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(says) and said.count("\n") == 1 and ran(toy) == []
+
+
+def test_a_notebook_that_is_not_there(tmp_path, capsys):
+    assert main(["sweep", str(tmp_path / "no.ipynb"), "-g", "runs=1"]) == 2
+    assert capsys.readouterr().err.startswith("sweep needs a notebook that is there, and ")
+
+
+def test_jobs_have_names_of_their_own(toy):
+    """Guards: two combinations that write into one folder."""
+    jobs = plan(toy, "grid", {"policy": ["a/b", "a.b"], "runs": [1, 2]}, {})
+    assert len({job.parameters["name"] for job in jobs}) == len({job.executed for job in jobs}) == 4
