@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,12 +18,12 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("WARP_RUNS", tempfile.mkdtemp(prefix="warp-bench-"))  # a store that holds nothing
+os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-bench-")  # a store that holds nothing, for us and for the sides
 
 import torch
 import transformers
@@ -31,9 +32,10 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from warp_lib import machine
 from warp_lib.experiment import Experiment
+from warp_lib.paths import RUNS
 from warp_lib.policy import Policy
 from warp_lib.progress import Progress
-from warp_lib.reinforce import reinforce
+from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import EncoderScorer, Reward, _fresh
 from warp_lib.settings import Settings
@@ -58,9 +60,10 @@ class Side:
         self.answer = self.round(first)  # warm-up
 
     def round(self, line: str = "go") -> dict[str, Any]:
-        """The seconds of each step of one round, and the process's peak memory."""
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
+        """One round: mean seconds of a step, the process's peak memory so far, versions."""
+        with suppress(BrokenPipeError):  # it has ended, which is said below
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
         for said in self.process.stdout:  # a library may print too
             if said.startswith('{"seconds"'):
                 self.answer = json.loads(said)
@@ -74,12 +77,13 @@ class Side:
 
 def alternately(ours: Side, theirs: Side) -> dict[str, Any]:
     """Median seconds of both sides, and the ratio theirs / ours of neighbouring rounds: median, smallest, largest."""
-    pairs = [[statistics.median(side.round()["seconds"]) for side in (ours, theirs)] for _ in range(PAIRS)]
+    pairs = [[side.round()["seconds"] for side in (ours, theirs)] for _ in range(PAIRS)]
     ratios = [b / a for a, b in pairs]
     result = {
         "ours_s": statistics.median(a for a, _ in pairs), "theirs_s": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios), "pairs": pairs,
         "ours_peak_mb": ours.answer["peak_mb"], "theirs_peak_mb": theirs.answer["peak_mb"],
+        "ours_versions": ours.answer["versions"], "theirs_versions": theirs.answer["versions"],
     }  # fmt: skip
     ours.close()
     theirs.close()
@@ -130,116 +134,133 @@ def as_ratio(result: dict[str, Any]) -> str:
 # One step, part by part
 
 
-@contextmanager
-def timed(parts: dict[str, list[float]], owner: type, name: str, part: Callable[..., str]):
-    """Time every call of a method, under the part of the step that `part` names from its arguments."""
-    original = getattr(owner, name)
-
-    def wrapper(*args, **kwargs):
-        began = time.perf_counter()
-        result = original(*args, **kwargs)
-        parts[part(*args)].append(time.perf_counter() - began)
-        return result
-
-    setattr(owner, name, wrapper)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
+def now() -> float:
+    """Seconds on a clock, when everything that was asked of the device is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
-def train(experiment: Experiment, reward: Reward, settings: Settings, steps: int, seed: str) -> list[float]:
-    """Seconds of each step of a fresh run."""
-    run = reinforce(
-        experiment.theta_sft, (0, seed), policy=experiment.policy, theta_sft=experiment.theta_sft, prompts=experiment.train_prompts[:2000],
-        reward=reward, settings=settings, steps=steps, progress=Progress(),
-    )  # fmt: skip
-    return [row["seconds"] for row in run.history]
-
-
-class MatrixProducts(TorchDispatchMode):
-    """Counts the matrix products that run inside, by operation, shapes, strides and dtypes."""
+class Parts(TorchDispatchMode):
+    """Times the parts of a step, and counts the matrix products in each by operation, shapes, strides and dtypes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter = Counter()
+        self.part = "the rest"
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.products: dict[str, Counter] = defaultdict(Counter)
+
+    @contextmanager
+    def timed(self, owner: type, name: str, part: Callable[[], str]):
+        """Within, every call of the method counts as the part that `part` says."""
+        original = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            outer, self.part = self.part, part()
+            began = now()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.seconds[self.part] += now() - began
+                self.part = outer
+
+        setattr(owner, name, wrapper)
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if str(func.overloadpacket) in MATRIX:
             tensors = [a for a in args if isinstance(a, torch.Tensor)]
-            self.seen[func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)] += 1
+            self.products[self.part][func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)] += 1
         return func(*args, **(kwargs or {}))
 
-    def seconds(self) -> tuple[float, float]:
-        """How long these products take by themselves, each timed alone on the same shapes; and their floating-point operations."""
-        total = operations = 0.0
-        for (func, tensors), count in self.seen.items():
-            args = [torch.empty_strided(shape, stride, dtype=dtype, device=machine.device()).normal_() for shape, stride, dtype in tensors]
-            once = []
-            for _ in range(7):
-                began = time.perf_counter()
-                func(*args)
-                once.append(time.perf_counter() - began)
-            total += count * statistics.median(once[2:])
-            a, b = tensors[-2][0], tensors[-1][0]
-            operations += count * 2 * torch.Size(a).numel() * b[-1]
-        return total, operations
+
+def alone(products: Counter) -> tuple[float, float]:
+    """Seconds that matrix products take by themselves, each timed alone on the same shapes, and their floating-point operations."""
+    total = operations = 0.0
+    for (func, tensors), count in products.items():
+        args = [torch.empty_strided(shape, stride, dtype=dtype, device=machine.device()).normal_() for shape, stride, dtype in tensors]
+        once = []
+        for _ in range(9):
+            began = now()
+            func(*args)
+            once.append(now() - began)
+        total += count * statistics.median(once[2:])
+        operations += count * 2 * torch.Size(tensors[-2][0]).numel() * tensors[-1][0][-1]
+    return total, operations
+
+
+def train(experiment: Experiment, reward: Reward, settings: Settings, steps: int, seed: str) -> float:
+    """Mean seconds of the steps of a fresh run."""
+    run = reinforce(
+        experiment.theta_sft, (0, seed), policy=experiment.policy, theta_sft=experiment.theta_sft, prompts=experiment.train_prompts[:2000],
+        reward=reward, settings=settings, steps=steps, progress=Progress(),
+    )  # fmt: skip
+    return run.seconds / steps
 
 
 def step_parts() -> dict[str, Any]:
-    """The parts of the laptop profile's step in seconds, beside the time that its matrix products alone would take."""
-    settings = Settings.profile("laptop")
+    """The parts of the laptop profile's step, and the share of each that its matrix products alone would take."""
+    settings, steps = Settings.profile("laptop"), 4 * SFT_EVERY
     experiment = Experiment(settings)
     reward = Reward(_fresh(settings.encoder, settings.reward_layers, ("bench",)), 0.0, 1.0)  # untrained: as fast as a trained one
-    parts: dict[str, list[float]] = defaultdict(list)
-    gradient = {True: "policy forward", False: "anchor forward (and SFT's, every fifth step)"}
+    parts = Parts()
     with (
-        timed(parts, Policy, "sample", lambda *_: "sampling"),
-        timed(parts, EncoderScorer, "__call__", lambda *_: "reward model"),
-        timed(parts, Policy, "log_probs", lambda *_: gradient[torch.is_grad_enabled()]),
-        timed(parts, torch.Tensor, "backward", lambda *_: "backward"),
+        parts.timed(Policy, "sample", lambda: "sampling"),
+        parts.timed(EncoderScorer, "__call__", lambda: "reward model"),
+        parts.timed(Policy, "log_probs", lambda: "policy, forward" if torch.is_grad_enabled() else "anchor (and SFT, every fifth step)"),
+        parts.timed(torch.Tensor, "backward", lambda: "policy, backward"),
+        parts.timed(torch.optim.AdamW, "step", lambda: "optimiser"),
     ):
-        seconds = train(experiment, reward, settings, 25, "parts")
-    warm = slice(5, None)
-    table = {part: sum(times) / len(seconds) for part, times in parts.items()}
-    step = statistics.median(seconds[warm])
-    with MatrixProducts() as products:
-        train(experiment, reward, settings, 1, "products")
-    matrix, operations = products.seconds()
-    print(f"step: {step:.3f} s (batch {settings.batch_size} × {settings.max_new_tokens} tokens, {machine.fast_dtype()})")
-    for part, mean in table.items():
-        print(f"  {part:46s} {mean:.3f} s")
+        train(experiment, reward, settings, 5, "warm-up")
+        parts.seconds.clear()
+        step = train(experiment, reward, settings, steps, "parts")
+        seconds = {part: total / steps for part, total in parts.seconds.items()}
+        with parts:
+            train(experiment, reward, settings, SFT_EVERY, "products")
+    seconds["the rest: texts, EMA, prompts"] = step - sum(seconds.values())
+    table, matrix, operations = [], 0.0, 0.0
+    for part, mean in seconds.items():
+        taken, flops = (value / SFT_EVERY for value in alone(parts.products[part]))
+        matrix, operations = matrix + taken, operations + flops
+        table.append({"part": part, "seconds": mean, "products_alone_s": taken, "gflop": flops / 1e9})
+    print(f"step: {step:.3f} s ({settings.batch_size} completions of {settings.max_new_tokens} tokens, {machine.fast_dtype()})")
+    for row in table:
+        share = row["products_alone_s"] / row["seconds"]
+        print(
+            f"  {row['part']:36s} {row['seconds']:.3f} s   {row['gflop']:6.1f} GFLOP, alone {row['products_alone_s']:.3f} s ({share:.0%})"
+        )
     rate = operations / matrix / 1e9
-    print(f"  its matrix products alone: {matrix:.3f} s ({rate:,.0f} GFLOP/s), {step / matrix:.2f} times less than the step")
-    return {"step_s": step, "parts_s": table, "matrix_s": matrix, "operations": operations, "times_matrix": step / matrix}
+    print(f"  its matrix products alone: {matrix:.3f} s ({rate:,.0f} GFLOP/s); the step takes {step / matrix:.2f} times as long")
+    return {"step_s": step, "parts": table, "matrix_s": matrix, "gflop": operations / 1e9, "times_matrix": step / matrix}
 
 
-def growth() -> dict[str, list[dict[str, Any]]]:
+def growth() -> list[dict[str, Any]]:
     """How the step grows with the batch, the completion's length and the model."""
+    small, wider = Policy.from_name("reviews-gpt2"), RUNS / "wider"
+    config = copy.deepcopy(small.model.config)
+    config.update({"n_embd": 640, "n_layer": 8, "n_head": 10})
+    GPT2LMHeadModel(config).save_pretrained(wider)
+    small.tokenizer.save_pretrained(wider)
     reward = Reward(_fresh("minilm", 6, ("bench",)), 0.0, 1.0)
     rows = []
-    changes = [{}, *({"batch_size": n} for n in (16, 32, 128)), *({"max_new_tokens": n} for n in (13, 26, 106))]
-    for change in [*changes, {"policy": "wider"}]:
-        change = dict(change)
-        if change.get("policy"):
-            folder = Path(tempfile.mkdtemp(prefix="warp-bench-"))
-            small = Policy.from_name("reviews-gpt2")
-            config = copy.deepcopy(small.model.config)
-            config.update({"n_embd": 640, "n_layer": 8, "n_head": 10})
-            GPT2LMHeadModel(config).save_pretrained(folder)
-            small.tokenizer.save_pretrained(folder)
-            change["policy"] = str(folder)
+    changes = [{"batch_size": n} for n in (16, 32, 64, 128)] + [{"max_new_tokens": n} for n in (13, 26, 106)] + [{"policy": str(wider)}]
+    for change in changes:
         settings = Settings.profile("laptop", **change)
         experiment = Experiment(settings)
-        seconds = statistics.median(train(experiment, reward, settings, 8, "growth")[3:])
+        train(experiment, reward, settings, 2, "warm-up")
+        seconds = train(experiment, reward, settings, 5, "growth")
         millions = sum(p.numel() for p in experiment.policy.model.parameters()) / 1e6
-        row = {"batch": settings.batch_size, "tokens": settings.max_new_tokens, "parameters_m": round(millions, 1), "step_s": seconds}
-        rows.append(row)
-        print(f"batch {row['batch']:3d} × {row['tokens']:3d} tokens, {millions:5.1f}M parameters: {seconds:.2f} s")
-    return {"rows": rows}
+        rows.append(
+            {"batch": settings.batch_size, "tokens": settings.max_new_tokens, "parameters_m": round(millions, 1), "step_s": seconds}
+        )
+        print(f"batch {settings.batch_size:3d} × {settings.max_new_tokens:3d} tokens, {millions:5.1f}M parameters: {seconds:.2f} s")
+    return rows
 
 
-def keep(name: str, result: dict[str, Any]) -> None:
+def keep(name: str, result: Any) -> None:
     """Write a result with what it was measured on."""
     processor = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
@@ -253,7 +274,6 @@ def keep(name: str, result: dict[str, Any]) -> None:
             "dtype": str(machine.fast_dtype()),
         },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
-        "peers": [line for line in (HERE / "requirements.txt").read_text().splitlines() if not line.startswith("#")],
         "result": result,
     }  # fmt: skip
     (HERE / "results").mkdir(exist_ok=True)
@@ -271,8 +291,11 @@ def main() -> None:
     if unknown := [name for name in which if name not in BENCHMARKS]:
         raise SystemExit(f"bench: there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}.")
     machine.prepare()
-    for name in which:
-        keep(name, BENCHMARKS[name]())
+    try:
+        for name in which:
+            keep(name, BENCHMARKS[name]())
+    finally:
+        shutil.rmtree(RUNS, ignore_errors=True)
 
 
 if __name__ == "__main__":

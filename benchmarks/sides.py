@@ -6,17 +6,18 @@
 
 import json
 import os
+import re
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICY = ROOT / "data" / "policy"
 BATCH, NEW, TAU, BETA, RATE = 64, 53, 0.7, 0.1, 3e-5
-ROUND = 4  # training steps of a round
+ROUND = 5  # training steps of a round; ours looks at the KL to SFT in one of five
 
 
 def cheap_reward(texts: list[str]) -> list[float]:
@@ -24,10 +25,18 @@ def cheap_reward(texts: list[str]) -> list[float]:
     return [text.count("e") / 50 for text in texts]
 
 
-def answer(seconds: list[float]) -> None:
-    """Say how long the round's steps took, and how much memory the process has had at most; then wait for the next line."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps({"seconds": seconds, "peak_mb": peak}), flush=True)
+def peak_mb() -> float:
+    """The most memory this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # rusage would count what the driver held when it started us
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes
+
+
+def answer(seconds: list[float], *packages: str) -> None:
+    """Say how long the round's steps took on average, what it took in memory, with which versions; then wait for the next line."""
+    versions = {name: version(name) for name in ("torch", "transformers", *packages)}
+    print(json.dumps({"seconds": sum(seconds) / len(seconds), "peak_mb": peak_mb(), "versions": versions}), flush=True)
     if not sys.stdin.readline():
         os._exit(0)  # the other end is closed: the comparison is over
 
@@ -35,13 +44,13 @@ def answer(seconds: list[float]) -> None:
 class Rounds:
     """Times steps, and after each `ROUND` of them answers and waits."""
 
-    def __init__(self) -> None:
-        self.began, self.seconds = 0.0, []
+    def __init__(self, *packages: str) -> None:
+        self.began, self.seconds, self.packages = 0.0, [], packages
 
     def begin(self) -> None:
         """A step begins."""
         if len(self.seconds) == ROUND:
-            answer(self.seconds)
+            answer(self.seconds, *self.packages)
             self.seconds = []
         self.began = time.perf_counter()
 
@@ -52,7 +61,6 @@ class Rounds:
 
 def train_warp() -> None:
     """REINFORCE with a moving anchor, as the report runs it."""
-    os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-bench-")
     sys.path.insert(0, str(ROOT))
     import torch
 
@@ -91,25 +99,27 @@ def train_warp() -> None:
 
 def train_trl() -> None:
     """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same dtype, length and distribution."""
+    sys.path.insert(0, str(ROOT))
     import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
 
+    from warp_lib.machine import fast_dtype
+
     tokenizer = AutoTokenizer.from_pretrained(POLICY)
     tokenizer.pad_token = tokenizer.eos_token
     data = datasets.Dataset.from_dict({"prompt": json.loads(sys.stdin.readline())})
-    bf16 = torch.cpu.get_capabilities().get("amx_bf16") or torch.cpu.get_capabilities().get("avx512_bf16")
     config = RLOOConfig(
-        output_dir=tempfile.mkdtemp(prefix="trl-bench-"), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
+        output_dir=os.environ["WARP_RUNS"], per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
         num_generations=2, max_completion_length=NEW, temperature=TAU, top_p=1.0, top_k=0, beta=BETA, learning_rate=RATE, max_steps=10_000,
-        sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.01, bf16=bool(bf16) or torch.cuda.is_available(),
+        sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.01, bf16=fast_dtype() == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True,
         gradient_checkpointing=False, disable_dropout=True, generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
     )  # fmt: skip
 
     class Paced(TrainerCallback):
-        rounds = Rounds()
+        rounds = Rounds("trl")
 
         def on_step_begin(self, *_, **__):
             self.rounds.begin()
@@ -119,18 +129,19 @@ def train_trl() -> None:
 
     trainer = RLOOTrainer(
         AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32), args=config, train_dataset=data, processing_class=tokenizer,
-        reward_funcs=lambda completions, **_: cheap_reward(completions), callbacks=[Paced()],
+        reward_funcs=lambda completions, **_: cheap_reward(completions),
     )  # fmt: skip
+    trainer.add_callback(Paced())  # last, so that the synchronisation of its reference model is in its time
     trainer.train()
 
 
-def merge_rounds(merge: Callable[[], None]) -> None:
+def merge_rounds(merge: Callable[[], None], *packages: str) -> None:
     """Merge again for every line."""
     sys.stdin.readline()
     while True:
         began = time.perf_counter()
         merge()
-        answer([time.perf_counter() - began])
+        answer([time.perf_counter() - began], *packages)
 
 
 def merge_slerp(folder: Path) -> None:
@@ -161,7 +172,7 @@ def merge_mergekit(folder: Path) -> None:
         }
     )
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
-    merge_rounds(lambda: run_merge(config, str(folder / "mergekit"), options))
+    merge_rounds(lambda: run_merge(config, str(folder / "mergekit"), options), "mergekit")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from warp_lib.paths import ROOT
+from warp_lib.rendering import can_draw
 
 
 def report(runs, *options: str) -> str:
@@ -37,6 +38,8 @@ def test_report(runs):
         assert f'id="{notebook}"' in page
     assert page.count("Plotly.newPlot(") >= 10 and 'src="http' not in page
     assert page.count("run <code>smoke</code>") == 5 and page.count("<strong>Answer") == 10  # below each question, and where it is computed
+    executed = (folder / "smoke" / "notebooks" / "05_pareto.ipynb").read_text()
+    assert executed.count('"image/png"') == (4 if can_draw() else 0)  # beside each interactive figure
     results = pd.read_csv(folder / "smoke" / "results.csv")
     assert results["method"].value_counts().to_dict() == {
         "sft": 1, "run": 4, "slerp": 2, "liti": 2, "warp": 3, "reinforce": 4, "reinforce-liti": 3,

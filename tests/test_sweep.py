@@ -1,6 +1,7 @@
 """Sweeps: every combination once, past failures, resumed, in one table; refused at once where something is wrong."""
 
 import json
+import os
 
 import nbformat
 import pandas as pd
@@ -11,11 +12,14 @@ from warp_lib.__main__ import main
 from warp_lib.sweep import plan
 
 SOURCE = """
+import os
 from warp_lib.results import write_results
 from warp_lib.settings import Settings
 settings = Settings.from_notebook(globals())
 with open(f"{trace}", "a") as file:
     file.write(f"{settings.runs} {settings.eta}\\n")
+if settings.runs == broken and settings.eta == 1:
+    os.kill(os.getpid(), 9)
 if settings.runs == broken:
     raise RuntimeError("broken here")
 write_results(settings.name, "toy", [{"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}])
@@ -44,14 +48,14 @@ def ran(toy) -> list[str]:
 
 
 def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
-    """Guards: a failure that ends the sweep or is not reported; finished jobs run again; rows lost or mixed up."""
+    """Guards: a failure or a killed kernel that ends the sweep or is taken for done; finished jobs run again; rows lost or mixed up."""
     command = ["sweep", str(toy), "-g", "runs=1,2", "-g", "eta=0.25,1", "-p", "profile=smoke", "--name", "grid", "--jobs", "2"]
     toy.with_name("broken").write_text("2")
     assert main(command) == 1
     said = capsys.readouterr()
     assert ran(toy) == ["1 0.25", "1 1.0", "2 0.25", "2 1.0"]
     assert said.err.startswith("2 failed: runs = 2, eta = 0.25 (") and said.out.count("FAILED") == 2 and "4/4" in said.out
-    assert "broken here" in (tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-2-eta-1.log").read_text()
+    assert "broken here" in (tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-2-eta-0.25.log").read_text()
     table = pd.read_csv(tmp_path / "runs" / "grid" / "toy.csv")
     assert table[["sweep_runs", "sweep_eta", "reward"]].values.tolist() == [[1, 0.25, 0.25], [1, 1, 1]]
 
@@ -63,6 +67,8 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
 
     damaged = tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-1-eta-1.ipynb"
     damaged.write_text(damaged.read_text()[:200])
+    assert main(command) == 0 and ran(toy) == ["1 1.0"]
+    os.utime(damaged, (0, 0))  # older than the library
     assert main(command) == 0 and ran(toy) == ["1 1.0"]
     notebook = json.loads(toy.read_text())
     notebook["cells"][1]["source"] += "\n# edited"
@@ -78,11 +84,12 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
         (["-g", "rums=1"], "there is no setting 'rums'; did you mean 'runs'?"),
         (["-g", "runs"], "'runs' is not of the form -g NAME=VALUE,VALUE,…"),
         (["-g", "runs=1", "-g", "runs=2"], "runs is given twice."),
-        (["-g", "runs=1,1"], "the grid holds the same combination twice."),
+        (["-g", "runs=1,1"], "two combinations of the grid are called runs-1; leave one of them out."),
         (["-g", "runs=1", "-p", "runs=2"], "runs is set by the sweep itself and cannot be given to it again."),
         (["-g", "name=a,b"], "name is set by the sweep itself and cannot be given to it again."),
         (["-g", "runs=1", "--jobs", "0"], "--jobs must be a whole number of at least 1, not 0."),
         (["-g", "runs=1", "--name", "../x"], "name must be a plain folder name"),
+        (["-g", "runs=1", "--name", "store"], "name must be a plain folder name"),
         (["-g", "runs=1", "--profile", "smoke"], "sweep takes no --profile; parameters are given as -p NAME=VALUE"),
     ],
 )

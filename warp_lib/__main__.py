@@ -62,8 +62,8 @@ def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
             raise ValueError(f"sweep takes no {unknown[0]}; parameters are given as -p NAME=VALUE or -g NAME=VALUE,VALUE,…")
         if args.jobs < 1:
             raise ValueError(f"--jobs must be a whole number of at least 1, not {args.jobs}.")
-        grid = {name: [number(value) for value in values.split(",")] for name, values in pairs(args.grid, "-g NAME=VALUE,VALUE,…")}
-        fixed = {name: number(value) for name, value in pairs(args.parameter, "-p NAME=VALUE")}
+        grid = {name: [typed(name, value) for value in values.split(",")] for name, values in pairs(args.grid, "-g NAME=VALUE,VALUE,…")}
+        fixed = {name: typed(name, value) for name, value in pairs(args.parameter, "-p NAME=VALUE")}
         table, failed = run_sweep(args.notebook, args.name, grid, fixed, args.jobs)
     except ValueError as error:
         return say(error, 2)
@@ -114,6 +114,12 @@ def given_settings(args: argparse.Namespace, unknown: list[str]) -> tuple[Settin
         raise ValueError(f"report takes options only, not {unknown[0]!r}.")
     misspelt = {word[2:].split("=")[0].replace("-", "_"): "" for word in unknown[:1]}  # refused by Settings, with the nearest name
     return Settings.profile(args.profile, **overrides, **misspelt), overrides
+
+
+def typed(name: str, text: str) -> int | float | str:
+    """The text as a value of the setting `name`."""
+    kinds = {f.name: f.type for f in fields(Settings)} | {"profile": str}
+    return text if kinds.get(name) is str else number(text)
 
 
 def number(text: str) -> int | float | str:

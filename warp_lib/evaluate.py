@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from . import machine
 from .merging import Weights
-from .policy import CACHED, Policy, Rollouts
+from .policy import Policy, Rollouts, at_once
 from .reward import Reward
 from .seeds import torch_stream
 from .store import digest, remember, save_tensors
@@ -91,7 +91,7 @@ def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: floa
     for chunk in rollouts.split(CHUNK):
         with machine.autocast():
             logits_p, logits_q = policy.logits(chunk), sft.logits(chunk)
-        few = max(1, CACHED // logits_p[0].numel())
+        few = at_once(logits_p[0])
         for p, q, y in zip(logits_p.split(few), logits_q.split(few), chunk.completions[..., None].split(few), strict=True):
             log_p, log_q = policy.log_distribution(p, temperature), sft.log_distribution(q, temperature)
             p, log_p_y, log_q_y = log_p.exp(), log_p.gather(-1, y)[..., 0], log_q.gather(-1, y)[..., 0]

@@ -24,7 +24,7 @@ from .store import digest, remember, write_json
 from .warp import Iteration
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
-MINILM_LAYERS = 6
+MINILM_LAYERS, JUDGE_RATE = 6, 1e-4  # of the judge: all layers, and the learning rate at which all of them are trained
 CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
 
 
@@ -63,7 +63,7 @@ class Experiment:
     def test_prompts(self) -> list[list[int]]:
         """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they say."""
         split = self.settings.held_out
-        return self.policy.prompts(list(vars(self.reviews)[split]["text"]), split)[: self.settings.test_prompts]
+        return self.policy.prompts(list(getattr(self.reviews, split)["text"]), split)[: self.settings.test_prompts]
 
     # Rewards
 
@@ -93,7 +93,7 @@ class Experiment:
         if s.judge_steps:
             scorer = train_encoder_scorer(
                 "minilm", MINILM_LAYERS, MINILM_LAYERS, self.reviews.judges,
-                steps=s.judge_steps, learning_rate=s.reward_learning_rate, seed=("judge",), progress=progress,
+                steps=s.judge_steps, learning_rate=JUDGE_RATE, seed=("judge",), progress=progress,
             )  # fmt: skip
             rewards["judge"] = Reward.standardised(scorer, self.sft_texts)
         return rewards

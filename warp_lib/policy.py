@@ -28,7 +28,7 @@ from .store import digest
 BUNDLED = ROOT / "data" / "policy"
 MASKED = -1e30  # a logit whose probability is exactly 0, and whose p·log p is 0 and not nan
 PROMPT_TOKENS = (5, 15)  # shortest and longest prompt: the first tokens of a review
-CACHED = 2**19  # numbers that stay in a processor's cache: distributions are worked on so many at a time
+CACHED = 2**19  # numbers that stay in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,10 @@ class Policy:
     # Prompts and text
 
     def prompts(self, reviews: Sequence[str], *role: str | int) -> list[list[int]]:
-        """Each review's first 5 to 15 tokens, the number drawn from the stream `role`; reviews that are shorter are left out."""
+        """Each review's first 5 to 15 tokens, the number drawn from the stream `role`.
+
+        Reviews that are shorter are left out, and those that have fewer tokens in their first 200 characters.
+        """
         shortest, longest = PROMPT_TOKENS
         lengths = numpy_stream("prompt lengths", *role).integers(shortest, longest + 1, len(reviews))
         openings = self.tokenizer([r[:200] for r in reviews], add_special_tokens=False)["input_ids"]
@@ -188,6 +191,11 @@ def masked(logits: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
     return logits
 
 
+def at_once(one: Tensor) -> int:
+    """How many tensors like `one` to work on together: as many as stay in the cache, or on an accelerator enough to keep it busy."""
+    return max(1, (CACHED if one.device.type == "cpu" else 64 * CACHED) // one.numel())
+
+
 class ChosenLogProbs(torch.autograd.Function):
     """log softmax(`masked` logits) at the chosen tokens, (n, vocabulary) → (n,), and its gradient.
 
@@ -197,7 +205,7 @@ class ChosenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
-        rows = max(1, CACHED // logits.shape[-1])
+        rows = at_once(logits[0])
         log_p, total = logits.new_empty(2, len(logits), dtype=torch.float32)
         for k in range(0, len(logits), rows):
             part, here = masked(logits[k : k + rows], temperature, ends), slice(k, k + rows)

@@ -27,7 +27,7 @@ class StillRenderer(PngRenderer):
 
 def use_renderer() -> None:
     """Show figures interactively, with a still image beside. The browser that draws it starts in the background, for the first figure."""
-    threading.Thread(target=can_draw, daemon=True).start()
+    threading.Thread(target=_browser, daemon=True).start()
     pio.renderers["still"] = StillRenderer(width=WIDTH)
     pio.renderers.default = "plotly_mimetype+still"
 
@@ -49,17 +49,31 @@ def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
 
 
 def can_draw() -> bool:
-    """Whether Chromium draws an image here. Found out once, by drawing one; without it a sentence says so.
+    """Whether Chromium draws an image here; the first time that it does not, a sentence says so."""
+    drawn = _browser()
+    if not drawn:
+        _say_that_there_is_none()
+    return drawn
 
-    The browser that is started for this stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its sandbox, so it
-    works as root in a container, and MathJax is left out, which would come from the network.
-    """
+
+@cache
+def _say_that_there_is_none() -> None:
+    print("No Chromium or Chrome draws images here: figures are interactive only, without PNG and SVG.")
+
+
+def _browser() -> bool:
+    """Whether a browser draws, found out by whoever asks first; the others wait for the answer."""
     with _one_at_a_time:
         return _draws()
 
 
 @cache
 def _draws() -> bool:
+    """Start a browser and have it draw an image.
+
+    The browser stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its sandbox, so it works as root in a container,
+    and MathJax is left out, which would come from the network.
+    """
     drawn: list[bytes] = []
     with suppress(ChromeNotFoundError):
         kaleido.Kaleido(mathjax=False)  # opens nothing; raises where no browser is found
@@ -68,12 +82,11 @@ def _draws() -> bool:
         # Kaleido waits without end for a browser that was found and does not start. So the trial has its own thread, and a server that
         # failed is forgotten, through its private name: closing it at exit would wait as well.
         server = kaleido._global_server
-        trial = threading.Thread(target=lambda: drawn.append(go.Figure().to_image("png")), daemon=True)
+        # A plain dict: a Figure looks for arrays of numpy and pandas, which a notebook may be half through importing.
+        trial = threading.Thread(target=lambda: drawn.append(pio.to_image({"data": [], "layout": {}}, "png", validate=False)), daemon=True)
         trial.start()
         until = time.monotonic() + PATIENCE
         while trial.is_alive() and server._thread.is_alive() and time.monotonic() < until:
             trial.join(0.1)
         server._initialized = bool(drawn)
-    if not drawn:
-        print("No Chromium or Chrome draws images here: figures are interactive only, without PNG and SVG.")
     return bool(drawn)

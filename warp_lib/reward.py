@@ -176,11 +176,15 @@ def train_encoder_scorer(
 
 
 def _freeze(model: PreTrainedModel, layers: int) -> None:
-    """Keep the embeddings and the first `layers` layers as they are; with 0 everything is trained."""
-    if layers:
-        stack = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers)
-        for module in (model.base_model.embeddings, *stack[:layers]):
-            module.requires_grad_(False)
+    """Keep the embeddings and the first `layers` layers as they are (0: train everything). Raises ValueError if they are not found."""
+    if not layers:
+        return
+    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers]
+    embeddings = getattr(model.base_model, "embeddings", None)
+    if not stacks or embeddings is None:
+        raise ValueError(f"reward_trained must be reward_layers for this encoder: {type(model).__name__} does not tell its layers apart.")
+    for module in (embeddings, *stacks[0][:layers]):
+        module.requires_grad_(False)
 
 
 def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:

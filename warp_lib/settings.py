@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-TAKEN = ("store", "reviews")  # folders under runs/ that are not a run's
-HELD_OUT = ("test", "validation")
+TAKEN = ("store", "reviews", "pretrain")  # folders under runs/ that are not a run's
+SPLITS = ("test", "validation")
 FINITE = 1e300  # no setting is larger
 
 
@@ -34,7 +34,7 @@ class Settings:
     # The reward model (Bradley–Terry).
     reward_layers: int = knob(6, "the encoder's first layers used by the reward model", 1)
     reward_trained: int = knob(3, "the last of these layers that are trained; the embeddings are too when all are", 1)
-    reward_steps: int = knob(240, "training steps of the reward model, on 32 positive and 32 negative crops each", 1)
+    reward_steps: int = knob(240, "training steps of the reward model: on 32 + 32 crops, every sixth on 4 + 4 whole reviews", 1)
     reward_learning_rate: float = knob(3e-4, "peak learning rate of the reward model", 1e-8, 1.0)
     judge_steps: int = knob(0, "training steps of the full-encoder judge on the other half of the labels (0: leave it out)", 0)
 
@@ -61,7 +61,7 @@ class Settings:
     slerp_per: str = knob("layer", "where SLERP takes one angle", among=("layer", "tensor", "model"))
 
     # Evaluation.
-    held_out: str = knob("test", "which held-out reviews begin the evaluation's prompts; settings are chosen on validation", among=HELD_OUT)
+    held_out: str = knob("test", "which held-out reviews begin the evaluation's prompts; settings are chosen on validation", among=SPLITS)
     test_prompts: int = knob(100, "held-out prompts of every evaluation", 2)
     test_samples: int = knob(4, "completions sampled for each test prompt", 1)
     front_points: int = knob(6, "points on each final front, η from 0 to 1", 2)
@@ -70,9 +70,7 @@ class Settings:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith(".") or self.name in TAKEN:
-            raise ValueError(
-                f"name must be a plain folder name (letters, digits, . _ -) other than {' and '.join(TAKEN)}, not {self.name!r}."
-            )
+            raise ValueError(f"name must be a plain folder name (letters, digits, . _ -) other than {', '.join(TAKEN)}, not {self.name!r}.")
         if self.batch_size % self.completions_per_prompt:
             raise ValueError(
                 f"completions_per_prompt must divide batch_size ({self.batch_size}), and {self.completions_per_prompt} does not."

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
@@ -54,55 +53,57 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
         raise ValueError("sweep needs at least one -g NAME=VALUE,VALUE,… to vary.")
     if both := sorted((grid.keys() | {"name"}) & fixed.keys()) or sorted({"name"} & grid.keys()):
         raise ValueError(f"{both[0]} is set by the sweep itself and cannot be given to it again.")
-    jobs = []
+    Settings.profile(name=name)
+    jobs: dict[str, Job] = {}
     for values in product(*grid.values()):
         varied = dict(zip(grid, values, strict=True))
-        slug = re.sub(r"[^\w.=-]", "_", "-".join(f"{k}={v}" for k, v in varied.items())).replace("=", "-")
+        slug = re.sub(r"[^\w.-]", "_", "-".join(f"{k}-{v}" for k, v in varied.items()))[-100:].lstrip(".")
+        if slug in jobs:
+            raise ValueError(f"two combinations of the grid are called {slug}; leave one of them out.")
         parameters = fixed | varied | {"name": f"{name}-{slug}"}
         Settings.profile(**parameters)  # refuses what is not allowed
-        jobs.append(Job(varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb"))
-    if len({job.executed for job in jobs}) < len(jobs):
-        raise ValueError("the grid holds the same combination twice.")
-    return jobs
+        jobs[slug] = Job(varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb")
+    return list(jobs.values())
 
 
-def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, at_once: int = 1) -> tuple[Path | None, list[Job]]:
-    """Execute the jobs of `plan`, `at_once` at a time, and collect the rows of their results tables.
+def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, jobs_at_once: int = 1) -> tuple[Path | None, list[Job]]:
+    """Execute the jobs of `plan`, and collect the rows of their results tables.
 
-    A job that an earlier sweep finished with the same notebook and parameters is not executed again; a job that fails does not stop the
-    others. The processors are shared out evenly, so that every job has the same number of threads.
+    A job that an earlier sweep finished with the same notebook, parameters, library and policy is not executed again; one that fails does
+    not stop the others. Several jobs at a time share the processors evenly; runs on fewer threads are other ones to the store.
 
     Returns the table ``runs/<name>/<notebook>.csv`` (None when no job wrote results), and the jobs that failed.
     """
     jobs = plan(notebook, name, grid, fixed)
     todo = [job for job in jobs if not _finished(job, notebook)]
-    began, done = time.monotonic(), 0
     print(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them done before", flush=True)
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    with kernel_environment(), ThreadPoolExecutor(at_once) as pool:
-        running = {pool.submit(_execute, job, notebook, threads): job for job in todo}
+    environment = {}
+    if jobs_at_once > 1:
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        environment["OMP_NUM_THREADS"] = str(max(1, threads // jobs_at_once))
+    began, failed = time.monotonic(), []
+    with kernel_environment(), ThreadPoolExecutor(jobs_at_once) as pool:
+        running = {pool.submit(_execute, job, notebook, environment): job for job in todo}
         try:
-            for future in as_completed(running):
-                done += 1
-                to_go = (time.monotonic() - began) / done * (len(todo) - done)
-                state = "done" if future.result() else f"FAILED, see {running[future].log}"
-                print(f"[{done}/{len(todo)}] {running[future].title}: {state}", end="", flush=True)
-                print(
-                    f", about {duration(to_go)} to go" if done < len(todo) else f" · {duration(time.monotonic() - began)} in all",
-                    flush=True,
-                )
+            for done, future in enumerate(as_completed(running), start=1):
+                job, seconds = running[future], time.monotonic() - began
+                if not future.result():
+                    failed.append(job)
+                state = f"FAILED, see {job.log}" if job in failed else "done"
+                left = f"about {duration(seconds / done * (len(todo) - done))} to go" if done < len(todo) else f"{duration(seconds)} in all"
+                print(f"[{done}/{len(todo)}] {job.title}: {state}, {left}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)  # the running ones were interrupted with us
             raise
-    return collect(jobs, notebook, name), [job for job in jobs if not _finished(job, notebook)]
+    return _collect([job for job in jobs if job not in failed], notebook, name), failed
 
 
-def collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
-    """One table of the results that the finished jobs wrote, with a column for each parameter that varies."""
+def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
+    """One table of the results that the jobs wrote, with a column for each parameter that varies."""
     tables = []
     for job in jobs:
         rows = paths.RUNS / job.parameters["name"] / "results" / f"{notebook.stem}.csv"
-        if _finished(job, notebook) and rows.exists():
+        if rows.exists():
             table = pd.read_csv(rows)
             for place, (parameter, value) in enumerate(job.varied.items()):
                 table.insert(place, f"sweep_{parameter}", value)
@@ -114,15 +115,16 @@ def collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
     return target
 
 
-def _execute(job: Job, notebook: Path, threads: int) -> bool:
-    """Run one job in a process of its own; whether it came to its end."""
+def _execute(job: Job, notebook: Path, environment: dict[str, str]) -> bool:
+    """Run one job in a process of its own; whether it came to its end. Only then is its notebook put where `_finished` looks."""
     job.executed.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = job.executed.with_suffix(".part.ipynb")
     command = [
         sys.executable,
         "-m",
         "papermill",
         str(notebook),
-        str(job.executed),
+        str(unfinished),
         "-k",
         "python3",
         "--language",
@@ -132,27 +134,24 @@ def _execute(job: Job, notebook: Path, threads: int) -> bool:
     for parameter, value in job.parameters.items():
         command += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
     with job.log.open("w", encoding="utf-8") as log:
-        ended = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        ended = subprocess.run(command, stdout=log, stderr=log, env=os.environ | environment)
+    if ended.returncode == 0:
+        unfinished.replace(job.executed)
     return ended.returncode == 0
 
 
 def _finished(job: Job, notebook: Path) -> bool:
-    """Whether the job's executed notebook is there, whole, and made from this notebook with these parameters."""
+    """Whether the job was executed from this notebook, with these parameters, since library and policy last changed."""
     try:
         executed = nbformat.read(job.executed, 4)
-    except (OSError, ValueError):  # not there, or cut short
+    except (OSError, ValueError):  # not there, or damaged
         return False
-    made = executed.metadata.get("papermill", {})
-    sources = [list(_code(nb)) for nb in (executed, nbformat.read(notebook, 4))]
-    return (
-        made.get("end_time") is not None
-        and not made.get("exception")
-        and made.get("parameters") == job.parameters
-        and sources[0] == sources[1]
-    )
+    made_from = [*Path(__file__).parent.glob("*.py"), *(paths.ROOT / "data" / "policy").iterdir()]
+    if job.executed.stat().st_mtime < max(file.stat().st_mtime for file in made_from):
+        return False
+    return executed.metadata["papermill"]["parameters"] == job.parameters and _code(executed) == _code(nbformat.read(notebook, 4))
 
 
-def _code(notebook: nbformat.NotebookNode) -> Iterator[str]:
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", []):
-            yield cell.source
+def _code(notebook: nbformat.NotebookNode) -> list[str]:
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell.source for cell in code if "injected-parameters" not in cell.metadata.get("tags", [])]
