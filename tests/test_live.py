@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from warp_lib import live as live_module
+from warp_lib import machine
 from warp_lib.live import StoppedByHand, TerminalProgress, TextView, Watched, WidgetView, duration, live
 from warp_lib.progress import Progress
 
@@ -168,6 +169,25 @@ def test_bars_on_the_terminal(capsys):
 
 def test_durations():
     assert [duration(s) for s in (0.4, 59, 200, 3725)] == ["0 s", "59 s", "3 min 20 s", "1 h 02 min"]
+
+
+def test_the_work_keeps_its_memory():
+    """Guards: the work in a thread whose arena hands every large tensor back, although other threads came first, as in a kernel."""
+    ready, over = threading.Barrier(33), threading.Event()
+
+    def occupy() -> None:
+        machine._has_main_arena()
+        ready.wait()
+        over.wait()
+
+    for _ in range(32):
+        threading.Thread(target=occupy, daemon=True).start()
+    ready.wait()
+    try:
+        for _ in range(5):
+            assert asyncio.run(live(lambda progress: machine._has_main_arena(), title="sum"))
+    finally:
+        over.set()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists() or torch.get_num_threads() < 2, reason="threads are counted on Linux")

@@ -9,11 +9,11 @@ import contextvars
 import html
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from .progress import Progress, Stopped
@@ -56,8 +56,7 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
         loop.call_soon_threadsafe(finished.set)
 
     machine.release_threads()
-    # A daemon, unlike a pool's threads, does not hold up a kernel that is told to shut down. The context carries the cell that prints.
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), name=title, daemon=True).start()
+    machine.start_thread(partial(contextvars.copy_context().run, run), title)  # the context carries the cell that prints
     while not outcome.done():
         try:
             await asyncio.wait_for(finished.wait(), 0.25)

@@ -2,11 +2,15 @@
 
 import ctypes
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import datasets
 import torch
 import transformers
+
+ARENAS = 300  # threads to start at most in search of the main arena; glibc makes 8 arenas for each core
 
 
 def device() -> torch.device:
@@ -41,17 +45,15 @@ def prepare() -> None:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks for the next step instead of handing every large tensor back to the system.
 
-    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a language-modelling step. One
-    arena for all threads, because those of other threads than the main one are too small for such tensors. Elsewhere than on Linux with
-    glibc this does nothing.
+    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a language-modelling step.
+    This holds for glibc's main arena, see `start_thread`. Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL("libc.so.6").mallopt
         except (OSError, AttributeError):
             return
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-        mallopt(M_ARENA_MAX, 1)
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -67,6 +69,48 @@ def release_threads() -> None:
     except (OSError, AttributeError, TypeError):
         return
     pause(1)  # omp_pause_soft
+
+
+def start_thread(run: Callable[[], None], name: str) -> None:
+    """Run `run` in a thread that computes as fast as the main thread.
+
+    glibc gives a new thread one of several arenas to take its memory from. All but the main one are too small to keep large tensors
+    (see `keep_freed_memory`), and in one of these a training took twice as long. So threads are started, and held, until one has the main
+    arena. They are daemons: unlike a pool's they do not hold up a process that is told to end.
+    """
+    found = threading.Event()
+    for attempt in range(ARENAS):
+        looked = threading.Event()
+
+        def begin(looked=looked, last=attempt == ARENAS - 1) -> None:
+            if last or _has_main_arena():
+                found.set()
+                looked.set()
+                run()
+            else:
+                looked.set()
+                found.wait()
+
+        threading.Thread(target=begin, name=name, daemon=True).start()
+        looked.wait()
+        if found.is_set():
+            return
+
+
+def _has_main_arena() -> bool:
+    """Whether this thread's memory comes from below the program break, as the main arena's does; True where that cannot be asked."""
+    if sys.platform != "linux":
+        return True
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+        libc.free.argtypes = [ctypes.c_void_p]
+        block = libc.malloc(5000)  # more than what a thread keeps for itself
+        end = libc.sbrk(0)
+    except (OSError, AttributeError):
+        return True
+    libc.free(block)
+    return block < end
 
 
 def device_name() -> str:
