@@ -82,6 +82,11 @@ class Matched:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """The difference in words, with what its interval allows to say."""
+        verdict = "above" if self.low > 0 else "below" if self.high < 0 else "not distinguishable from"
+        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f}), {verdict} it"
+
 
 def matched(results: pd.DataFrame, first: str, second: str) -> Matched:
     """The rewards of two methods at the largest KL that both reach.

@@ -51,8 +51,9 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
         raise ValueError(f"sweep needs a notebook that is there, and {notebook} is not one.")
     if not grid:
         raise ValueError("sweep needs at least one -g NAME=VALUE,VALUE,… to vary.")
-    if both := sorted((grid.keys() | {"name"}) & fixed.keys()) or sorted({"name"} & grid.keys()):
-        raise ValueError(f"{both[0]} is set by the sweep itself and cannot be given to it again.")
+    given = [*grid, *fixed, "name"]
+    if twice := [parameter for parameter in given if given.count(parameter) > 1]:
+        raise ValueError(f"{twice[0]} is set by the sweep itself and cannot be given to it again.")
     Settings.profile(name=name)
     jobs: dict[str, Job] = {}
     for values in product(*grid.values()):
@@ -119,18 +120,8 @@ def _execute(job: Job, notebook: Path, environment: dict[str, str]) -> bool:
     """Run one job in a process of its own; whether it came to its end. Only then is its notebook put where `_finished` looks."""
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     unfinished = job.executed.with_suffix(".part.ipynb")
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(notebook),
-        str(unfinished),
-        "-k",
-        "python3",
-        "--language",
-        "python",
-        "--no-progress-bar",
-    ]
+    command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished)]
+    command += "--kernel python3 --language python --no-progress-bar".split()
     for parameter, value in job.parameters.items():
         command += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
     with job.log.open("w", encoding="utf-8") as log:
