@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from . import machine, merging
 from .evaluate import Evaluation, evaluate, language_loss
@@ -20,7 +21,7 @@ from .results import write_results
 from .reviews import Reviews, load_reviews
 from .reward import Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
 from .settings import Settings
-from .store import digest, remember, write_json
+from .store import digest, remember, save_tensors, write_json
 from .warp import Iteration
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
@@ -57,13 +58,13 @@ class Experiment:
     @cached_property
     def train_prompts(self) -> list[list[int]]:
         """The first 5 to 15 tokens of every review that may be trained on."""
-        return self.policy.prompts(list(self.reviews.train["text"]), "train")
+        return self.policy.prompts(self.reviews.train["text"][:], "train")
 
     @cached_property
     def test_prompts(self) -> list[list[int]]:
         """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they say."""
         split = self.settings.held_out
-        return self.policy.prompts(list(getattr(self.reviews, split)["text"]), split)[: self.settings.test_prompts]
+        return self.policy.prompts(getattr(self.reviews, split)["text"][:], split)[: self.settings.test_prompts]
 
     # Rewards
 
@@ -119,23 +120,33 @@ class Experiment:
 
     def openings_loss(self) -> tuple[float, float]:
         """The policy's loss on openings of validation reviews, as long as prompt and completion: nats per token, and its standard error."""
-        return language_loss(self.sft, list(self.reviews.validation["text"]), PROMPT_TOKENS[1] + self.settings.max_new_tokens)
+        texts, tokens = self.reviews.validation["text"][:], PROMPT_TOKENS[1] + self.settings.max_new_tokens
 
-    def real_openings(self, label: int) -> list[str]:
-        """Held-out reviews of one label, cut to the length of prompt and completion."""
+        def make(_) -> dict:
+            return dict(zip(("loss", "se"), language_loss(self.sft, texts, tokens), strict=True))
+
+        inputs = {"policy": self.policy.identity, "theta": digest(self.theta_sft), "texts": digest(texts), "tokens": tokens}
+        loss = remember("openings-loss", inputs, make).record
+        return loss["loss"], loss["se"]
+
+    def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
+        """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length of prompt and completion."""
+        texts = {"SFT completions": self.sft_texts}
         held = [self.reviews.validation, self.reviews.test]
-        texts = [t for part in held for t, k in zip(part["text"], part["label"], strict=True) if k == label]
-        return self.policy.openings(texts, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
+        for name, label in (("real positive openings", 1), ("real negative openings", 0)):
+            whole = [t for part in held for t, k in zip(part["text"][:], part["label"][:], strict=True) if k == label]
+            texts[name] = self.policy.openings(whole, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
+
+        def make(folder: Path) -> dict:
+            save_tensors(folder / "scores.safetensors", {name: reward(some) for name, some in texts.items()})
+            return {}
+
+        return remember("people", {"reward": reward.identity, "texts": digest(texts)}, make).tensors("scores")
 
     def real_positive(self, reward: Reward) -> dict[str, float]:
         """Where real positive reviews of a completion's length lie on the reward axis, for the figures: mean and 99th percentile, r̃."""
-        openings = self.real_openings(1)
-
-        def make(_) -> dict:
-            scores = reward(openings)
-            return {"mean": scores.mean().item(), "p99": scores.quantile(0.99).item(), "reviews": len(scores)}
-
-        band = remember("real-positive", {"reward": reward.identity, "openings": digest(openings)}, make).record
+        scores = self.compared_with_people(reward)["real positive openings"]
+        band = {"mean": scores.mean().item(), "p99": scores.quantile(0.99).item(), "reviews": len(scores)}
         write_json(folder(self.settings.name) / "real_positive.json", band)
         return band
 

@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -19,6 +19,9 @@ from nbformat import NotebookNode
 from . import paths
 from .live import duration
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from jupyter_client import AsyncKernelManager
 
 NOTEBOOKS, FIGURES = paths.ROOT / "notebooks", paths.ROOT / "figures"
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -40,11 +43,11 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     (folder / "notebooks").mkdir(exist_ok=True)
     parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
     began, executed = time.monotonic(), []
-    with kernel_environment():
-        for number, source in enumerate(sources, 1):
+    with kernel_environment(), closing(_kernels(len(sources))) as kernels:
+        for number, (source, kernel) in enumerate(zip(sources, kernels, strict=True), 1):
             print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
             executed.append(folder / "notebooks" / source.name)
-            _execute(source, executed[-1], parameters)
+            _execute(source, executed[-1], parameters, kernel)
             _answer_on_top(executed[-1], settings)
             print(f"[{number}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
     page = folder / "report.html"
@@ -55,8 +58,32 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     return page
 
 
-def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
-    """Run one notebook through papermill into `target`; what it prints shows in the terminal as well."""
+def _kernels(count: int) -> "Iterator[AsyncKernelManager]":
+    """Kernels to use one after another. While one is used, the next is started and imports what takes it seconds."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_core.utils import run_sync
+
+    def start() -> AsyncKernelManager:
+        kernel = AsyncKernelManager(kernel_name="python3")
+        run_sync(kernel.start_kernel)(  # quiet: what the notebook says, not its kernel
+            extra_arguments=["--log-level=50", "--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering"]
+        )
+        return kernel
+
+    started = [start()]
+    try:
+        for number in range(1, count + 1):
+            if number < count:
+                started.append(start())
+            yield started[0]
+            run_sync(started.pop(0).shutdown_kernel)(now=True)
+    finally:
+        for kernel in started:
+            run_sync(kernel.shutdown_kernel)(now=True)
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "AsyncKernelManager") -> None:
+    """Run one notebook through papermill into `target`, in a started kernel; what it prints shows in the terminal as well."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -65,7 +92,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     try:
         papermill.execute_notebook(
             source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
-            progress_bar=False, stdout_file=sys.stdout, extra_arguments=["--log-level=50"],  # what the notebook says, not its kernel
+            progress_bar=False, stdout_file=sys.stdout, km=kernel,
         )  # fmt: skip
     except PapermillExecutionError as error:
         reason = (error.evalue.strip().splitlines() or [""])[-1]

@@ -4,12 +4,13 @@ A Bradley–Terry reward is known only up to offset and scale, so every score he
 training prompts: r̃ = (r − mean) / sd. β, plots and comparisons are in r̃.
 """
 
+import copy
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -23,6 +24,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BatchEncoding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -73,20 +75,28 @@ class EncoderScorer:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
         self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
-        head = next(m for m in self.model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
-        head.forward = partial(_float32_head, head)  # a logit rounded to bfloat16 has 8 bits: too coarse a reward
+        _float32_head(self.model)
         self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
         kept = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
         self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab())
 
     def logits(self, texts: Sequence[str]) -> Tensor:
-        """(n,) on the device, with gradients where they are on."""
+        """(n,) on the device, with gradients where they are on: what training reads."""
+        with machine.autocast():
+            return self.model(**self._batch(texts)).logits[:, 0].float()
+
+    def _batch(self, texts: Sequence[str]) -> BatchEncoding:
+        """What the model reads, on the device."""
         batch = self.tokenizer(
             list(texts), truncation=True, max_length=self.longest, padding=True, return_tensors="pt",
             pad_to_multiple_of=None if self.longest % SHAPES else SHAPES,
         )  # fmt: skip
-        with machine.autocast():
-            return self.model(**batch.to(machine.device())).logits[:, 0].float()
+        return batch.to(machine.device())
+
+    @cached_property
+    def _narrow(self) -> PreTrainedModel:
+        """The model as it is at the first score, in `fast_dtype` but for the head: faster than autocast, which converts back and forth."""
+        return copy.deepcopy(self.model).to(machine.fast_dtype())  # a copied head still calls the float32 one, see `_float32_head`
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -95,7 +105,7 @@ class EncoderScorer:
         scores = torch.empty(len(texts))
         for start in range(0, len(texts), 128):
             rows = order[start : start + 128]
-            scores[rows] = self.logits([texts[k] for k in rows]).cpu()
+            scores[rows] = self._narrow(**self._batch([texts[k] for k in rows])).logits[:, 0].cpu()
         return scores
 
 
@@ -117,9 +127,15 @@ class TfidfScorer:
         return torch.from_numpy(self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset).float()
 
 
-def _float32_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        return F.linear(hidden.float(), head.weight, head.bias)
+def _float32_head(model: PreTrainedModel) -> None:
+    """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a reward."""
+    head = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
+
+    def forward(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), head.weight, head.bias)
+
+    head.forward = forward
 
 
 Scorer = EncoderScorer | TfidfScorer
@@ -137,16 +153,14 @@ def train_encoder_scorer(
     The embeddings are trained when all layers are.
     """
     scorer = _fresh(encoder, layers, seed)
-    texts, labels = np.array(reviews["text"], dtype=object), np.array(reviews["label"])
+    texts, labels = np.array(reviews["text"][:], dtype=object), np.array(reviews["label"][:])
     inputs = {
-        "init": scorer.identity, "texts": digest(list(reviews["text"]), labels.tolist()), "trained": trained, "steps": steps,
+        "init": scorer.identity, "texts": digest(texts.tolist(), labels.tolist()), "trained": trained, "steps": steps,
         "learning_rate": learning_rate, "seed": list(seed), "reads": [CROPPED, WHOLE, WORDS, WHOLE_EVERY],
     }  # fmt: skip
 
     def make(folder: Path) -> dict:
         attention = scorer.model.config._attn_implementation
-        if machine.device().type == "cpu":
-            scorer.model.set_attn_implementation("eager")  # the fused kernel's backward is several times slower there
         _freeze(scorer.model, layers - trained)
         optimiser = torch.optim.AdamW(
             [p for p in scorer.model.parameters() if p.requires_grad], learning_rate, weight_decay=0.0, fused=True
@@ -158,6 +172,8 @@ def train_encoder_scorer(
             draw = numpy_stream(*seed, "reviews", step)
             n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
             chosen = np.concatenate([draw.choice(positive, n), draw.choice(negative, n)])
+            if machine.device().type == "cpu":  # its fused kernel's backward is twice as fast on whole reviews, half as fast on crops
+                scorer.model.set_attn_implementation(attention if n == WHOLE else "eager")
             scores = scorer.logits([crop(text, words, draw) for text in chosen])
             margins = scores[:n, None] - scores[None, n:]
             loss = -F.logsigmoid(margins).mean()
@@ -189,7 +205,7 @@ def _freeze(model: PreTrainedModel, layers: int) -> None:
 
 def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
     """Logistic regression on TF-IDF of whole reviews and of their openings, or the stored one."""
-    texts, labels = list(reviews["text"]), list(reviews["label"])
+    texts, labels = reviews["text"][:], reviews["label"][:]
 
     def make(folder: Path) -> dict:
         both = texts + [" ".join(text.split()[:50]) for text in texts]

@@ -47,8 +47,8 @@ class Settings:
     batch_size: int = knob(64, "completions per step", 2)
     completions_per_prompt: int = knob(1, "k: completions of each prompt in a batch; from 2 on the baseline is the prompt's own (RLOO)", 1)
     baseline: str = knob("leave-one-out", "what is subtracted from each reward", among=("leave-one-out", "none"))
-    learning_rate: float = knob(5e-6, "AdamW's learning rate, reached after 10 steps of warm-up", 1e-8, 1.0)
-    beta: float = knob(0.1, "β: price of one nat of KL to the anchor, in r̃", 0.0)
+    learning_rate: float = knob(1e-5, "AdamW's learning rate, reached after 10 steps of warm-up", 1e-8, 1.0)
+    beta: float = knob(0.3, "β: price of one nat of KL to the anchor, in r̃", 0.0)
     mu: float = knob(
         0.01, "μ: share of the policy that enters the EMA anchor each step (0: the anchor stays at the initialisation)", 0.0, 1.0
     )
