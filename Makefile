@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lint lab bench publish lock clean distclean
+.PHONY: help setup report study test lint lab bench publish lock clean distclean
 
 PYTHON ?= python3
 # Not in the lock: pip's hash mode refuses a local (CPU) build. Installed only where .venv has no torch.
@@ -15,7 +15,7 @@ unexport JUPYTER_PATH
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  ARGS=...        is passed on by report, test, lab, bench, publish and lock, as in: make report ARGS=--help"
+	@echo "  ARGS=...        is passed on by report, study, test, lab, bench, publish and lock, as in: make report ARGS=--help"
 
 setup: $(STAMP) ## create .venv from requirements.lock (again only when the lock or pyproject.toml change)
 
@@ -33,6 +33,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 report: setup ## run the whole report
 	$(BIN)/python -m warp_lib report $(ARGS)
+
+study: setup ## run what is left of the study's experiments (ARGS: tuning primary), about 7 minutes each unit
+	$(BIN)/python -m warp_lib study $(ARGS)
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

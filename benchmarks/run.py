@@ -93,7 +93,8 @@ def alternately(ours: Side, theirs: Side) -> dict[str, Any]:
 def against_trl() -> dict[str, Any]:
     """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing."""
     policy = Policy.from_name("reviews-gpt2")
-    prompts = json.dumps(policy.tokenizer.batch_decode(policy.prompts(list(load_reviews("imdb").train["text"][:2000]), "bench")))
+    opened = policy.prompts(load_reviews("imdb").train["text"][:2000], "bench")
+    prompts = json.dumps(policy.tokenizer.batch_decode(list(opened.values())))
     result = alternately(Side(sys.executable, "warp", first=prompts), Side(PEERS, "trl", first=prompts))
     print(f"step, reward free: {result['ours_s']:.2f} s; TRL's {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result

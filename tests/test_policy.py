@@ -284,18 +284,22 @@ def test_prompts_are_the_first_5_to_15_tokens():
     """Guards: one fixed length, lengths out of range, another stretch of the review than its beginning."""
     policy = tiny_policy()
     reviews = [" ".join(f"w{(k * n) % 12}" for k in range(20)) for n in range(1, 400)]
-    prompts = policy.prompts(reviews, "train")
+    opened = policy.prompts(reviews, "train")
+    prompts = list(opened.values())
+    assert list(opened) == list(range(399))
     assert [p == token_ids(r)[: len(p)] for p, r in zip(prompts, reviews, strict=True)] == [True] * len(reviews)
     assert PROMPT_TOKENS == (5, 15) and fits(torch.tensor([len(p) for p in prompts]).bincount()[5:], [1 / 11] * 11)
     assert {len(p) for p in prompts} == set(range(5, 16))
-    assert policy.prompts(reviews, "train") == prompts != policy.prompts(reviews, "test")
+    assert policy.prompts(reviews, "train") == opened != policy.prompts(reviews, "test")
 
 
 def test_reviews_shorter_than_their_prompt_are_left_out():
     """Guards: prompts of fewer tokens than drawn, which would bias the lengths."""
     policy = tiny_policy()
     reviews = ["w1 w2 w3 w4", "w5 " * 9, "w6 " * 20] * 50
-    lengths = {v: {len(p) for p in policy.prompts(reviews, "train") if p[0] == v} for v in (1, 5, 6)}
+    opened = policy.prompts(reviews, "train")
+    lengths = {v: {len(p) for p in opened.values() if p[0] == v} for v in (1, 5, 6)}
+    assert all(p == token_ids(reviews[k])[: len(p)] for k, p in opened.items())
     assert lengths == {1: set(), 5: set(range(5, 10)), 6: set(range(5, 16))}
 
 

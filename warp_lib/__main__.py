@@ -1,4 +1,4 @@
-"""The command line: ``python -m warp_lib report``, ``sweep`` and ``publish``."""
+"""The command line: ``python -m warp_lib report``, ``sweep``, ``study`` and ``publish``."""
 
 import argparse
 import sys
@@ -31,6 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--name", default="sweep", help="folder of the sweep under runs/ (default: sweep)")
     command.add_argument("--jobs", type=int, default=1, help="jobs at a time, the processors shared out among them (default: 1)")
     command.set_defaults(run=sweep)
+
+    command = commands.add_parser(
+        "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
+        usage="python -m warp_lib study [EXPERIMENT …]",
+    )  # fmt: skip
+    command.add_argument("experiment", nargs="*", help="of tuning and primary (default: both)")
+    command.set_defaults(run=study)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
     command.add_argument("--name", default="laptop", help="the run's folder under runs/ (default: laptop)")
@@ -71,6 +78,22 @@ def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
         return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     print(f"The results: {table}" if table else "No job wrote a table of results.")
     return say(f"{len(failed)} failed: {'; '.join(f'{job.title} ({job.log})' for job in failed)}", 1) if failed else 0
+
+
+def study(args: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        return say(f"study takes names of experiments only, not {unknown[0]}.", 2)
+    from .live import TerminalProgress
+    from .study import EXPERIMENTS
+    from .study import run as run_study
+
+    try:
+        run_study(args.experiment or list(EXPERIMENTS), TerminalProgress())
+    except ValueError as error:
+        return say(error, 2)
+    except KeyboardInterrupt:
+        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
+    return 0
 
 
 def pairs(given: list[str], form: str) -> list[tuple[str, str]]:

@@ -58,20 +58,25 @@ class Experiment:
     @cached_property
     def train_prompts(self) -> list[list[int]]:
         """The first 5 to 15 tokens of every review that may be trained on."""
-        return self.policy.prompts(self.reviews.train["text"][:], "train")
+        return list(self.policy.prompts(self.reviews.train["text"][:], "train").values())
 
     @cached_property
     def test_prompts(self) -> list[list[int]]:
         """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they say."""
-        split = self.settings.held_out
-        return self.policy.prompts(getattr(self.reviews, split)["text"][:], split)[: self.settings.test_prompts]
+        return list(self.held_out_prompts(self.settings.held_out).values())
+
+    def held_out_prompts(self, split: str) -> dict[int, list[int]]:
+        """A held-out review's row in the source → its first 5 to 15 tokens, for as many reviews as the settings say."""
+        reviews = getattr(self.reviews, split)
+        prompts = list(self.policy.prompts(reviews["text"][:], split).items())[: self.settings.test_prompts]
+        return {reviews["review"][place]: ids for place, ids in prompts}
 
     # Rewards
 
     @cached_property
     def sft_texts(self) -> list[str]:
         """SFT completions of the first training prompts, the sample that sets the zero and the unit of every reward."""
-        prompts = self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train")[:SFT_COMPLETIONS]
+        prompts = list(self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values())[:SFT_COMPLETIONS]
         return self.policy.texts(self.evaluate(self.theta_sft, {}, prompts, samples=1).rollouts)
 
     def reward(self, progress: Progress) -> Reward:

@@ -11,6 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from .fronts import Interval
+from .outcomes import LOW, Outcome
+
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00")
@@ -120,6 +123,40 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
     figure.update_layout(**LAYOUT)
+    return figure
+
+
+def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float]) -> go.Figure:
+    """Each arm's fronts on test prompts, a line for each seed, and the range of KL that is compared, from `LOW` to `high`."""
+    figure = go.Figure()
+    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
+        for k, one in enumerate(seeds):
+            front = one.front()
+            reward = one.reward("test")[front]
+            error = dict(array=2 * reward.std(1, ddof=1) / np.sqrt(reward.shape[1]), color=colour, thickness=1, width=0)
+            figure.add_scatter(
+                x=one.kl("test")[front], y=reward.mean(1), error_y=error, name=arm, legendgroup=arm, showlegend=not k,
+                mode="lines+markers", marker=dict(size=5), line=dict(color=colour, width=1.5), opacity=0.8,
+                hovertemplate=f"{html.escape(arm)}, seed {one.rows['seed'].iloc[0]}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
+            )  # fmt: skip
+    figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, annotation_text="compared", annotation_position="bottom left")
+    mark_real_positive(figure.add_hline, real_positive, "top left")
+    figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
+    return figure
+
+
+def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
+    """Differences with their 95% intervals, one below the other, and a line at 0. A difference of n = 1 has none."""
+    figure = go.Figure()
+    means = np.array([row.mean for row in rows.values()])
+    half = np.nan_to_num([row.high - row.mean for row in rows.values()])
+    figure.add_scatter(
+        x=means, y=list(rows), error_x=dict(array=half, color=BLUE), mode="markers", marker=dict(color=BLUE, size=9),
+        text=[str(row) for row in rows.values()], hovertemplate="%{y}: %{text}<extra></extra>",
+    )  # fmt: skip
+    figure.add_vline(0, line=dict(color=GREY, dash="dash"))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(**LAYOUT | dict(height=180 + 32 * len(rows)), xaxis_title=title, showlegend=False)
     return figure
 
 

@@ -113,15 +113,15 @@ class Policy:
 
     # Prompts and text
 
-    def prompts(self, reviews: Sequence[str], *role: str | int) -> list[list[int]]:
-        """Each review's first 5 to 15 tokens, the number drawn from the stream `role`.
+    def prompts(self, reviews: Sequence[str], *role: str | int) -> dict[int, list[int]]:
+        """The place of each review in the sequence → its first 5 to 15 tokens, their number drawn from the stream `role`.
 
         Reviews that are shorter are left out, and those that have fewer tokens in their first 200 characters.
         """
         shortest, longest = PROMPT_TOKENS
         lengths = numpy_stream("prompt lengths", *role).integers(shortest, longest + 1, len(reviews))
         openings = self.tokenizer([r[:200] for r in reviews], add_special_tokens=False)["input_ids"]
-        return [ids[:n] for ids, n in zip(openings, lengths.tolist(), strict=True) if len(ids) >= n]
+        return {k: ids[:n] for k, (ids, n) in enumerate(zip(openings, lengths.tolist(), strict=True)) if len(ids) >= n}
 
     def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:
         """Real reviews cut to the length of prompt and completion: what a rollout of the same length looks like when a person wrote it."""

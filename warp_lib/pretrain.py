@@ -141,7 +141,7 @@ def write_card(out: Path, **training: Any) -> None:
     policy, reviews = Policy.from_name(str(out)), load_reviews("imdb").validation["text"]
     loss, loss_se = language_loss(policy, list(reviews), 68)
     write_json(out / "training.json", {"openings_loss": loss, "openings_loss_se": loss_se} | training)
-    prompts = policy.prompts(list(reviews[:8]), "card")
+    prompts = list(policy.prompts(list(reviews[:8]), "card").values())
     texts = policy.texts(policy.sample(prompts, 53, 0.7, torch_stream("card", device=device())))
     quoted = "\n".join(
         f"- **{policy.tokenizer.decode(p)}**{t.removeprefix(policy.tokenizer.decode(p))}" for p, t in zip(prompts, texts, strict=True)

@@ -65,9 +65,9 @@ def _kernels(count: int) -> "Iterator[AsyncKernelManager]":
 
     def start() -> AsyncKernelManager:
         kernel = AsyncKernelManager(kernel_name="python3")
-        run_sync(kernel.start_kernel)(  # quiet: what the notebook says, not its kernel
-            extra_arguments=["--log-level=50", "--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering"]
-        )
+        imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering"
+        quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
+        run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports])
         return kernel
 
     started = [start()]

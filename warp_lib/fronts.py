@@ -1,0 +1,63 @@
+"""Reward/KL fronts compared: which points make a front, its mean reward over a range of KL, and the difference of two over seeds.
+
+A front is read linearly between its points and never beyond them. Reading it needs no torch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
+    """The points that no other one beats (at least as much reward at no more KL), by increasing KL."""
+    best, chosen = -math.inf, []
+    for k in sorted(range(len(kl)), key=lambda k: (kl[k], -reward[k])):
+        if reward[k] > best:
+            best = reward[k]
+            chosen.append(k)
+    return chosen
+
+
+def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
+    """How much each point of a front counts in its mean reward over KL ∈ [low, high] nats: (points,), of sum 1.
+
+    The mean of the line through the points is linear in their rewards, so the same shares hold for every prompt's reward by itself.
+
+    Args:
+        kl: the points' KL, in any order, (points,), nats.
+
+    Raises ValueError when the range is empty or the points do not span it.
+    """
+    kl = np.asarray(kl, dtype=float)
+    if not (kl.min() <= low < high <= kl.max()):
+        raise ValueError(
+            f"a mean from {low:g} to {high:g} nats needs points on both sides, and these go from {kl.min():g} to {kl.max():g}."
+        )
+    order = np.argsort(kl, kind="stable")
+    grid = np.union1d(kl[(low < kl) & (kl < high)], [low, high])  # between two of these every line is straight
+    lines = np.stack([np.interp(grid, kl[order], column) for column in np.eye(len(kl))[:, order]])
+    return np.trapezoid(lines, grid, axis=1) / (high - low)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` paired differences and its 95% interval (Student's t): low and high are nan for a single one."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> "Interval":
+        """The interval of independent differences, one a seed (or one a prompt)."""
+        x = np.asarray(differences, dtype=float)
+        half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        return cls(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+
+    def __str__(self) -> str:
+        span = f"{self.low:+.3f} to {self.high:+.3f}" if self.n > 1 else "no interval"
+        return f"{self.mean:+.3f} ({span}, n = {self.n})"
