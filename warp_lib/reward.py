@@ -167,7 +167,7 @@ def train_encoder_scorer(
         )
         checkpoint = Checkpoint(folder, {"encoder": scorer.model}, [optimiser])
         positive, negative = (texts[labels == k] for k in (1, 0))
-        for step in checkpoint.steps(progress, steps, f"reward model · {layers} layers"):
+        for step in checkpoint.steps(progress, steps, f"{seed[0]} · {layers} layers"):
             optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
             draw = numpy_stream(*seed, "reviews", step)
             n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
