@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import warp_lib.policy
 from warp_lib import machine
-from warp_lib.policy import MASKED, PROMPT_TOKENS, ChosenLogProbs, Policy, Rollouts, draw, masked
+from warp_lib.policy import MASKED, PROMPT_TOKENS, ChosenLogProbs, Policy, Rollouts, affine, draw, masked
 from warp_lib.seeds import torch_stream
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]
@@ -184,6 +184,20 @@ def test_decode_gpt2_equals_decode(activation, monkeypatch, float32):
             policy.sample(PROMPTS, 20, TAU, stream("s"))
         logits.append(torch.stack(seen, 1))
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_affine_is_the_plain_product(dtype, monkeypatch):
+    """In float64 as the oracle, with the weights laid out anew and without. Guards: a transposed weight, a forgotten bias."""
+    draw = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(*shape, generator=draw).to(dtype) for shape in ((40, 70), (70,), (64, 40)))
+    exact = x.double() @ weight.double() + bias.double()
+    for available in (True, False):
+        monkeypatch.setattr(torch.ops, "mkldnn", torch.ops.mkldnn if available else object())
+        got = affine(weight, bias, 64)
+        for rows in (x, x[:3]):  # the number of rows it was laid out for, and another
+            error = (got(rows).double() - exact[: len(rows)]).abs().max()
+            assert error < (0.1 if dtype == torch.bfloat16 else 1e-4) and got(rows).dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ gradient, the anchor and every KL use it, or the gradient would be off-policy an
 import copy
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -254,16 +254,14 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     first = model(tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=True, logits_to_keep=1)
     dtype, width = first.logits.dtype, model.config.n_embd
 
-    def cast(layer) -> tuple[Tensor, Tensor]:
-        return layer.bias.to(dtype), layer.weight.to(dtype)
-
     blocks = []
     for block, kept in zip(body.h, first.past_key_values.layers, strict=True):
         keys, values = (t.new_empty(n, heads, prompt + new, width // heads, dtype=dtype) for t in (kept.keys, kept.values))
         keys[:, :, :prompt], values[:, :, :prompt] = kept.keys, kept.values
-        dense = [cast(layer) for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
+        layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        dense = [affine(layer.weight.to(dtype), layer.bias.to(dtype), n) for layer in layers]
         blocks.append((block.ln_1, block.ln_2, block.mlp.act, keys, values, *dense))
-    head = model.lm_head.weight.to(dtype).T.contiguous()
+    head = affine(model.lm_head.weight.to(dtype).T, torch.zeros(model.config.vocab_size, dtype=dtype, device=tokens.device), n)
     hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=tokens.device)
     hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, -torch.inf)
     position = mask.sum(1)
@@ -273,15 +271,27 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
         for s in range(prompt, prompt + new - 1):
             x = body.wte.weight[completion[-1][:, 0]] + body.wpe.weight[position]
             for ln_1, ln_2, act, keys, values, c_attn, attn_proj, c_fc, mlp_proj in blocks:
-                q, k, v = torch.addmm(c_attn[0], ln_1(x).to(dtype), c_attn[1]).view(n, 3, heads, 1, -1).unbind(1)
+                q, k, v = c_attn(ln_1(x).to(dtype)).view(n, 3, heads, 1, -1).unbind(1)
                 keys[:, :, s], values[:, :, s] = k[:, :, 0], v[:, :, 0]
                 a = F.scaled_dot_product_attention(q, keys[:, :, : s + 1], values[:, :, : s + 1], hidden_by[..., : s + 1])
-                x = x + torch.addmm(attn_proj[0], a.reshape(n, width), attn_proj[1])
-                h = act(torch.addmm(c_fc[0], ln_2(x).to(dtype), c_fc[1]))
-                x = x + torch.addmm(mlp_proj[0], h, mlp_proj[1])
-            completion.append(draw(body.ln_f(x).to(dtype) @ head))
+                x = x + attn_proj(a.reshape(n, width))
+                x = x + mlp_proj(act(c_fc(ln_2(x).to(dtype))))
+            completion.append(draw(head(body.ln_f(x).to(dtype))))
             position = position + 1
     return torch.cat(completion, 1)
+
+
+def affine(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    """x (rows, in) ↦ x @ weight + bias, for many x, without gradients.
+
+    On a processor that multiplies bfloat16 the weights are laid out once as its kernels read them, and not anew for each x. That is what
+    torch's compiler does too, by the same operations; torch has no public name for them, so without them it is the plain product.
+    """
+    laid_out = ("_reorder_linear_weight", "_linear_pointwise")
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and all(hasattr(torch.ops.mkldnn, name) for name in laid_out):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return partial(torch.addmm, bias, mat2=weight)
 
 
 def _is_plain_gpt2(model: PreTrainedModel) -> bool:
