@@ -172,6 +172,10 @@ class Parts(TorchDispatchMode):
             setattr(owner, name, original)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func.overloadpacket) == "mkldnn._linear_pointwise":  # by laid out weights, (out, in); alone it is counted as a plain one
+            x, weight = args[:2]
+            shapes = ((tuple(x.shape), x.stride(), x.dtype), (tuple(weight.shape)[::-1], (1, weight.shape[1]), x.dtype))
+            self.products[self.part][torch.ops.aten.mm.default, shapes] += 1
         if str(func.overloadpacket) in MATRIX:
             tensors = [a for a in args if isinstance(a, torch.Tensor)]
             self.products[self.part][func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)] += 1

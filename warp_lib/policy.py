@@ -186,7 +186,7 @@ def positions(mask: Tensor) -> Tensor:
 
 def masked(logits: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
     """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32."""
-    logits = logits.float() / temperature
+    logits = logits.to(torch.float32, copy=True).div_(temperature)
     logits[..., ends] = MASKED
     return logits
 
@@ -256,11 +256,11 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
 
     blocks = []
     for block, kept in zip(body.h, first.past_key_values.layers, strict=True):
-        keys, values = (t.new_empty(n, heads, prompt + new, width // heads, dtype=dtype) for t in (kept.keys, kept.values))
-        keys[:, :, :prompt], values[:, :, :prompt] = kept.keys, kept.values
+        cache = torch.empty(n, 2, heads, prompt + new, width // heads, dtype=dtype, device=tokens.device)  # keys and values
+        cache[:, 0, :, :prompt], cache[:, 1, :, :prompt] = kept.keys, kept.values
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         dense = [affine(layer.weight.to(dtype), layer.bias.to(dtype), n) for layer in layers]
-        blocks.append((block.ln_1, block.ln_2, block.mlp.act, keys, values, *dense))
+        blocks.append((block.ln_1, block.ln_2, block.mlp.act, cache, *dense))
     head = affine(model.lm_head.weight.to(dtype).T, torch.zeros(model.config.vocab_size, dtype=dtype, device=tokens.device), n)
     hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=tokens.device)
     hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, -torch.inf)
@@ -270,10 +270,11 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     with torch.autocast(tokens.device.type, enabled=False):
         for s in range(prompt, prompt + new - 1):
             x = body.wte.weight[completion[-1][:, 0]] + body.wpe.weight[position]
-            for ln_1, ln_2, act, keys, values, c_attn, attn_proj, c_fc, mlp_proj in blocks:
-                q, k, v = c_attn(ln_1(x).to(dtype)).view(n, 3, heads, 1, -1).unbind(1)
-                keys[:, :, s], values[:, :, s] = k[:, :, 0], v[:, :, 0]
-                a = F.scaled_dot_product_attention(q, keys[:, :, : s + 1], values[:, :, : s + 1], hidden_by[..., : s + 1])
+            for ln_1, ln_2, act, cache, c_attn, attn_proj, c_fc, mlp_proj in blocks:
+                qkv = c_attn(ln_1(x).to(dtype)).view(n, 3, heads, -1)
+                cache[:, :, :, s] = qkv[:, 1:]
+                keys, values = cache[:, :, :, : s + 1].unbind(1)
+                a = F.scaled_dot_product_attention(qkv[:, 0, :, None], keys, values, hidden_by[..., : s + 1])
                 x = x + attn_proj(a.reshape(n, width))
                 x = x + mlp_proj(act(c_fc(ln_2(x).to(dtype))))
             completion.append(draw(head(body.ln_f(x).to(dtype))))
