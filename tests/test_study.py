@@ -1,15 +1,20 @@
 """The study: units that run once and are kept whole; settings chosen on validation prompts; fronts compared on test prompts."""
 
 import json
+import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from warp_lib import outcomes, study
+from warp_lib.merging import interpolate
 from warp_lib.outcomes import chosen_trial, contrast, finished_seeds, highest, outcome
 from warp_lib.progress import Progress, Stopped
+from warp_lib.reinforce import Run
 from warp_lib.settings import PROFILES, Settings
 
 
@@ -69,14 +74,50 @@ def test_a_stopped_unit_leaves_nothing_behind(folder):
     assert not list(folder.rglob("*.json"))
 
 
-def test_every_arm_spends_the_same_completions():
-    """Guards: the rival of twice the batch taking twice the compute."""
-    spent = {}
+def test_merges_line_up_with_slerp(monkeypatch):
+    """With one angle for the model, SLERP of two runs is LERP made 1/cos(Ω/2) times as long: the same policy, told by its KL."""
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
+    experiment = study.Experiment(Settings.profile(**study.COMMON, name="study-test"))
+    found, record = study.by_merging(experiment, experiment.aligner(experiment.reward(Progress()), Progress()))
+    points = list(found)
+    (omega,) = [row["degrees"] for row in record["geometry"] if row["layer"] == "model"]
+    longer = 1 / math.cos(math.radians(omega) / 2)
+    by_name = {(point.method, point.eta): point.theta for point in points if point.eta}
+    sft = next(point.theta for point in points if point.method == "sft")
+    expected = interpolate(sft, by_name["lerp", 1.0], longer)
+    got = by_name["slerp-model", 1.0]
+    assert longer > 1.05 and all(torch.allclose(got[name], expected[name], atol=1e-6) for name in got)
+    assert len(points) == 1 + 4 * len(study.ETAS)
+
+
+def test_every_experiment_has_units_of_different_files(folder):
+    """Guards: two units that would write one file, settings that are refused only when their turn comes."""
+    for name in study.PRIMARY:
+        for trial in study.TRIALS:
+            keep(folder, "tuning", f"{name}-{trial}", 999, [(0, 0), (2, 1), (4, 1.5)])
+    units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 20 + 5 + 12 + 12 + 1 + 3
+
+
+def test_every_arm_spends_the_same_completions(monkeypatch):
+    """Guards: the rival of twice the batch taking twice the compute, or a path that is looked at more often."""
+    spent, seen = {}, {}
+    theta = {"w": torch.zeros(1)}
+
+    def align(init, seed, steps=None, keep_every=None):
+        steps = steps or s.steps
+        spent[name] = spent.get(name, 0) + steps * s.batch_size
+        along = {t: theta for t in range(keep_every, steps + 1, keep_every)} if keep_every else {}
+        return Run(theta, along, [{}] * steps, 1.0)
+
+    monkeypatch.setattr(study, "geometry", lambda *_: [])
     for name, arm in study.PRIMARY.items():
         s = Settings.profile(**study.COMMON | arm.changes)
-        total = Settings.profile(**study.COMMON).batch_size
-        spent[name] = s.iterations * s.runs * s.steps * (total if name != "warp" else s.batch_size)
-    assert set(spent.values()) == {400 * 64}
+        points, _ = arm.train(SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta), align)
+        found = list(points)
+        line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}
+        seen[name] = len(line) + len({(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "reinforce")}) - 1
+    assert set(spent.values()) == {400 * 64} and set(seen.values()) == {14}, (spent, seen)
 
 
 def test_unknown_experiments_are_named():
@@ -116,6 +157,12 @@ def test_contrast_is_the_difference_of_the_fronts(folder):
     assert contrast("e", "warp", ["strong"], high=5.0).by_seed[0].mean == pytest.approx(2.5 - 1.25, abs=1e-6)
     with pytest.raises(ValueError, match="no seed"):
         contrast("e", "warp", ["absent"], high=3.0)
+
+
+def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
+    keep(folder, "e", "reinforce-2b", 0, [(0, 0), (2, 1)])
+    keep(folder, "e", "reinforce", 1, [(0, 0), (2, 1)])
+    assert finished_seeds("e", ["reinforce"]) == [1] and finished_seeds("e", ["reinforce-2b"]) == [0]
 
 
 def test_single_runs_are_not_on_the_front(folder):

@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
         usage="python -m warp_lib study [EXPERIMENT …]",
     )  # fmt: skip
-    command.add_argument("experiment", nargs="*", help="of tuning and primary (default: both)")
+    command.add_argument(
+        "experiment", nargs="*", help="of tuning, primary, grid, merges (default: these, in order), anchors, duration, more-runs, restarts"
+    )
     command.set_defaults(run=study)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
@@ -84,11 +86,10 @@ def study(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"study takes names of experiments only, not {unknown[0]}.", 2)
     from .live import TerminalProgress
-    from .study import EXPERIMENTS
     from .study import run as run_study
 
     try:
-        run_study(args.experiment or list(EXPERIMENTS), TerminalProgress())
+        run_study(args.experiment, TerminalProgress())
     except ValueError as error:
         return say(error, 2)
     except KeyboardInterrupt:

@@ -27,13 +27,21 @@ class Outcome:
     scores: dict[str, np.ndarray]
     record: dict[str, Any]
 
-    def kl(self, split: str) -> np.ndarray:
-        """Mean KL to SFT of each point that a front may have, (points,), nats."""
-        return self._points(split)["kl"].to_numpy()
+    def points(self, split: str) -> pd.DataFrame:
+        """The rows that a front may have: the line to SFT, and the path that led to its end without WARP's single runs.
 
-    def reward(self, split: str) -> np.ndarray:
-        """r̃ of each point that a front may have and each prompt, (points, prompts)."""
-        return self.scores[f"{split}.reward"][self._points(split).index]
+        They are 14 different points for each method.
+        """
+        rows = self.rows[self.rows["split"] == split].reset_index(drop=True)
+        return rows[rows["method"] != "run"]
+
+    def kl(self, split: str) -> np.ndarray:
+        """Mean KL to SFT of each of these points, (points,), nats."""
+        return self.points(split)["kl"].to_numpy()
+
+    def reward(self, split: str, scorer: str = "reward") -> np.ndarray:
+        """r̃ of each of these points and each prompt, (points, prompts); or the score of a judge."""
+        return self.scores[f"{split}.{scorer}"][self.points(split).index]
 
     def front(self) -> list[int]:
         """The points that make the front, chosen on validation prompts."""
@@ -48,11 +56,6 @@ class Outcome:
         front = self.front()
         return shares(self.kl(split)[front], LOW, high) @ self.reward(split)[front]
 
-    def _points(self, split: str) -> pd.DataFrame:
-        """The line to SFT, and the path that led to its end without WARP's single runs: 14 different points for each method."""
-        rows = self.rows[self.rows["split"] == split].reset_index(drop=True)
-        return rows[rows["method"] != "run"]
-
 
 @cache
 def outcome(experiment: str, arm: str, seed: int) -> Outcome:
@@ -64,8 +67,9 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
 
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     """The seeds on which all of the arms have ended."""
-    seeds = [{int(file.stem.rpartition("-")[2]) for file in (FOLDER / experiment).glob(f"{arm}-*.json")} for arm in arms]
-    return sorted(set.intersection(*seeds))
+    files = {file.stem for file in (FOLDER / experiment).glob("*.json")}
+    ended = [{int(seed) for file in files if (seed := file.removeprefix(f"{arm}-")).isdigit()} for arm in arms]
+    return sorted(set.intersection(*ended))
 
 
 def trials(arm: str) -> dict[str, Outcome]:
@@ -86,6 +90,36 @@ def highest(arms: Iterable[str]) -> float:
     return math.floor(2 * min(trials(arm)[chosen_trial(arm)].reach("validation") for arm in arms)) / 2
 
 
+def trial_rows(arms: Iterable[str]) -> list[dict[str, Any]]:
+    """What the trials of each arm came to on validation prompts, a row each, with a mark at the one that is chosen."""
+    rows = []
+    for arm in arms:
+        found = trials(arm)
+        high = min(trial.reach("validation") for trial in found.values())
+        for name, trial in found.items():
+            given, end = trial.record["settings"], trial.front()[-1]
+            rows.append(
+                {
+                    "method": arm, "learning rate": f"{given['learning_rate']:g}", "β": f"{given['beta']:g}",
+                    "r̃ at its end": trial.reward("validation")[end].mean(), "KL at its end, nats": trial.kl("validation")[end],
+                    "mean r̃ along the front": trial.along_front("validation", high).mean(), "over KL, nats": f"{LOW:g} to {high:.2f}",
+                    "chosen": "yes" if name == chosen_trial(arm) else "",
+                }
+            )  # fmt: skip
+    return rows
+
+
+def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """Angles and norms of the runs' task vectors over the whole model, a row for each seed, iteration and pair of runs."""
+    rows = []
+    for seed in seeds:
+        for found in outcome(experiment, arm, seed).record["geometry"]:
+            if found["layer"] == "model":
+                place = {"seed": seed, "iteration": found["iteration"], "runs": f"{found['a']} and {found['b']}"}
+                rows.append(place | {"Ω, degrees": found["degrees"], "‖δ‖": found["norm_a"], "‖δ′‖": found["norm_b"]})
+    return rows
+
+
 @dataclass(frozen=True)
 class Contrast:
     """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high` on test prompts.
@@ -98,6 +132,15 @@ class Contrast:
     high: float
     by_seed: dict[int, Interval]
     over_seeds: Interval
+
+    @property
+    def verdict(self) -> str:
+        """What the interval over seeds allows to say."""
+        if self.over_seeds.n == 1:
+            return "and one seed cannot say whether that holds for the next"
+        if self.over_seeds.low <= 0 <= self.over_seeds.high:
+            return "which seeds cannot tell from none"
+        return f"so {self.arm}'s front is {'above' if self.over_seeds.low > 0 else 'below'}"
 
 
 def contrast(experiment: str, arm: str, rivals: list[str], high: float) -> Contrast:

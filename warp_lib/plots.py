@@ -145,6 +145,17 @@ def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[
     return figure
 
 
+def judged(outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[str, float]) -> go.Figure:
+    """A judge's score against the reward of each arm's points, on test prompts: where they part, the reward is exploited."""
+    figure = go.Figure()
+    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
+        x, y = (np.concatenate([one.reward("test", scorer).mean(1) for one in seeds]) for scorer in ("reward", judge))
+        figure.add_scatter(x=x, y=y, name=arm, mode="markers", marker=dict(color=colour, size=6), opacity=0.7)
+    mark_real_positive(figure.add_vline, real_positive, "bottom left")
+    figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=f"{judge} (SFT standard deviations)")
+    return figure
+
+
 def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
     """Differences with their 95% intervals, one below the other, and a line at 0. A difference of n = 1 has none."""
     figure = go.Figure()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from . import machine
 from .experiment import Experiment, Point, reinforce_points, warp_points
-from .merging import geometry
+from .merging import geometry, interpolate, lerp, slerp
 from .outcomes import FOLDER, TUNING_SEED, chosen_trial
 from .paths import ROOT, write_whole
 from .progress import Progress
@@ -31,6 +32,8 @@ from .store import save_tensors, write_json
 from .warp import warp
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of seed 0
+
+ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
 # All arms: the student report's T, a second judge, a front in steps of 0.1.
 COMMON = {"steps": 100, "judge_steps": 240, "front_points": 11}
@@ -50,11 +53,32 @@ def by_warp(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], di
 
 
 def by_reinforce(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], dict[str, Any]]:
-    """REINFORCE with as many completions as WARP samples, whatever its batch, kept at every quarter of its way."""
+    """REINFORCE with as many completions as all of WARP's runs sample, whatever its batch, kept as often as one of them ends."""
     s = experiment.settings
-    steps = s.iterations * s.runs * s.steps * Settings.profile(**COMMON).batch_size // s.batch_size
-    run = align(experiment.theta_sft, (s.seed, "reinforce"), steps=steps, keep_every=max(1, steps // 4))
+    of_one_run = max(1, s.steps * Settings.profile(**COMMON).batch_size // s.batch_size)
+    run = align(experiment.theta_sft, (s.seed, "reinforce"), steps=s.iterations * s.runs * of_one_run, keep_every=of_one_run)
     return reinforce_points(experiment.theta_sft, run, s), {}
+
+
+def by_merging(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], dict[str, Any]]:
+    """M runs from SFT, merged in every way for each M: the line from SFT through the merge and beyond.
+
+    Beyond, because SLERP of two runs is LERP made longer: along LERP's line η = 1/cos(Ω/2) is SLERP with one angle.
+    """
+    s, sft = experiment.settings, experiment.theta_sft
+    runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
+    merges = {"lerp": lerp} | {f"slerp-{per}": partial(slerp, per=per) for per in ("layer", "tensor", "model")}
+
+    def points() -> Iterator[Point]:
+        yield Point("sft", sft, 0, 0.0)
+        for m in range(2, s.runs + 1):
+            place = {"steps": m * s.steps, "seconds": sum(run.seconds for run in runs[:m]), "iteration": 1, "runs": m}
+            for name, merge in merges.items():
+                merged = merge(sft, [run.weights for run in runs[:m]])
+                for eta in ETAS:
+                    yield Point(name, interpolate(sft, merged, eta), eta=eta, **place)
+
+    return points(), {"geometry": [{"iteration": 1} | row for row in geometry(sft, [run.weights for run in runs])]}
 
 
 @dataclass(frozen=True)
@@ -106,30 +130,79 @@ def tuning() -> list[Unit]:
 
 
 def primary() -> list[Unit]:
-    """WARP against the better of two rivals of equal compute, each at the settings that tuning chose for it.
-
-    Raises ValueError before all trials have ended.
-    """
-    if left := [unit.title for unit in tuning() if not unit.finished]:
-        raise ValueError(f"primary has no settings before all trials have ended: run `python -m warp_lib study tuning` ({left[0]}).")
-    return [_unit("primary", name, arm, seed, TRIALS[chosen_trial(name)]) for seed in range(8) for name, arm in PRIMARY.items()]
+    """WARP against the better of two rivals of equal compute."""
+    return [_tuned("primary", name, arm, name, seed) for seed in range(8) for name, arm in PRIMARY.items()]
 
 
-EXPERIMENTS: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary}
+def grid() -> list[Unit]:
+    """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm passes through its smaller I."""
+    arms = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (2, 1, 3)}
+    arms["reinforce-900"] = Arm(by_reinforce, {"iterations": 3, "runs": 3})
+    return [_tuned("grid", name, arm, name.split("-")[0], seed) for seed in range(5) for name, arm in arms.items()]
+
+
+def merges() -> list[Unit]:
+    """SLERP against LERP, and against LERP made longer: M of 2 and 3, from the first runs of the grid."""
+    return [_tuned("merges", "warp-m3", Arm(by_merging, {"runs": 3}), "warp", seed) for seed in range(5)]
+
+
+def anchors() -> list[Unit]:
+    """REINFORCE with SFT as its fixed anchor (μ = 0) at β, β/3 and 0, and with an anchor ten times as quick."""
+    beta = TRIALS[_chosen("reinforce")]["beta"]
+    changes = {
+        "fixed": {"mu": 0.0},
+        "fixed-third": {"mu": 0.0, "beta": beta / 3},
+        "fixed-free": {"mu": 0.0, "beta": 0.0},
+        "quick": {"mu": 0.1},
+    }
+    return [_tuned("anchors", name, Arm(by_reinforce, c), "reinforce", seed) for seed in range(3) for name, c in changes.items()]
+
+
+def duration() -> list[Unit]:
+    """Runs half and twice as long, for both methods."""
+    arms = {f"{name}-t{t}": Arm(PRIMARY[name].train, {"steps": t}) for t in (50, 200) for name in ("warp", "reinforce")}
+    return [_tuned("duration", name, arm, name.split("-")[0], seed) for seed in range(3) for name, arm in arms.items()]
+
+
+def more_runs() -> list[Unit]:
+    """SLERP against LERP with up to five runs."""
+    return [_tuned("more-runs", "warp-m5", Arm(by_merging, {"runs": 5}), "warp", 0)]
+
+
+def restarts() -> list[Unit]:
+    """Other η between iterations; and M = 1, η = 1: four runs one after another, nothing averaged, anchor and optimiser restarted."""
+    changes = {"eta-0.3": {"eta": 0.3}, "eta-0.8": {"eta": 0.8}, "restarts": {"iterations": 4, "runs": 1, "eta": 1.0}}
+    return [_tuned("restarts", name, Arm(by_warp, c), "warp", 0) for name, c in changes.items()]
+
+
+NOW: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary, "grid": grid, "merges": merges}
+LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "duration": duration, "more-runs": more_runs, "restarts": restarts}
+EXPERIMENTS = NOW | LATER
 
 
 def _unit(experiment: str, name: str, arm: Arm, seed: int, given: dict[str, Any]) -> Unit:
-    return Unit(experiment, name, arm.train, Settings.profile(**COMMON | arm.changes | given, seed=seed, name="study"))
+    return Unit(experiment, name, arm.train, Settings.profile(**COMMON | given | arm.changes, seed=seed, name="study"))
+
+
+def _tuned(experiment: str, name: str, arm: Arm, like: str, seed: int) -> Unit:
+    """A unit at the learning rate and β that tuning chose for the arm `like` of the primary contrast."""
+    return _unit(experiment, name, arm, seed, TRIALS[_chosen(like)])
+
+
+def _chosen(arm: str) -> str:
+    if left := [unit.title for unit in tuning() if not unit.finished]:
+        raise ValueError(f"settings are chosen when all trials have ended: run `python -m warp_lib study tuning` first ({left[0]}).")
+    return chosen_trial(arm)
 
 
 # ------------------------------------------------------------------------------------------------------------ running them
 
 
 def run(names: list[str], progress: Progress) -> None:
-    """Run the units of the experiments `names` that have not ended yet, in order. Raises ValueError for an unknown experiment."""
+    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet. Raises ValueError for an unknown one."""
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise ValueError(f"there is no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}.")
-    for name in names:
+    for name in names or NOW:
         units = EXPERIMENTS[name]()
         for number, unit in enumerate(units, 1):
             if not unit.finished:
