@@ -34,7 +34,7 @@ $(STAMP): requirements.lock pyproject.toml
 report: setup ## run the whole report
 	$(BIN)/python -m warp_lib report $(ARGS)
 
-study: setup ## run what is left of the study's experiments (ARGS: tuning primary), about 7 minutes each unit
+study: setup ## run what is left of the study (ARGS: tuning primary grid …), ten minutes and more each unit
 	$(BIN)/python -m warp_lib study $(ARGS)
 
 test: setup ## run the tests

@@ -10,12 +10,13 @@ import torch
 from conftest import END, every_completion, padded, plain_log_probs, tiny_policy, token_ids
 from torch import Tensor
 
-import warp_lib.reinforce
+import warp_lib.aligner
 from warp_lib import machine
+from warp_lib.aligner import Run
 from warp_lib.checkpoint import Checkpoint
 from warp_lib.policy import Policy, masked
 from warp_lib.progress import Progress
-from warp_lib.reinforce import Run, batch, leave_one_out, policy_gradient_loss, reinforce
+from warp_lib.reinforce import batch, leave_one_out, policy_gradient_loss, reinforce
 from warp_lib.reward import Reward
 from warp_lib.settings import Settings
 from warp_lib.store import digest
@@ -194,7 +195,7 @@ def spy_on_anchor(monkeypatch) -> dict[str, torch.nn.Module]:
             modules.update(given)
             super().__init__(folder, given, optimisers)
 
-    monkeypatch.setattr(warp_lib.reinforce, "Checkpoint", Spy)
+    monkeypatch.setattr(warp_lib.aligner, "Checkpoint", Spy)
     return modules
 
 

@@ -14,6 +14,7 @@ import torch
 from test_reward import save_encoder, toy_reviews
 from torch import nn
 
+import warp_lib.aligner as aligner_module
 import warp_lib.evaluate as evaluate_module
 import warp_lib.reinforce as reinforce_module
 import warp_lib.reward as reward_module
@@ -204,7 +205,7 @@ def test_run_key(policy_folder):
         dict(prompts=PROMPTS[:-1]), dict(prompts=PROMPTS[::-1]), dict(reward=rewarded), dict(steps=5), dict(keep_every=None),
         dict(policy=other), *(dict(settings=Settings.profile(**TINY.asdict() | {n: v})) for n, v in moved.items()),
     ]  # fmt: skip
-    of = partial(key, reinforce_module, reinforce_module.reinforce)
+    of = partial(key, aligner_module, reinforce_module.reinforce)
     keys = [of(**base), *(of(**base | change) for change in changes)]
     assert len(set(keys)) == 1 + len(changes)
     elsewhere = dict(name="x", iterations=5, runs=5, eta=0.1, merge="lerp", slerp_per="model", test_prompts=9, front_points=9, seed=5)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import outcomes, study
+from warp_lib import outcomes, plots, study
+from warp_lib.aligner import Run
+from warp_lib.fronts import Interval
 from warp_lib.merging import interpolate
-from warp_lib.outcomes import chosen_trial, contrast, finished_seeds, highest, outcome
-from warp_lib.progress import Progress, Stopped
-from warp_lib.reinforce import Run
+from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
+from warp_lib.progress import Progress
 from warp_lib.settings import PROFILES, Settings
 
 
@@ -38,7 +39,7 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
     file.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
-    file.write_text("{}")
+    file.write_text(json.dumps({"settings": {"learning_rate": 1e-5, "beta": 0.3}, "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
@@ -49,7 +50,9 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
     monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.2}})
     monkeypatch.setattr(study, "PRIMARY", {n: study.PRIMARY[n] for n in ("warp", "reinforce")})
+    monkeypatch.setattr(study, "settle", lambda arms: {"high": 2.5, "chosen": dict.fromkeys(arms, "only")})  # in four steps nothing moves
     study.run(["tuning"], Progress())
+    assert settled() == {"high": 2.5, "chosen": {"warp": "only", "reinforce": "only"}}
     assert sorted(p.name for p in (folder / "tuning").glob("*.json")) == ["reinforce-only-999.json", "warp-only-999.json"]
     for arm in ("warp-only", "reinforce-only"):
         rows = pd.read_csv(folder / "tuning" / f"{arm}-999.csv")
@@ -64,14 +67,37 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     assert {one["point"] for one in record["completions"]} == set(range(len(pd.read_csv(folder / "tuning" / "warp-only-999.csv"))))
     monkeypatch.setattr(study, "run_unit", lambda *_: pytest.fail("a finished unit was run again"))
     study.run(["tuning"], Progress())
+    monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.3}})
+    with pytest.raises(ValueError, match="warp-only, seed 999 was run with beta=0.2, and is now listed with 0.3"):
+        study.run(["tuning"], Progress())
 
 
-def test_a_stopped_unit_leaves_nothing_behind(folder):
-    progress = Progress()
-    progress.stop.set()
-    with pytest.raises(Stopped):
-        study.run_unit(study.Unit("x", "warp", study.by_warp, Settings.profile("smoke", seed=12345)), progress)
-    assert not list(folder.rglob("*.json"))
+def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
+    """Guards: rows of one split read with the scores of the other."""
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+    unit = study.Unit("primary", "reinforce", study.by_reinforce, Settings.profile("smoke", name="study"))
+    study.run_unit(unit, Progress())
+    found = outcome("primary", "reinforce", 0)
+    for split in ("validation", "test"):
+        rows = found.points(split)
+        assert len(rows) == 1 + 3 + 3 and set(rows["split"]) == {split}  # after each of 4, 8, 12, 16 steps; a line of three
+        assert np.allclose(found.reward(split).mean(1), rows["reward"], atol=1e-5)
+        assert np.allclose(found.reward(split, "judge_tfidf").mean(1), rows["judge_tfidf"], atol=1e-5)
+    assert not np.allclose(found.reward("validation"), found.reward("test"))
+    reviews = {one["review"] for one in found.record["completions"]}
+    assert len(reviews) == 8 and {one["split"] for one in found.record["completions"]} == {"test"}
+
+
+def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
+    """Guards: a unit taken for finished because some of its files are there."""
+    unit = study.Unit("x", "warp", study.by_warp, Settings.profile("smoke", name="study"))
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            study.run_unit(unit, Progress())
+    assert [file.suffix for file in (folder / "x").iterdir()] == [".csv"] and not unit.finished
+    study.run_unit(unit, Progress())
+    assert unit.finished and finished_seeds("x", ["warp"]) == [0]
 
 
 def test_merges_line_up_with_slerp(monkeypatch):
@@ -92,11 +118,12 @@ def test_merges_line_up_with_slerp(monkeypatch):
 
 def test_every_experiment_has_units_of_different_files(folder):
     """Guards: two units that would write one file, settings that are refused only when their turn comes."""
-    for name in study.PRIMARY:
-        for trial in study.TRIALS:
-            keep(folder, "tuning", f"{name}-{trial}", 999, [(0, 0), (2, 1), (4, 1.5)])
+    (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": dict.fromkeys(study.PRIMARY, "b")}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 20 + 5 + 12 + 12 + 1 + 3
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + (10 + 4) + 5 + 12 + 12 + 1 + 3
+    given = {(u.settings.learning_rate, u.settings.beta) for u in units if u.experiment not in ("tuning", "anchors")}
+    assert given == {(study.TRIALS["b"]["learning_rate"], study.TRIALS["b"]["beta"])}
+    assert {unit.settings.held_out for unit in units if unit.experiment == "tuning"} == {"validation"}
 
 
 def test_every_arm_spends_the_same_completions(monkeypatch):
@@ -130,33 +157,106 @@ def test_primary_waits_for_its_settings(folder):
         study.run(["primary"], Progress())
 
 
-def test_trial_with_the_higher_front_on_validation_prompts_is_chosen(folder):
-    """Guards: test prompts choosing, or a trial winning by its reach alone."""
-    keep(folder, "tuning", "warp-a", 999, [(0, 0), (2, 1), (9, 1.1)], test=[(0, 0), (2, 5), (9, 9)])
-    keep(folder, "tuning", "warp-b", 999, [(0, 0), (2, 1.2), (4.7, 1.3)], test=[(0, 0), (2, 0), (4.7, 0)])
-    assert chosen_trial("warp") == "b"
+def test_settings_and_range_are_chosen_on_validation_prompts(folder):
+    """Guards: test prompts choosing, another window for each method, a trial chosen that does not reach it, a later trial moving it."""
+    misleading = [(0, 0), (2, 9), (9, 9)]
+    keep(folder, "tuning", "warp-a", 999, [(0, 0), (2, 1), (9, 1.1)], test=misleading)
+    keep(folder, "tuning", "warp-b", 999, [(0, 0), (2, 1.2), (4.7, 1.3)])
+    keep(folder, "tuning", "warp-c", 999, [(0, 0), (2, 5), (3, 5)])
     keep(folder, "tuning", "reinforce-a", 999, [(0, 0), (2, 1), (4.2, 1.1)])
-    keep(folder, "tuning", "reinforce-2b-a", 999, [(0, 0), (2, 1), (3, 1.1)])
-    assert highest(["warp"]) == 4.5 and highest(["warp", "reinforce"]) == 4.0 and highest(["reinforce-2b"]) == 3.0
+    # The best trials reach 9 and 4.2 nats, so the range ends at 4 - 0.5; warp-c does not get there.
+    expected = {"high": 3.5, "chosen": {"warp": "b", "reinforce": "a"}}
+    assert settle(["warp", "reinforce"]) == expected
+    with pytest.raises(ValueError, match="study tuning"):
+        settled()
+    (folder / "tuning.json").write_text(json.dumps(expected))
+    rows = trial_rows(["warp", "reinforce"])
+    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes"] and rows[2]["mean r̃ from 1 to 3.5 nats"] == "out of reach"
+    # By hand: from (1, 0.6) to (2, 1.2) to (3.5, 1.2 + 1.5 · 0.1 / 2.7).
+    assert rows[1]["mean r̃ from 1 to 3.5 nats"] == pytest.approx((0.9 + 1.5 * (1.2 + 0.75 * 0.1 / 2.7)) / 2.5, abs=1e-6)
+    keep(folder, "tuning", "slow-a", 999, [(0, 0), (1.4, 1)])
+    with pytest.raises(ValueError, match="reach too little"):
+        settle(["warp", "slow"])
 
 
 def test_contrast_is_the_difference_of_the_fronts(folder):
-    """Worked by hand: straight lines. Guards: points chosen on test prompts, extrapolation, a rival chosen for being weak."""
+    """Worked by hand: straight lines. Guards: points or the rival chosen on test prompts, seeds counted that are not whole."""
     for seed, lift in ((0, 0.0), (1, 0.2)):
-        # On validation prompts the point at (2, 0) is beaten; on test prompts it would look best.
+        # On validation prompts the point at (2, -0.1) is beaten; on test prompts it would look best.
         keep(folder, "e", "warp", seed, [(0, 0), (2, -0.1), (4, 4)], test=[(0, 0), (2, 9 + lift), (4, 4 + lift)])
-        keep(folder, "e", "weak", seed, [(0, 0), (6, 1)])
+        keep(folder, "e", "weak", seed, [(0, 0), (6, 1)], test=[(0, 0), (6, 30)])
         keep(folder, "e", "strong", seed, [(0, 0), (6, 3)])
     keep(folder, "e", "warp", 2, [(0, 0), (4, 4)])  # its rivals have not finished
     found = contrast("e", "warp", ["weak", "strong"], high=3.0)
-    assert found.rival == "strong" and finished_seeds("e", ["warp", "weak", "strong"]) == [0, 1]
+    assert found.rival == "strong" and finished_seeds("e", ["warp", "weak", "strong"]) == [0, 1] and not found.short
     # From 1 to 3 nats: WARP's line has slope 1 (seed 1: 1.05), the rival's 0.5, both through 0.
     assert [found.by_seed[k].mean for k in (0, 1)] == pytest.approx([1.0, 1.1], abs=1e-6)
     assert found.over_seeds.mean == pytest.approx(1.05) and found.over_seeds.n == 2
-    # Beyond what WARP reaches, both are compared as far as it goes: from 1 to 4.
-    assert contrast("e", "warp", ["strong"], high=5.0).by_seed[0].mean == pytest.approx(2.5 - 1.25, abs=1e-6)
+    # Every prompt has the same difference, so over prompts it is certain; over two seeds 0.1 apart it is not.
+    assert found.over_prompts.low == pytest.approx(1.05, abs=1e-6) and found.over_seeds.low < 0.5
     with pytest.raises(ValueError, match="no seed"):
         contrast("e", "warp", ["absent"], high=3.0)
+
+
+def test_a_front_that_ends_early_shortens_its_seed_and_says_so(folder):
+    """Guards: extrapolation; a rival's window of its own."""
+    keep(folder, "e", "warp", 0, [(0, 0), (4, 4)])
+    keep(folder, "e", "rival", 0, [(0, 0), (6, 3)])
+    found = contrast("e", "warp", ["rival"], high=5.0)
+    assert found.short == {0: 4.0} and found.by_seed[0].mean == pytest.approx(2.5 - 1.25, abs=1e-6)  # from 1 to 4
+    # A point of more KL and no more reward is no front, but a front is no shorter for it: it keeps its reward.
+    keep(folder, "f", "warp", 0, [(0, 0), (4, 4), (8, 4)])
+    keep(folder, "f", "rival", 0, [(0, 0), (8, 4)])
+    found = contrast("f", "warp", ["rival"], high=6.0)
+    assert not found.short and found.by_seed[0].mean == pytest.approx((1.5 * 1 + 2.5 + 3.5 + 4 * 2) / 5 - 1.75, abs=1e-6)
+
+
+def test_units_of_different_reward_models_are_not_compared(folder):
+    keep(folder, "e", "warp", 0, [(0, 0), (4, 4)])
+    keep(folder, "e", "rival", 0, [(0, 0), (6, 3)])
+    file = folder / "e" / "rival-0.json"
+    file.write_text(file.read_text().replace("1.4", "1.5"))
+    with pytest.raises(ValueError, match="different reward models"):
+        contrast("e", "warp", ["rival"], high=3.0)
+
+
+@pytest.mark.parametrize(
+    "seeds, prompts, words",
+    [
+        ((0.1, 0.05, 0.15, 8), (0.1, 0.02, 0.18, 100), "above"),
+        ((0.1, 0.05, 0.15, 8), (0.1, -0.02, 0.22, 100), "cannot be told"),
+        ((0.1, -0.05, 0.25, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),
+        ((-0.1, -0.15, -0.05, 8), (-0.1, -0.18, -0.02, 100), "below"),
+        ((0.1, math.nan, math.nan, 1), (0.1, 0.02, 0.18, 100), "one seed cannot say"),
+    ],
+)
+def test_a_verdict_needs_seeds_and_prompts(seeds, prompts, words):
+    found = Contrast("warp", "rival", 3.0, {}, Interval(*seeds), Interval(*prompts), {})
+    assert words in found.verdict
+
+
+def test_figures_show_what_is_compared(folder):
+    """Guards: a zigzag where test prompts order the points otherwise, a judge's column taken for another."""
+    keep(folder, "e", "warp", 0, [(0, 0), (2, 1), (2.1, 1.5)], test=[(0, 0), (3, 1), (2, 1.5)])
+    rows = pd.read_csv(folder / "e" / "warp-0.csv").assign(seed=0)
+    rows.to_csv(folder / "e" / "warp-0.csv", index=False)
+    scores = load_file(folder / "e" / "warp-0.safetensors")
+    save_file(scores | {"test.judge": scores["test.reward"] * 2}, folder / "e" / "warp-0.safetensors")
+    one, band = outcome("e", "warp", 0), {"mean": 0.3, "p99": 1.4}
+    line = plots.fronts({"warp": [one]}, 2.5, band).data[0]
+    assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
+    points, alike = plots.judged({"warp": [one]}, "judge", band).data
+    assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(alike.y)
+    forest = plots.intervals({"seed 0": Interval(0.2, 0.1, 0.3, 100), "over seeds": Interval(0.2, math.nan, math.nan, 1)}, "x").data[0]
+    assert list(forest.x) == [0.2, 0.2] and list(forest.error_x.array) == pytest.approx([0.1, 0])
+
+
+def test_angles_are_the_models(folder):
+    keep(folder, "e", "warp", 0, [(0, 0), (2, 1)])
+    row = {"iteration": 1, "a": 1, "b": 2, "degrees": 80.0, "norm_a": 1.0, "norm_b": 2.0}
+    record = {"geometry": [row | {"layer": "h.0", "degrees": 10.0}, row | {"layer": "model"}]}
+    (folder / "e" / "warp-0.json").write_text(json.dumps(record))
+    assert angle_rows("e", "warp", [0]) == [{"seed": 0, "iteration": 1, "runs": "1 and 2", "Ω, degrees": 80.0, "‖δ‖": 1.0, "‖δ′‖": 2.0}]
 
 
 def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):

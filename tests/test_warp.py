@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import tiny_policy, token_ids
 
+from warp_lib.aligner import Run
 from warp_lib.merging import Weights, angle, interpolate, lerp, slerp, task_vector
 from warp_lib.progress import Progress
-from warp_lib.reinforce import Run, reinforce
+from warp_lib.reinforce import reinforce
 from warp_lib.reward import Reward
 from warp_lib.settings import Settings
 from warp_lib.store import digest

@@ -10,13 +10,14 @@ import pandas as pd
 from torch import Tensor
 
 from . import machine, merging
+from .aligner import Aligner, Run
 from .evaluate import Evaluation, evaluate, language_loss
 from .merging import Weights, interpolate
 from .paths import folder
 from .plots import Table
 from .policy import PROMPT_TOKENS, Policy
 from .progress import Progress
-from .reinforce import Aligner, Run, reinforce
+from .reinforce import reinforce
 from .results import write_results
 from .reviews import Reviews, load_reviews
 from .reward import Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 
 def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
@@ -55,7 +55,7 @@ class Interval:
     def of(cls, differences: Sequence[float]) -> "Interval":
         """The interval of independent differences, one a seed (or one a prompt)."""
         x = np.asarray(differences, dtype=float)
-        half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         return cls(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
     def __str__(self) -> str:

@@ -28,10 +28,7 @@ class Outcome:
     record: dict[str, Any]
 
     def points(self, split: str) -> pd.DataFrame:
-        """The rows that a front may have: the line to SFT, and the path that led to its end without WARP's single runs.
-
-        They are 14 different points for each method.
-        """
+        """The rows that a front may have: all but WARP's single runs. 14 different points for each arm of the primary contrast."""
         rows = self.rows[self.rows["split"] == split].reset_index(drop=True)
         return rows[rows["method"] != "run"]
 
@@ -48,13 +45,25 @@ class Outcome:
         return pareto(self.kl("validation"), self.reward("validation").mean(1))
 
     def reach(self, split: str) -> float:
-        """The largest KL on the front, nats."""
-        return self.kl(split)[self.front()].max()
+        """The largest KL of its points, nats."""
+        return self.kl(split).max()
+
+    def line(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The front as KL, (points,), in increasing order, and r̃ of each prompt, (points, prompts).
+
+        Up to the largest KL of any point it keeps its last reward: who may spend more can still take the policy that spends less.
+        """
+        front = np.array(self.front())
+        front = front[np.argsort(self.kl(split)[front], kind="stable")]
+        kl, reward = self.kl(split)[front], self.reward(split)[front]
+        if self.reach(split) > kl[-1]:
+            kl, reward = np.append(kl, self.reach(split)), np.concatenate([reward, reward[-1:]])
+        return kl, reward
 
     def along_front(self, split: str, high: float) -> np.ndarray:
         """Each prompt's mean r̃ over KL from `LOW` to `high` nats along the front, (prompts,)."""
-        front = self.front()
-        return shares(self.kl(split)[front], LOW, high) @ self.reward(split)[front]
+        kl, reward = self.line(split)
+        return shares(kl, LOW, high) @ reward
 
 
 @cache
@@ -78,32 +87,47 @@ def trials(arm: str) -> dict[str, Outcome]:
     return {file.stem.split("-")[-2]: outcome("tuning", file.stem.removesuffix(f"-{TUNING_SEED}"), TUNING_SEED) for file in files}
 
 
-def chosen_trial(arm: str) -> str:
-    """The trial of an arm with the highest mean reward along its front, on validation prompts, as far as all its trials reach."""
-    found = trials(arm)
-    high = min(trial.reach("validation") for trial in found.values())
-    return max(found, key=lambda name: found[name].along_front("validation", high).mean())
+def settle(arms: Iterable[str]) -> dict[str, Any]:
+    """What the finished trials decide: K*, and the trial of each arm.
+
+    K* is where comparisons end: half a nat below the KL that every arm reaches with one of its trials, in halves. The trial of an arm is
+    the one with the highest mean r̃ along its front from `LOW` to K*, on validation prompts, of those that reach it.
+
+    Raises ValueError when no range is left.
+    """
+    found = {arm: trials(arm) for arm in arms}
+    reaches = {arm: max(trial.reach("validation") for trial in by_name.values()) for arm, by_name in found.items()}
+    high = math.floor(2 * min(reaches.values())) / 2 - 0.5
+    if high <= LOW:
+        raise ValueError(f"the trials reach too little KL to compare anything from {LOW:g} nats on: {reaches}.")
+    chosen = {}
+    for arm, by_name in found.items():
+        able = {name: trial.along_front("validation", high).mean() for name, trial in by_name.items() if trial.reach("validation") >= high}
+        chosen[arm] = max(able, key=able.get)
+    return {"high": high, "chosen": chosen}
 
 
-def highest(arms: Iterable[str]) -> float:
-    """K*: the KL up to which fronts are compared, nats: as far as the chosen trial of every arm reaches, in halves."""
-    return math.floor(2 * min(trials(arm)[chosen_trial(arm)].reach("validation") for arm in arms)) / 2
+def settled() -> dict[str, Any]:
+    """What `settle` decided when tuning ended, kept so that nothing later can move it. Raises ValueError before that."""
+    try:
+        return json.loads((FOLDER / "tuning.json").read_text())
+    except FileNotFoundError:
+        raise ValueError("settings are chosen when all trials have ended: run `python -m warp_lib study tuning` first.") from None
 
 
 def trial_rows(arms: Iterable[str]) -> list[dict[str, Any]]:
     """What the trials of each arm came to on validation prompts, a row each, with a mark at the one that is chosen."""
-    rows = []
+    rows, high = [], settled()["high"]
     for arm in arms:
-        found = trials(arm)
-        high = min(trial.reach("validation") for trial in found.values())
-        for name, trial in found.items():
-            given, end = trial.record["settings"], trial.front()[-1]
+        for name, trial in trials(arm).items():
+            given, end = trial.record["settings"], int(trial.kl("validation").argmax())
+            reaches = trial.reach("validation") >= high
             rows.append(
                 {
                     "method": arm, "learning rate": f"{given['learning_rate']:g}", "β": f"{given['beta']:g}",
-                    "r̃ at its end": trial.reward("validation")[end].mean(), "KL at its end, nats": trial.kl("validation")[end],
-                    "mean r̃ along the front": trial.along_front("validation", high).mean(), "over KL, nats": f"{LOW:g} to {high:.2f}",
-                    "chosen": "yes" if name == chosen_trial(arm) else "",
+                    "largest KL, nats": trial.kl("validation")[end], "r̃ there": trial.reward("validation")[end].mean(),
+                    f"mean r̃ from {LOW:g} to {high:g} nats": trial.along_front("validation", high).mean() if reaches else "out of reach",
+                    "chosen": "yes" if name == settled()["chosen"][arm] else "",
                 }
             )  # fmt: skip
     return rows
@@ -124,7 +148,9 @@ def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str
 class Contrast:
     """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high` on test prompts.
 
-    by_seed: seed → its interval over prompts; over_seeds: of the seeds' means.
+    by_seed: seed → its interval over prompts, with the points' KL taken as known. over_seeds: of the seeds' means, over training runs on
+    the same prompts; over_prompts: of the prompts' means, over prompts with the same runs. short: seed → where its comparison ends instead
+    of at `high`, because one of the fronts does.
     """
 
     arm: str
@@ -132,32 +158,44 @@ class Contrast:
     high: float
     by_seed: dict[int, Interval]
     over_seeds: Interval
+    over_prompts: Interval
+    short: dict[int, float]
 
     @property
     def verdict(self) -> str:
-        """What the interval over seeds allows to say."""
+        """What the intervals allow to say: a side needs both, over seeds and over prompts."""
         if self.over_seeds.n == 1:
             return "and one seed cannot say whether that holds for the next"
-        if self.over_seeds.low <= 0 <= self.over_seeds.high:
-            return "which seeds cannot tell from none"
-        return f"so {self.arm}'s front is {'above' if self.over_seeds.low > 0 else 'below'}"
+        both = (self.over_seeds, self.over_prompts)
+        side = "above" if all(i.low > 0 for i in both) else "below" if all(i.high < 0 for i in both) else None
+        return f"so {self.arm}'s front is {side}" if side else "which cannot be told from none"
 
 
 def contrast(experiment: str, arm: str, rivals: list[str], high: float) -> Contrast:
     """An arm against the better of its rivals, the one whose front is higher on validation prompts, over the seeds that all have finished.
 
-    A seed on which a front ends before `high` is compared as far as both reach. Raises ValueError when no seed is finished.
+    A seed on which one of the fronts ends before `high` is compared as far as all of them reach. Raises ValueError when no seed is
+    finished, or when units were scored by different reward models.
     """
-    seeds = finished_seeds(experiment, [arm, *rivals])
+    arms = [arm, *rivals]
+    seeds = finished_seeds(experiment, arms)
     if not seeds:
-        raise ValueError(f"no seed of {experiment} has finished all of {arm}, {', '.join(rivals)}.")
+        raise ValueError(f"no seed of {experiment} has finished all of {', '.join(arms)}.")
+    if len({json.dumps(outcome(experiment, name, seed).record["real_positive"]) for name in arms for seed in seeds}) > 1:
+        raise ValueError(f"the units of {experiment} were scored by different reward models, and cannot be compared.")
 
-    def difference(a: str, b: str, seed: int, split: str) -> np.ndarray:
-        ours, theirs = outcome(experiment, a, seed), outcome(experiment, b, seed)
-        top = min(high, ours.reach(split), theirs.reach(split))
-        return ours.along_front(split, top) - theirs.along_front(split, top)
+    def end(seed: int) -> float:
+        return min(high, *(outcome(experiment, name, seed).reach(split) for name in arms for split in ("validation", "test")))
 
-    rival = min(rivals, key=lambda name: np.mean([difference(arm, name, seed, "validation").mean() for seed in seeds]))
-    by_prompt = {seed: difference(arm, rival, seed, "test") for seed in seeds}
+    ends = {seed: end(seed) for seed in seeds}
+
+    def score(name: str, seed: int, split: str) -> np.ndarray:
+        return outcome(experiment, name, seed).along_front(split, ends[seed])
+
+    rival = max(rivals, key=lambda name: np.mean([score(name, seed, "validation").mean() for seed in seeds]))
+    by_prompt = {seed: score(arm, seed, "test") - score(rival, seed, "test") for seed in seeds}
     by_seed = {seed: Interval.of(values) for seed, values in by_prompt.items()}
-    return Contrast(arm, rival, high, by_seed, Interval.of([i.mean for i in by_seed.values()]))
+    return Contrast(
+        arm, rival, high, by_seed, over_seeds=Interval.of([i.mean for i in by_seed.values()]),
+        over_prompts=Interval.of(np.mean(list(by_prompt.values()), axis=0)), short={s: end for s, end in ends.items() if end < high},
+    )  # fmt: skip

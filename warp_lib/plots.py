@@ -131,11 +131,9 @@ def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[
     figure = go.Figure()
     for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
         for k, one in enumerate(seeds):
-            front = one.front()
-            reward = one.reward("test")[front]
-            error = dict(array=2 * reward.std(1, ddof=1) / np.sqrt(reward.shape[1]), color=colour, thickness=1, width=0)
+            kl, reward = one.line("test")
             figure.add_scatter(
-                x=one.kl("test")[front], y=reward.mean(1), error_y=error, name=arm, legendgroup=arm, showlegend=not k,
+                x=kl, y=reward.mean(1), error_y=_two_errors(reward, colour), name=arm, legendgroup=arm, showlegend=not k,
                 mode="lines+markers", marker=dict(size=5), line=dict(color=colour, width=1.5), opacity=0.8,
                 hovertemplate=f"{html.escape(arm)}, seed {one.rows['seed'].iloc[0]}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
@@ -146,14 +144,24 @@ def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[
 
 
 def judged(outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[str, float]) -> go.Figure:
-    """A judge's score against the reward of each arm's points, on test prompts: where they part, the reward is exploited."""
+    """A judge's score against the reward of each arm's points, on test prompts, and the line on which both rise alike."""
     figure = go.Figure()
     for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
-        x, y = (np.concatenate([one.reward("test", scorer).mean(1) for one in seeds]) for scorer in ("reward", judge))
-        figure.add_scatter(x=x, y=y, name=arm, mode="markers", marker=dict(color=colour, size=6), opacity=0.7)
+        x, y = (np.concatenate([one.reward("test", scorer) for one in seeds]) for scorer in ("reward", judge))
+        figure.add_scatter(
+            x=x.mean(1), y=y.mean(1), error_x=_two_errors(x, colour), error_y=_two_errors(y, colour), name=arm, mode="markers",
+            marker=dict(color=colour, size=6), opacity=0.7,
+        )  # fmt: skip
+    ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), name="both alike")
     mark_real_positive(figure.add_vline, real_positive, "bottom left")
     figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=f"{judge} (SFT standard deviations)")
     return figure
+
+
+def _two_errors(scores: np.ndarray, colour: str) -> dict:
+    """Whiskers of ±2 standard errors over prompts, from scores (points, prompts)."""
+    return dict(array=2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1]), color=colour, thickness=1, width=0)
 
 
 def intervals(rows: dict[str, Interval], title: str) -> go.Figure:

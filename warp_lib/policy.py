@@ -51,6 +51,23 @@ class Rollouts:
         """The same rollouts, at most `size` at a time."""
         return [Rollouts(t, m, self.new) for t, m in zip(self.tokens.split(size), self.mask.split(size), strict=True)]
 
+    def rows(self, chosen: Tensor) -> "Rollouts":
+        """Some of them, by number."""
+        return Rollouts(self.tokens[chosen], self.mask[chosen], self.new)
+
+    def to(self, device: torch.device) -> "Rollouts":
+        """The same rollouts on a device."""
+        return Rollouts(self.tokens.to(device), self.mask.to(device), self.new)
+
+
+def together(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rollouts of completions of one length as one, those of shorter prompts padded on the left."""
+    widest = max(part.tokens.shape[1] for part in parts)
+    tokens, mask = (
+        torch.cat([F.pad(getattr(part, name), (widest - part.tokens.shape[1], 0)) for part in parts]) for name in ("tokens", "mask")
+    )
+    return Rollouts(tokens, mask, parts[0].new)
+
 
 class Policy:
     """A causal language model with its tokenizer, on the machine's device. Its weights are float32 and can be exchanged with `load`."""

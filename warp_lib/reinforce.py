@@ -1,39 +1,21 @@
 """REINFORCE with a moving anchor: the inner loop of WARP (paper, Algorithm 1, lines 3 to 10), and by itself the baseline."""
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from . import machine
-from .checkpoint import Checkpoint
+from .aligner import SFT_EVERY, Run, Seed, train
 from .merging import Weights
 from .policy import Policy
 from .progress import Progress
 from .reward import Reward
 from .seeds import numpy_stream, torch_stream
 from .settings import Settings
-from .store import digest, remember, save_tensors
-
-WARM_UP = 10  # steps in which the learning rate rises to its value
-SFT_EVERY = 5  # steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
-Seed = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained policy: its weights, those along the way (step → weights), the history of its steps, the seconds it took when it ran."""
-
-    weights: Weights
-    along: dict[int, Weights]
-    history: list[dict[str, float]]
-    seconds: float
+from .store import digest
 
 
 def reinforce(
@@ -55,49 +37,26 @@ def reinforce(
         settings: max_new_tokens, temperature, batch_size, completions_per_prompt, baseline, learning_rate, beta, mu; steps unless given.
         keep_every: keep the weights along the way every so many steps.
     """
-    s, steps, role = settings, steps or settings.steps, " · ".join(map(str, seed[1:]))
-    used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "learning_rate", "beta", "mu")
-    inputs = {n: getattr(s, n) for n in used} | {
-        "policy": policy.identity, "init": digest(theta_init), "sft": digest(theta_sft), "prompts": digest(list(map(list, prompts))),
-        "reward": reward.identity, "seed": list(seed), "steps": steps, "keep_every": keep_every,
-    }  # fmt: skip
+    s = settings
+    used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "beta")
+    inputs = {n: getattr(s, n) for n in used} | {"prompts": digest(list(map(list, prompts))), "reward": reward.identity}
 
-    def make(folder) -> dict[str, Any]:
-        learner, anchor, sft = policy.load(theta_init), policy.clone(), policy.clone().load(theta_sft)
-        optimiser = torch.optim.AdamW(learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True)
-        update_anchor = get_ema_multi_avg_fn(decay=1 - s.mu)
-        checkpoint = Checkpoint(folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser])
-        for t in checkpoint.steps(progress, steps, role):
-            began = time.perf_counter()
-            x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
-            y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()))
-            r = reward(learner.texts(y)).to(machine.device())
-            with machine.autocast():
-                log_pi = learner.log_probs(y, s.temperature).sum(1)
-                with torch.no_grad():
-                    kl = log_pi - anchor.log_probs(y, s.temperature).sum(1)
-                    numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.log_probs(y, s.temperature).sum(1)).mean().item()}
-            r_beta = r - s.beta * kl
-            loss = policy_gradient_loss(log_pi, r_beta, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
-            optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    def loss(t: int, learner: Policy, anchor: Policy, sft: Policy) -> tuple[Tensor, dict[str, float]]:
+        x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
+        y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()))
+        r = reward(learner.texts(y)).to(machine.device())
+        with machine.autocast():
+            log_pi = learner.log_probs(y, s.temperature).sum(1)
             with torch.no_grad():
-                update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
-            if keep_every and (t + 1) % keep_every == 0:
-                save_tensors(folder / f"step-{t + 1}.safetensors", learner.weights())
-            numbers |= {"reward": r.mean().item(), "kl_anchor": kl.mean().item()}
-            progress.log(**numbers)
-            checkpoint.history.append(numbers | {"seconds": time.perf_counter() - began})
-        save_tensors(folder / "policy.safetensors", learner.weights())
-        checkpoint.remove()
-        return {"history": checkpoint.history}
+                kl = log_pi - anchor.log_probs(y, s.temperature).sum(1)
+                numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.log_probs(y, s.temperature).sum(1)).mean().item()}
+        value = policy_gradient_loss(log_pi, r - s.beta * kl, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
+        return value, numbers | {"reward": r.mean().item(), "kl_anchor": kl.mean().item()}
 
-    entry = remember("run", inputs, make)
-    history = entry.record["history"]
-    along = {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)} if keep_every else {}
-    return Run(entry.tensors("policy"), along, history, sum(row["seconds"] for row in history))
+    return train(
+        loss, inputs, theta_init, seed, policy=policy, theta_sft=theta_sft, settings=s, steps=steps or s.steps, keep_every=keep_every,
+        progress=progress,
+    )  # fmt: skip
 
 
 def policy_gradient_loss(log_pi: Tensor, r_beta: Tensor, per_prompt: int | None) -> Tensor:
@@ -135,7 +94,3 @@ def batch(prompts: Sequence[Sequence[int]], size: int, per_prompt: int, seed: Se
 @lru_cache(maxsize=4)
 def _order(count: int, seed: Seed, epoch: int) -> np.ndarray:
     return numpy_stream(*seed, "prompts", epoch).permutation(count)
-
-
-Aligner = Callable[[Weights, Seed], Run]
-"""What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` with the rest bound is one."""

@@ -53,6 +53,10 @@ class Settings:
         0.01, "μ: share of the policy that enters the EMA anchor each step (0: the anchor stays at the initialisation)", 0.0, 1.0
     )
 
+    # DPO, in REINFORCE's place: β, μ, learning rate, T and batch size (two completions a pair) are the same settings.
+    pair_prompts: int = knob(256, "prompts whose completions are ranked and paired before each iteration", 1)
+    pair_completions: int = knob(4, "completions of each of these prompts", 2)
+
     # WARP.
     iterations: int = knob(2, "I: WARP iterations", 1)
     runs: int = knob(2, "M: independent runs merged in each iteration", 1)

@@ -4,6 +4,7 @@ An experiment compares arms, each a way to train with its settings; a unit is on
 validation prompts, which choose (trials, points of a front), and on test prompts, which count.
 """
 
+import json
 import platform
 import shlex
 import subprocess
@@ -20,15 +21,15 @@ import pandas as pd
 import torch
 
 from . import machine
+from .aligner import Aligner
 from .experiment import Experiment, Point, reinforce_points, warp_points
 from .merging import geometry, interpolate, lerp, slerp
-from .outcomes import FOLDER, TUNING_SEED, chosen_trial
+from .outcomes import FOLDER, TUNING_SEED, settle, settled
 from .paths import ROOT, write_whole
 from .progress import Progress
-from .reinforce import Aligner
 from .results import COLUMNS
 from .settings import Settings
-from .store import save_tensors, write_json
+from .store import digest, save_tensors, write_json
 from .warp import warp
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of seed 0
@@ -37,6 +38,18 @@ ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
 # All arms: the student report's T, a second judge, a front in steps of 0.1.
 COMMON = {"steps": 100, "judge_steps": 240, "front_points": 11}
+
+
+def _commit() -> str:
+    """The repository's commit, with a + where files were changed since; "unknown" outside a repository."""
+    try:
+        said = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, cwd=ROOT, check=False)
+    except OSError:
+        return "unknown"
+    return said.stdout.strip() or "unknown"
+
+
+COMMIT = _commit()  # of the code that is loaded; the files may change while it runs
 
 Train = Callable[[Experiment, Aligner], tuple[Iterator[Point], dict[str, Any]]]
 """Trains an arm: its checkpoints to evaluate, and what else goes into its record."""
@@ -105,7 +118,13 @@ class Unit:
 
     @property
     def finished(self) -> bool:
-        return self.file.exists()
+        """Whether it has ended. Raises ValueError when what it left was made with other settings."""
+        if not self.file.exists():
+            return False
+        recorded, now = json.loads(self.file.read_text())["settings"], self.settings.asdict()
+        if odd := [name for name, value in recorded.items() if name in now and now[name] != value]:
+            raise ValueError(f"{self.title} was run with {odd[0]}={recorded[odd[0]]}, and is now listed with {now[odd[0]]}.")
+        return True
 
     @property
     def title(self) -> str:
@@ -135,10 +154,14 @@ def primary() -> list[Unit]:
 
 
 def grid() -> list[Unit]:
-    """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm passes through its smaller I."""
-    arms = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (2, 1, 3)}
-    arms["reinforce-900"] = Arm(by_reinforce, {"iterations": 3, "runs": 3})
-    return [_tuned("grid", name, arm, name.split("-")[0], seed) for seed in range(5) for name, arm in arms.items()]
+    """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm passes through its smaller I.
+
+    The outer cells, which cost most, on two seeds.
+    """
+    inner = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (1, 2)}
+    outer = {"warp-m3": Arm(by_warp, {"iterations": 3, "runs": 3}), "reinforce-900": Arm(by_reinforce, {"iterations": 3, "runs": 3})}
+    arms = [(name, arm, seed) for many, seeds in ((inner, 5), (outer, 2)) for seed in range(seeds) for name, arm in many.items()]
+    return [_tuned("grid", name, arm, name.split("-")[0], seed) for name, arm, seed in arms]
 
 
 def merges() -> list[Unit]:
@@ -148,7 +171,7 @@ def merges() -> list[Unit]:
 
 def anchors() -> list[Unit]:
     """REINFORCE with SFT as its fixed anchor (μ = 0) at β, β/3 and 0, and with an anchor ten times as quick."""
-    beta = TRIALS[_chosen("reinforce")]["beta"]
+    beta = TRIALS[settled()["chosen"]["reinforce"]]["beta"]
     changes = {
         "fixed": {"mu": 0.0},
         "fixed-third": {"mu": 0.0, "beta": beta / 3},
@@ -186,13 +209,7 @@ def _unit(experiment: str, name: str, arm: Arm, seed: int, given: dict[str, Any]
 
 def _tuned(experiment: str, name: str, arm: Arm, like: str, seed: int) -> Unit:
     """A unit at the learning rate and β that tuning chose for the arm `like` of the primary contrast."""
-    return _unit(experiment, name, arm, seed, TRIALS[_chosen(like)])
-
-
-def _chosen(arm: str) -> str:
-    if left := [unit.title for unit in tuning() if not unit.finished]:
-        raise ValueError(f"settings are chosen when all trials have ended: run `python -m warp_lib study tuning` first ({left[0]}).")
-    return chosen_trial(arm)
+    return _unit(experiment, name, arm, seed, TRIALS[settled()["chosen"][like]])
 
 
 # ------------------------------------------------------------------------------------------------------------ running them
@@ -208,6 +225,8 @@ def run(names: list[str], progress: Progress) -> None:
             if not unit.finished:
                 print(f"[{number}/{len(units)}] {unit.title}", flush=True)
                 run_unit(unit, progress)
+        if name == "tuning" and not (FOLDER / "tuning.json").exists():
+            write_json(FOLDER / "tuning.json", settle(PRIMARY))
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
@@ -234,17 +253,12 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     write_whole(unit.file.with_suffix(".csv"), pd.DataFrame(rows).reindex(columns=["arm", "split", *COLUMNS]).to_csv(index=False))
     save_tensors(unit.file.with_suffix(".safetensors"), {name: torch.stack(values).float() for name, values in scores.items()})
     record |= {
-        "settings": s.asdict(), "real_positive": experiment.real_positive(rewards["reward"]), "completions": shown,
-        "seconds": time.perf_counter() - began, "date": date.today().isoformat(), "commit": _commit(), "machine": _machine(),
+        "settings": s.asdict(), "reward_model": rewards["reward"].identity, "sft": digest(experiment.theta_sft),
+        "real_positive": experiment.real_positive(rewards["reward"]), "completions": shown, "seconds": time.perf_counter() - began,
+        "date": date.today().isoformat(), "commit": COMMIT, "machine": _machine(),
         "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]),
     }  # fmt: skip
     write_json(unit.file, record)
-
-
-def _commit() -> str:
-    """The repository's commit, with a + where files were changed since; "unknown" outside a repository."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, cwd=ROOT, check=False)
-    return said.stdout.strip() or "unknown"
 
 
 def _machine() -> dict[str, Any]:

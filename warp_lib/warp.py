@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .aligner import Aligner, Run
 from .merging import Weights, interpolate
-from .reinforce import Aligner, Run
 
 Merge = Callable[[Weights, Sequence[Weights]], Weights]
 

@@ -1,0 +1,88 @@
+"""One run of an aligner: a policy that learns, its moving anchor, the optimiser and the checkpoints. What it learns from is passed in."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from .checkpoint import Checkpoint
+from .merging import Weights
+from .policy import Policy
+from .progress import Progress
+from .settings import Settings
+from .store import digest, remember, save_tensors
+
+WARM_UP = 10  # steps in which the learning rate rises to its value
+SFT_EVERY = 5  # steps between two looks at SFT, which cost a forward pass and steer nothing
+Seed = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained policy: its weights, those along the way (step → weights), the history of its steps, the seconds it took when it ran."""
+
+    weights: Weights
+    along: dict[int, Weights]
+    history: list[dict[str, float]]
+    seconds: float
+
+
+Aligner = Callable[[Weights, Seed], Run]
+"""What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` and `dpo` with the rest bound are two."""
+
+Loss = Callable[[int, Policy, Policy, Policy], tuple[Tensor, dict[str, float]]]
+"""A step's loss, and its numbers for the history, from the step's number, the learning policy, its anchor and SFT."""
+
+
+def train(
+    loss: Loss, inputs: dict[str, Any], theta_init: Weights, seed: Seed, *, policy: Policy, theta_sft: Weights, settings: Settings,
+    steps: int, keep_every: int | None, progress: Progress,
+) -> Run:  # fmt: skip
+    """Train from θ_init to θ, or take the run from the store. Each step: θ ← AdamW along −∇loss; anchor ← (1−μ) anchor + μ θ.
+
+    Args:
+        loss: of a step (see `Loss`).
+        inputs: what the loss depends on besides the settings named in it, the weights and the seed: JSON values.
+        theta_init: where the run and its anchor begin.
+        seed: names the run's random streams.
+        policy: lends its architecture and tokenizer; its weights are overwritten.
+        theta_sft: only watched.
+        settings: learning_rate, mu.
+        keep_every: keep the weights along the way every so many steps.
+    """
+    s, role = settings, " · ".join(map(str, seed[1:]))
+    inputs = inputs | {
+        "learning_rate": s.learning_rate, "mu": s.mu, "policy": policy.identity, "init": digest(theta_init), "sft": digest(theta_sft),
+        "seed": list(seed), "steps": steps, "keep_every": keep_every,
+    }  # fmt: skip
+
+    def make(folder) -> dict[str, Any]:
+        learner, anchor, sft = policy.load(theta_init), policy.clone(), policy.clone().load(theta_sft)
+        optimiser = torch.optim.AdamW(learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True)
+        update_anchor = get_ema_multi_avg_fn(decay=1 - s.mu)
+        checkpoint = Checkpoint(folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser])
+        for t in checkpoint.steps(progress, steps, role):
+            began = time.perf_counter()
+            value, numbers = loss(t, learner, anchor, sft)
+            optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            with torch.no_grad():
+                update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
+            if keep_every and (t + 1) % keep_every == 0:
+                save_tensors(folder / f"step-{t + 1}.safetensors", learner.weights())
+            progress.log(**numbers)
+            checkpoint.history.append(numbers | {"seconds": time.perf_counter() - began})
+        save_tensors(folder / "policy.safetensors", learner.weights())
+        checkpoint.remove()
+        return {"history": checkpoint.history}
+
+    entry = remember("run", inputs, make)
+    history = entry.record["history"]
+    along = {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)} if keep_every else {}
+    return Run(entry.tensors("policy"), along, history, sum(row["seconds"] for row in history))

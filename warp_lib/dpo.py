@@ -1,0 +1,164 @@
+"""DPO as an aligner: preference pairs from the policy's own completions, ranked by the reward model, and the losses that learn from them.
+
+The student report's hypothesis: in REINFORCE's place, with pairs made anew from θ_init before each WARP iteration (SLiC-HF's recipe,
+arXiv 2305.10425), DPO (arXiv 2305.18290) gains more from WARP than REINFORCE does, because its data become more on-policy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import machine
+from .aligner import Run, Seed, train
+from .merging import Weights
+from .policy import Policy, Rollouts, together
+from .progress import Progress
+from .reinforce import batch
+from .reward import Reward
+from .seeds import numpy_stream, torch_stream
+from .settings import Settings
+from .store import digest, remember, save_tensors
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two completions of each prompt, (n,) rows: the chosen one has the higher reward, by `margin` r̃."""
+
+    chosen: Rollouts
+    rejected: Rollouts
+    margin: Tensor
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the pairs, for keys."""
+        return digest(self.chosen.tokens, self.rejected.tokens, self.chosen.mask, self.margin)
+
+
+Rank = Callable[[Tensor], Tensor]
+"""From the rewards of each prompt's completions, (prompts, completions), the pairs to learn from, (pairs, 3): prompt, better, worse."""
+
+
+def best_against_worst(rewards: Tensor) -> Tensor:
+    """A pair a prompt; none where all completions have the same reward."""
+    best, worst = rewards.argmax(1), rewards.argmin(1)
+    pairs = torch.stack([torch.arange(len(rewards)), best, worst], 1)
+    return pairs[rewards.amax(1) > rewards.amin(1)]
+
+
+def every_pair(rewards: Tensor) -> Tensor:
+    """All pairs of a prompt's completions that differ in reward (SLiC's)."""
+    return (rewards[:, :, None] > rewards[:, None, :]).nonzero()
+
+
+def make_pairs(
+    theta: Weights, seed: Seed, *, policy: Policy, prompts: Sequence[Sequence[int]], count: int, reward: Reward, rank: Rank,
+    settings: Settings, progress: Progress,
+) -> Pairs:  # fmt: skip
+    """Sample completions from π_θ, rank them by reward and pair them, or take the pairs from the store.
+
+    Args:
+        theta: the policy that writes the completions; `policy` is overwritten with it.
+        seed: names the random streams: which prompts, what is sampled.
+        prompts: token ids, of which `count` are drawn.
+        rank: `best_against_worst` or `every_pair`.
+        settings: max_new_tokens, temperature, batch_size (completions sampled at a time), pair_completions.
+
+    Raises ValueError when no two completions of a prompt differ in reward.
+    """
+    s, n = settings, settings.pair_completions
+    drawn = [prompts[k] for k in numpy_stream(*seed, "pair prompts").permutation(len(prompts))[:count]]
+    inputs = {
+        "policy": policy.identity, "theta": digest(theta), "prompts": digest(list(map(list, drawn))), "reward": reward.identity,
+        "seed": list(seed), "new": s.max_new_tokens, "temperature": s.temperature, "completions": n, "at_once": s.batch_size,
+        "rank": rank.__name__,
+    }  # fmt: skip
+
+    def make(folder) -> dict:
+        policy.load(theta)
+        rows, parts, scores = max(1, s.batch_size // n), [], []
+        for k in progress.track(range(0, len(drawn), rows), "pairs"):
+            x = [prompt for prompt in drawn[k : k + rows] for _ in range(n)]
+            parts.append(policy.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "pairs", k, device=machine.device())))
+            scores.append(reward(policy.texts(parts[-1])).view(-1, n))
+            progress.log(reward=scores[-1].mean().item())
+        rewards, y = torch.cat(scores), together(parts)
+        prompt, better, worse = rank(rewards).unbind(1)
+        if not len(prompt):
+            raise ValueError("no pairs: all completions of a prompt have the same reward; ask for more pair_completions.")
+        tensors = {"margin": rewards[prompt, better] - rewards[prompt, worse]}
+        for name, row in (("chosen", prompt * n + better), ("rejected", prompt * n + worse)):
+            tensors |= {f"{name}.tokens": y.tokens.cpu()[row], f"{name}.mask": y.mask.cpu()[row]}
+        save_tensors(folder / "pairs.safetensors", tensors)
+        return {"pairs": len(prompt)}
+
+    t = remember("pairs", inputs, make).tensors("pairs")
+    chosen, rejected = (Rollouts(t[f"{name}.tokens"], t[f"{name}.mask"], s.max_new_tokens) for name in ("chosen", "rejected"))
+    return Pairs(chosen, rejected, t["margin"])
+
+
+def for_all_runs(make: Callable[[Weights, Seed], Pairs]) -> Callable[[Weights, Seed], Pairs]:
+    """Pairs made anew from each θ_init, the same ones for all M runs of an iteration: the seed's last part, m, does not reach `make`."""
+    return lambda theta, seed: make(theta, seed[:-1])
+
+
+PairLoss = Callable[[Tensor, float], Tensor]
+"""A loss of each pair, (n,), from h = log[π(y⁺)/ref(y⁺)] − log[π(y⁻)/ref(y⁻)], (n,), and β."""
+
+
+def sigmoid_loss(h: Tensor, beta: float) -> Tensor:
+    """−log σ(βh): DPO (arXiv 2305.18290, equation 7)."""
+    return -F.logsigmoid(beta * h)
+
+
+def hinge_loss(h: Tensor, beta: float) -> Tensor:
+    """max(0, 1 − βh): SLiC's, against the reference (arXiv 2309.06657)."""
+    return F.relu(1 - beta * h)
+
+
+def ipo_loss(h: Tensor, beta: float) -> Tensor:
+    """(h − 1/2β)²: IPO (arXiv 2310.12036, equation 17), with h summed over the completion's tokens."""
+    return (h - 1 / (2 * beta)).square()
+
+
+def dpo(
+    theta_init: Weights, seed: Seed, *, policy: Policy, theta_sft: Weights, pairs: Callable[[Weights, Seed], Pairs],
+    loss: PairLoss = sigmoid_loss, settings: Settings, steps: int | None = None, keep_every: int | None = None, progress: Progress,
+) -> Run:  # fmt: skip
+    """Train from θ_init to θ on pairs, or take the run from the store.
+
+    Each step: batch_size / 2 pairs, so as many completions as a step of REINFORCE; θ ← AdamW along −∇ of the mean loss; the reference is
+    the run's anchor: θ_init as long as μ = 0, else its moving average.
+
+    Args:
+        theta_init: where the run and its reference begin.
+        seed: names the order in which the run sees the pairs, each once before any comes again.
+        policy: lends its architecture and tokenizer; its weights are overwritten.
+        theta_sft: part of the record only.
+        pairs: from θ_init and the seed, made anew (see `for_all_runs`) or always the same.
+        settings: temperature, batch_size, learning_rate, beta (> 0), mu; steps unless given.
+        keep_every: keep the weights along the way every so many steps.
+    """
+    s, given = settings, pairs(theta_init, seed)
+    inputs = {"pairs": given.identity, "loss": loss.__name__, "temperature": s.temperature, "batch_size": s.batch_size, "beta": s.beta}
+
+    def step(t: int, learner: Policy, anchor: Policy, sft: Policy) -> tuple[Tensor, dict[str, float]]:
+        rows = torch.tensor(batch(range(len(given)), s.batch_size // 2, 1, seed, t))
+        y = together([part.rows(rows).to(machine.device()) for part in (given.chosen, given.rejected)])
+        with machine.autocast():
+            log_pi = learner.log_probs(y, s.temperature).sum(1)
+            with torch.no_grad():
+                log_ref = anchor.log_probs(y, s.temperature).sum(1)
+        better, worse = (log_pi - log_ref).chunk(2)
+        value, h = loss(better - worse, s.beta).mean(), (better - worse).detach()
+        return value, {"loss": value.item(), "ordered": (h > 0).float().mean().item(), "log_ratio": better.mean().item()}
+
+    return train(
+        step, inputs, theta_init, seed, policy=policy, theta_sft=theta_sft, settings=s, steps=steps or s.steps, keep_every=keep_every,
+        progress=progress,
+    )  # fmt: skip
