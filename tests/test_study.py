@@ -50,9 +50,12 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
     monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.2}})
     monkeypatch.setattr(study, "PRIMARY", {n: study.PRIMARY[n] for n in ("warp", "reinforce")})
-    monkeypatch.setattr(study, "settle", lambda arms: {"high": 2.5, "chosen": dict.fromkeys(arms, "only")})  # in four steps nothing moves
+    monkeypatch.setattr(study, "TUNED", {"tuning": ("warp", "reinforce")})
+    monkeypatch.setattr(
+        study, "settle", lambda _, arms: {"high": 2.5, "chosen": dict.fromkeys(arms, "only")}
+    )  # in four steps nothing moves
     study.run(["tuning"], Progress())
-    assert settled() == {"high": 2.5, "chosen": {"warp": "only", "reinforce": "only"}}
+    assert settled("tuning") == {"high": 2.5, "chosen": {"warp": "only", "reinforce": "only"}}
     assert sorted(p.name for p in (folder / "tuning").glob("*.json")) == ["reinforce-only-999.json", "warp-only-999.json"]
     for arm in ("warp-only", "reinforce-only"):
         rows = pd.read_csv(folder / "tuning" / f"{arm}-999.csv")
@@ -104,7 +107,7 @@ def test_merges_line_up_with_slerp(monkeypatch):
     """With one angle for the model, SLERP of two runs is LERP made 1/cos(Ω/2) times as long: the same policy, told by its KL."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
     experiment = study.Experiment(Settings.profile(**study.COMMON, name="study-test"))
-    found, record = study.by_merging(experiment, experiment.aligner(experiment.reward(Progress()), Progress()))
+    found, record = study.by_merging(experiment, experiment.reward(Progress()), Progress())
     points = list(found)
     (omega,) = [row["degrees"] for row in record["geometry"] if row["layer"] == "model"]
     longer = 1 / math.cos(math.radians(omega) / 2)
@@ -118,12 +121,13 @@ def test_merges_line_up_with_slerp(monkeypatch):
 
 def test_every_experiment_has_units_of_different_files(folder):
     """Guards: two units that would write one file, settings that are refused only when their turn comes."""
-    (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": dict.fromkeys(study.PRIMARY, "b")}))
+    for name, arms in study.TUNED.items():
+        (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": dict.fromkeys(arms, "b")}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + (10 + 4) + 5 + 12 + 12 + 1 + 3
-    given = {(u.settings.learning_rate, u.settings.beta) for u in units if u.experiment not in ("tuning", "anchors")}
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
+    given = {(u.settings.learning_rate, u.settings.beta) for u in units if u.experiment not in ("tuning", "dpo-tuning", "anchors")}
     assert given == {(study.TRIALS["b"]["learning_rate"], study.TRIALS["b"]["beta"])}
-    assert {unit.settings.held_out for unit in units if unit.experiment == "tuning"} == {"validation"}
+    assert {unit.settings.held_out for unit in units if "tuning" in unit.experiment} == {"validation"}
 
 
 def test_every_arm_spends_the_same_completions(monkeypatch):
@@ -140,15 +144,36 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
     monkeypatch.setattr(study, "geometry", lambda *_: [])
     for name, arm in study.PRIMARY.items():
         s = Settings.profile(**study.COMMON | arm.changes)
-        points, _ = arm.train(SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta), align)
+        lent = SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align)
+        points, _ = arm.train(lent, None, None)
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}
         seen[name] = len(line) + len({(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "reinforce")}) - 1
     assert set(spent.values()) == {400 * 64} and set(seen.values()) == {14}, (spent, seen)
 
 
+def test_dpo_arms_spend_the_same(monkeypatch, folder):
+    """Optimiser steps, pairs of a step, and completions sampled. Guards: pairs made once from fewer completions than those made anew."""
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+    reward, spent = None, {}
+    for seed, (name, arm) in enumerate(study.DPO.items(), 77):  # a seed each, or one would find another's pairs in the store
+        changes = arm.changes | ({"steps": 8} if "steps" in arm.changes else {}) | {"pair_prompts": 6, "pair_completions": 2, "mu": 0.0}
+        experiment = study.Experiment(Settings.profile(**study.COMMON | changes, name="study-test", seed=seed))
+        reward = reward or experiment.reward(Progress())
+        sampled, sample = [], experiment.policy.sample
+
+        def counted(prompts, *rest, sampled=sampled, sample=sample):
+            sampled.append(len(prompts))
+            return sample(prompts, *rest)
+
+        monkeypatch.setattr(experiment.policy, "sample", counted)
+        points, _ = arm.train(experiment, reward, Progress())
+        spent[name] = (max(point.steps for point in points), sum(sampled))
+    assert set(spent.values()) == {(16, 2 * 6 * 2)}, spent
+
+
 def test_unknown_experiments_are_named():
-    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary"):
+    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary, grid"):
         study.run(["tunning"], Progress())
 
 
@@ -166,17 +191,17 @@ def test_settings_and_range_are_chosen_on_validation_prompts(folder):
     keep(folder, "tuning", "reinforce-a", 999, [(0, 0), (2, 1), (4.2, 1.1)])
     # The best trials reach 9 and 4.2 nats, so the range ends at 4 - 0.5; warp-c does not get there.
     expected = {"high": 3.5, "chosen": {"warp": "b", "reinforce": "a"}}
-    assert settle(["warp", "reinforce"]) == expected
+    assert settle("tuning", ["warp", "reinforce"]) == expected
     with pytest.raises(ValueError, match="study tuning"):
-        settled()
+        settled("tuning")
     (folder / "tuning.json").write_text(json.dumps(expected))
-    rows = trial_rows(["warp", "reinforce"])
+    rows = trial_rows("tuning", ["warp", "reinforce"])
     assert [row["chosen"] for row in rows] == ["", "yes", "", "yes"] and rows[2]["mean r̃ from 1 to 3.5 nats"] == "out of reach"
     # By hand: from (1, 0.6) to (2, 1.2) to (3.5, 1.2 + 1.5 · 0.1 / 2.7).
     assert rows[1]["mean r̃ from 1 to 3.5 nats"] == pytest.approx((0.9 + 1.5 * (1.2 + 0.75 * 0.1 / 2.7)) / 2.5, abs=1e-6)
     keep(folder, "tuning", "slow-a", 999, [(0, 0), (1.4, 1)])
     with pytest.raises(ValueError, match="reach too little"):
-        settle(["warp", "slow"])
+        settle("tuning", ["warp", "slow"])
 
 
 def test_contrast_is_the_difference_of_the_fronts(folder):

@@ -1,6 +1,6 @@
 """What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,7 +10,8 @@ import pandas as pd
 from torch import Tensor
 
 from . import machine, merging
-from .aligner import Aligner, Run
+from .aligner import Aligner, Run, Seed
+from .dpo import Pairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .merging import Weights, interpolate
 from .paths import folder
@@ -165,6 +166,17 @@ class Experiment:
             reward=reward, settings=self.settings, progress=progress,
         )  # fmt: skip
 
+    def pairs(self, reward: Reward, progress: Progress) -> Callable[[Weights, Seed], Pairs]:
+        """`make_pairs` with everything bound but the weights and the seed: best against worst of each prompt's completions."""
+        return partial(
+            make_pairs, policy=self.policy, prompts=self.train_prompts, count=self.settings.pair_prompts, reward=reward,
+            rank=best_against_worst, settings=self.settings, progress=progress,
+        )  # fmt: skip
+
+    def dpo_aligner(self, pairs: Callable[[Weights, Seed], Pairs], progress: Progress) -> Aligner:
+        """`dpo` with everything bound but the initial weights and the seed."""
+        return partial(dpo, policy=self.policy, theta_sft=self.theta_sft, pairs=pairs, settings=self.settings, progress=progress)
+
     @property
     def merge(self):
         """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
@@ -240,10 +252,10 @@ def warp_points(theta_sft: Weights, iterations: list[Iteration], settings: Setti
         yield Point("warp", interpolate(theta_sft, i.merged, eta), steps, seconds, eta=eta, **here)
 
 
-def reinforce_points(theta_sft: Weights, run: Run, settings: Settings) -> Iterator[Point]:
-    """The baseline along its way, and its own LITI line to SFT."""
+def reinforce_points(theta_sft: Weights, run: Run, settings: Settings, method: str = "reinforce") -> Iterator[Point]:
+    """One long run along its way, and its own LITI line to SFT."""
     pace = run.seconds / len(run.history)
     for steps, theta in run.along.items():
-        yield Point("reinforce", theta, steps, steps * pace)
+        yield Point(method, theta, steps, steps * pace)
     for eta in np.linspace(0, 1, settings.front_points):
-        yield Point("reinforce-liti", interpolate(theta_sft, run.weights, eta), len(run.history), run.seconds, eta=eta)
+        yield Point(f"{method}-liti", interpolate(theta_sft, run.weights, eta), len(run.history), run.seconds, eta=eta)

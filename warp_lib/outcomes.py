@@ -81,21 +81,21 @@ def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     return sorted(set.intersection(*ended))
 
 
-def trials(arm: str) -> dict[str, Outcome]:
+def trials(experiment: str, arm: str) -> dict[str, Outcome]:
     """The finished trials of an arm, by name."""
-    files = sorted((FOLDER / "tuning").glob(f"{arm}-?-{TUNING_SEED}.json"))
-    return {file.stem.split("-")[-2]: outcome("tuning", file.stem.removesuffix(f"-{TUNING_SEED}"), TUNING_SEED) for file in files}
+    files = sorted((FOLDER / experiment).glob(f"{arm}-?-{TUNING_SEED}.json"))
+    return {file.stem.split("-")[-2]: outcome(experiment, file.stem.removesuffix(f"-{TUNING_SEED}"), TUNING_SEED) for file in files}
 
 
-def settle(arms: Iterable[str]) -> dict[str, Any]:
-    """What the finished trials decide: K*, and the trial of each arm.
+def settle(experiment: str, arms: Iterable[str]) -> dict[str, Any]:
+    """What an experiment's finished trials decide: K*, and the trial of each arm.
 
     K* is where comparisons end: half a nat below the KL that every arm reaches with one of its trials, in halves. The trial of an arm is
     the one with the highest mean r̃ along its front from `LOW` to K*, on validation prompts, of those that reach it.
 
     Raises ValueError when no range is left.
     """
-    found = {arm: trials(arm) for arm in arms}
+    found = {arm: trials(experiment, arm) for arm in arms}
     reaches = {arm: max(trial.reach("validation") for trial in by_name.values()) for arm, by_name in found.items()}
     high = math.floor(2 * min(reaches.values())) / 2 - 0.5
     if high <= LOW:
@@ -107,19 +107,20 @@ def settle(arms: Iterable[str]) -> dict[str, Any]:
     return {"high": high, "chosen": chosen}
 
 
-def settled() -> dict[str, Any]:
-    """What `settle` decided when tuning ended, kept so that nothing later can move it. Raises ValueError before that."""
+def settled(experiment: str) -> dict[str, Any]:
+    """What `settle` decided when the experiment's trials ended, kept so that nothing later can move it. Raises ValueError before that."""
     try:
-        return json.loads((FOLDER / "tuning.json").read_text())
+        return json.loads((FOLDER / f"{experiment}.json").read_text())
     except FileNotFoundError:
-        raise ValueError("settings are chosen when all trials have ended: run `python -m warp_lib study tuning` first.") from None
+        raise ValueError(f"settings are chosen when all trials have ended: run `python -m warp_lib study {experiment}` first.") from None
 
 
-def trial_rows(arms: Iterable[str]) -> list[dict[str, Any]]:
+def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     """What the trials of each arm came to on validation prompts, a row each, with a mark at the one that is chosen."""
-    rows, high = [], settled()["high"]
+    rows, decided = [], settled(experiment)
+    high = decided["high"]
     for arm in arms:
-        for name, trial in trials(arm).items():
+        for name, trial in trials(experiment, arm).items():
             given, end = trial.record["settings"], int(trial.kl("validation").argmax())
             reaches = trial.reach("validation") >= high
             rows.append(
@@ -127,7 +128,7 @@ def trial_rows(arms: Iterable[str]) -> list[dict[str, Any]]:
                     "method": arm, "learning rate": f"{given['learning_rate']:g}", "β": f"{given['beta']:g}",
                     "largest KL, nats": trial.kl("validation")[end], "r̃ there": trial.reward("validation")[end].mean(),
                     f"mean r̃ from {LOW:g} to {high:g} nats": trial.along_front("validation", high).mean() if reaches else "out of reach",
-                    "chosen": "yes" if name == settled()["chosen"][arm] else "",
+                    "chosen": "yes" if name == decided["chosen"][arm] else "",
                 }
             )  # fmt: skip
     return rows

@@ -21,13 +21,15 @@ import pandas as pd
 import torch
 
 from . import machine
-from .aligner import Aligner
+from .aligner import Aligner, Seed
+from .dpo import Pairs, for_all_runs
 from .experiment import Experiment, Point, reinforce_points, warp_points
-from .merging import geometry, interpolate, lerp, slerp
+from .merging import Weights, geometry, interpolate, lerp, slerp
 from .outcomes import FOLDER, TUNING_SEED, settle, settled
 from .paths import ROOT, write_whole
 from .progress import Progress
 from .results import COLUMNS
+from .reward import Reward
 from .settings import Settings
 from .store import digest, save_tensors, write_json
 from .warp import warp
@@ -51,12 +53,18 @@ def _commit() -> str:
 
 COMMIT = _commit()  # of the code that is loaded; the files may change while it runs
 
-Train = Callable[[Experiment, Aligner], tuple[Iterator[Point], dict[str, Any]]]
+Trained = tuple[Iterator[Point], dict[str, Any]]
+Train = Callable[[Experiment, Reward, Progress], Trained]
 """Trains an arm: its checkpoints to evaluate, and what else goes into its record."""
 
 
-def by_warp(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], dict[str, Any]]:
-    """WARP, with the angles between each iteration's runs."""
+def by_warp(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """WARP as in the paper, on REINFORCE."""
+    return _warp_of(experiment, experiment.aligner(reward, progress))
+
+
+def _warp_of(experiment: Experiment, align: Aligner) -> Trained:
+    """WARP on an aligner, with the angles between each iteration's runs."""
     s = experiment.settings
     iterations = list(
         warp(experiment.theta_sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=experiment.merge, seed=s.seed)
@@ -65,20 +73,49 @@ def by_warp(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], di
     return warp_points(experiment.theta_sft, iterations, s), {"geometry": angles}
 
 
-def by_reinforce(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], dict[str, Any]]:
-    """REINFORCE with as many completions as all of WARP's runs sample, whatever its batch, kept as often as one of them ends."""
+def by_reinforce(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """REINFORCE with as many completions as all of WARP's runs sample, whatever its batch."""
+    return _long_run_of(experiment, experiment.aligner(reward, progress), "reinforce")
+
+
+def _long_run_of(experiment: Experiment, align: Aligner, method: str) -> Trained:
+    """An aligner on as many completions as all of WARP's runs see, kept as often as one of them ends."""
     s = experiment.settings
     of_one_run = max(1, s.steps * Settings.profile(**COMMON).batch_size // s.batch_size)
-    run = align(experiment.theta_sft, (s.seed, "reinforce"), steps=s.iterations * s.runs * of_one_run, keep_every=of_one_run)
-    return reinforce_points(experiment.theta_sft, run, s), {}
+    run = align(experiment.theta_sft, (s.seed, method), steps=s.iterations * s.runs * of_one_run, keep_every=of_one_run)
+    return reinforce_points(experiment.theta_sft, run, s, method), {}
 
 
-def by_merging(experiment: Experiment, align: Aligner) -> tuple[Iterator[Point], dict[str, Any]]:
+def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """WARP on DPO, with pairs made anew before each iteration."""
+    remade = for_all_runs(experiment.pairs(reward, progress))
+    return _warp_of(experiment, experiment.dpo_aligner(remade, progress))
+
+
+def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """WARP on DPO, with the pairs of all iterations made from SFT at the start."""
+    return _warp_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress))
+
+
+def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """DPO by itself, on those same pairs, with as many optimiser steps as all of WARP's runs."""
+    return _long_run_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress), "dpo")
+
+
+def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> Callable[[Weights, Seed], Pairs]:
+    """Pairs from SFT, of as many completions as the iterations would sample."""
+    s = experiment.settings
+    make = partial(experiment.pairs(reward, progress), count=s.iterations * s.pair_prompts)
+    pairs = make(experiment.theta_sft, (s.seed, "once"))
+    return lambda theta, seed: pairs
+
+
+def by_merging(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """M runs from SFT, merged in every way for each M: the line from SFT through the merge and beyond.
 
     Beyond, because SLERP of two runs is LERP made longer: along LERP's line η = 1/cos(Ω/2) is SLERP with one angle.
     """
-    s, sft = experiment.settings, experiment.theta_sft
+    s, sft, align = experiment.settings, experiment.theta_sft, experiment.aligner(reward, progress)
     runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
     merges = {"lerp": lerp} | {f"slerp-{per}": partial(slerp, per=per) for per in ("layer", "tensor", "model")}
 
@@ -171,7 +208,7 @@ def merges() -> list[Unit]:
 
 def anchors() -> list[Unit]:
     """REINFORCE with SFT as its fixed anchor (μ = 0) at β, β/3 and 0, and with an anchor ten times as quick."""
-    beta = TRIALS[settled()["chosen"]["reinforce"]]["beta"]
+    beta = TRIALS[settled("tuning")["chosen"]["reinforce"]]["beta"]
     changes = {
         "fixed": {"mu": 0.0},
         "fixed-third": {"mu": 0.0, "beta": beta / 3},
@@ -198,8 +235,39 @@ def restarts() -> list[Unit]:
     return [_tuned("restarts", name, Arm(by_warp, c), "warp", 0) for name, c in changes.items()]
 
 
+# All of them spend 400 steps on pairs of the completions of 2 · 800 prompts.
+DPO = {
+    "warp-dpo": Arm(by_warp_dpo),
+    "warp-dpo-once": Arm(by_warp_dpo_once),
+    "dpo": Arm(by_dpo),
+    "dpo-iterated": Arm(by_warp_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),  # pairs made anew, and nothing averaged
+}
+PAIRS = {"pair_prompts": 800, "mu": 0.0}
+
+
+def dpo_tuning() -> list[Unit]:
+    """Learning rate and β of WARP-DPO and of DPO, by the trials that the primary contrast had."""
+    arms = [(f"{name}-{trial}", DPO[name], TRIALS[trial]) for trial in TRIALS for name in TUNED["dpo-tuning"]]
+    return [_unit("dpo-tuning", name, arm, TUNING_SEED, given | PAIRS | {"held_out": "validation"}) for name, arm, given in arms]
+
+
+def dpo() -> list[Unit]:
+    """WARP on DPO with pairs made anew, and what tells its causes apart. Each at the settings of the tuned one that is trained alike."""
+    chosen = settled("dpo-tuning")["chosen"]
+    alike = {"warp-dpo": "warp-dpo", "warp-dpo-once": "warp-dpo", "dpo": "dpo", "dpo-iterated": "dpo"}
+    return [_unit("dpo", name, arm, seed, TRIALS[chosen[alike[name]]] | PAIRS) for seed in range(5) for name, arm in DPO.items()]
+
+
+def reference() -> list[Unit]:
+    """WARP-DPO and DPO with the EMA anchor as the loss's reference, and not where the run began."""
+    given = {name: TRIALS[trial] | PAIRS | {"mu": 0.01} for name, trial in settled("dpo-tuning")["chosen"].items()}
+    return [_unit("reference", name, DPO[name], seed, given[name]) for seed in range(5) for name in given]
+
+
 NOW: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary, "grid": grid, "merges": merges}
 LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "duration": duration, "more-runs": more_runs, "restarts": restarts}
+LATER |= {"dpo-tuning": dpo_tuning, "dpo": dpo, "reference": reference}
+TUNED = {"tuning": tuple(PRIMARY), "dpo-tuning": ("warp-dpo", "dpo")}  # the arms whose settings an experiment decides when it ends
 EXPERIMENTS = NOW | LATER
 
 
@@ -209,7 +277,7 @@ def _unit(experiment: str, name: str, arm: Arm, seed: int, given: dict[str, Any]
 
 def _tuned(experiment: str, name: str, arm: Arm, like: str, seed: int) -> Unit:
     """A unit at the learning rate and β that tuning chose for the arm `like` of the primary contrast."""
-    return _unit(experiment, name, arm, seed, TRIALS[settled()["chosen"][like]])
+    return _unit(experiment, name, arm, seed, TRIALS[settled("tuning")["chosen"][like]])
 
 
 # ------------------------------------------------------------------------------------------------------------ running them
@@ -225,8 +293,8 @@ def run(names: list[str], progress: Progress) -> None:
             if not unit.finished:
                 print(f"[{number}/{len(units)}] {unit.title}", flush=True)
                 run_unit(unit, progress)
-        if name == "tuning" and not (FOLDER / "tuning.json").exists():
-            write_json(FOLDER / "tuning.json", settle(PRIMARY))
+        if name in TUNED and not (FOLDER / f"{name}.json").exists():
+            write_json(FOLDER / f"{name}.json", settle(name, TUNED[name]))
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
@@ -234,7 +302,7 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
     rewards = experiment.rewards(progress)
-    points, record = unit.train(experiment, experiment.aligner(rewards["reward"], progress))
+    points, record = unit.train(experiment, rewards["reward"], progress)
     splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
     rows, scores, shown = [], {}, []
     for point in progress.track(list(points), "evaluation"):
