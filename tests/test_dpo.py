@@ -33,12 +33,12 @@ class Sum:
 REWARD = Reward(Sum(), 0.0, 1.0)
 
 
-def made(seed=(0, "warp", 1), theta=None, rank=best_against_worst, prompts=PROMPTS, **settings) -> Pairs:
+def made(seed=(0, "warp", 1), theta=None, rank=best_against_worst, prompts=PROMPTS, reward=None, **settings) -> Pairs:
     """Pairs of the tiny policy's completions."""
     policy = tiny_policy()
     return make_pairs(
-        policy.weights() if theta is None else theta, seed, policy=policy, prompts=prompts, count=len(prompts), reward=REWARD, rank=rank,
-        settings=Settings(**SETTINGS | settings), progress=Progress(),
+        policy.weights() if theta is None else theta, seed, policy=policy, prompts=prompts, count=len(prompts),
+        reward=reward or REWARD, rank=rank, settings=Settings(**SETTINGS | settings), progress=Progress(),
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_pairs_are_made_once_for_their_inputs(store, monkeypatch):
     first = made()
     other = {name: t + 0.5 for name, t in tiny_policy().weights().items()}
     changes = [dict(seed=(0, "warp", 2)), dict(theta=other), dict(rank=every_pair), dict(prompts=PROMPTS[:-1]), dict(temperature=1.0)]
-    changes += [dict(pair_completions=4), dict(max_new_tokens=5)]
+    changes += [dict(pair_completions=4), dict(max_new_tokens=5), dict(batch_size=3), dict(reward=Reward(Sum(), 1.0, 2.0))]
     assert all(made(**change).identity != first.identity for change in changes)
     monkeypatch.setattr("warp_lib.policy.Policy.sample", lambda *_: pytest.fail("sampled again"))
     assert made().identity == first.identity
@@ -173,6 +173,36 @@ def test_step_by_hand(store, float32):
     assert sum(c.sum().item() for c in counts.values()) > 1000
     for name, expected in policy.weights().items():
         assert torch.allclose(run.weights[name][counts[name]], expected[counts[name]], atol=1e-5), name
+
+
+def test_second_step_by_hand(store, float32):
+    """The loss after one step, from the plain forward of the weights then. Guards: a β without effect, a sum for a mean."""
+    pairs = made()
+    runs = [aligned(pairs, steps=n, batch_size=2 * len(pairs)) for n in (1, 2)]
+    moved, reference = tiny_policy().load(runs[0].weights), tiny_policy()
+    with torch.no_grad():
+        h = log_ratio(moved, reference, pairs.chosen) - log_ratio(moved, reference, pairs.rejected)
+    assert runs[1].history[1]["loss"] == pytest.approx(sigmoid_loss(h, 0.5).mean().item(), abs=1e-5) and h.abs().max() > 1e-2
+
+
+def test_run_key(store):
+    """Every input of a run is in its key. Guards: runs on other pairs, or with another loss, taken for this one."""
+    base, other = made(), made(seed=(0, "warp", 2))
+    first = aligned(base)
+    changes = [dict(loss=hinge_loss), dict(temperature=0.8), dict(batch_size=4), dict(beta=0.4), dict(mu=0.1), dict(learning_rate=0.02)]
+    changes += [dict(steps=3), dict(seed=(0, "warp", 1, 2), batch_size=4)]
+    for run in (aligned(other), *(aligned(base, **change) for change in changes)):
+        assert any(not torch.equal(run.weights[name], first.weights[name]) for name in first.weights)
+
+
+def test_bad_input_is_refused_in_words(store):
+    with pytest.raises(ValueError, match="beta must be above 0"):
+        aligned(made(), beta=0.0)
+    with pytest.raises(ValueError, match="lower pair_prompts"):
+        make_pairs(
+            tiny_policy().weights(), (0,), policy=tiny_policy(), prompts=PROMPTS, count=6, reward=REWARD, rank=best_against_worst,
+            settings=Settings(**SETTINGS), progress=Progress(),
+        )  # fmt: skip
 
 
 def test_reference_is_the_anchor(store, float32):

@@ -18,6 +18,8 @@ from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, ou
 from warp_lib.progress import Progress
 from warp_lib.settings import PROFILES, Settings
 
+GIVEN = {"learning_rate": 1e-5, "beta": 0.3}
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -39,7 +41,7 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
     file.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
-    file.write_text(json.dumps({"settings": {"learning_rate": 1e-5, "beta": 0.3}, "real_positive": {"mean": 0.3, "p99": 1.4}}))
+    file.write_text(json.dumps({"settings": GIVEN, "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
@@ -51,11 +53,9 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.2}})
     monkeypatch.setattr(study, "PRIMARY", {n: study.PRIMARY[n] for n in ("warp", "reinforce")})
     monkeypatch.setattr(study, "TUNED", {"tuning": ("warp", "reinforce")})
-    monkeypatch.setattr(
-        study, "settle", lambda _, arms: {"high": 2.5, "chosen": dict.fromkeys(arms, "only")}
-    )  # in four steps nothing moves
+    monkeypatch.setattr(study, "settle", lambda *_: {"high": 2.5, "chosen": {}})  # in four steps nothing moves
     study.run(["tuning"], Progress())
-    assert settled("tuning") == {"high": 2.5, "chosen": {"warp": "only", "reinforce": "only"}}
+    assert settled("tuning") == {"high": 2.5, "chosen": {}}
     assert sorted(p.name for p in (folder / "tuning").glob("*.json")) == ["reinforce-only-999.json", "warp-only-999.json"]
     for arm in ("warp-only", "reinforce-only"):
         rows = pd.read_csv(folder / "tuning" / f"{arm}-999.csv")
@@ -73,6 +73,13 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.3}})
     with pytest.raises(ValueError, match="warp-only, seed 999 was run with beta=0.2, and is now listed with 0.3"):
         study.run(["tuning"], Progress())
+
+
+def test_units_of_another_reward_model_are_refused_before_they_are_trained(folder):
+    keep(folder, "x", "reinforce", 0, [(0, 0), (2, 1)])
+    unit = study.Unit("x", "warp", lambda *_: pytest.fail("trained"), Settings.profile("smoke", name="study"))
+    with pytest.raises(ValueError, match="another reward_model than reinforce-0"):
+        study.run_unit(unit, Progress())
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
@@ -121,12 +128,18 @@ def test_merges_line_up_with_slerp(monkeypatch):
 
 def test_every_experiment_has_units_of_different_files(folder):
     """Guards: two units that would write one file, settings that are refused only when their turn comes."""
+    rates = dict(zip(["warp", "reinforce", "reinforce-2b", "warp-dpo", "dpo"], [1e-5, 2e-5, 3e-5, 4e-5, 5e-5], strict=True))
     for name, arms in study.TUNED.items():
-        (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": dict.fromkeys(arms, "b")}))
+        chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
+        (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
     assert len({unit.file for unit in units}) == len(units) == 6 + 24 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
-    given = {(u.settings.learning_rate, u.settings.beta) for u in units if u.experiment not in ("tuning", "dpo-tuning", "anchors")}
-    assert given == {(study.TRIALS["b"]["learning_rate"], study.TRIALS["b"]["beta"])}
+    given = {(u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta) for u in units if "tuning" not in u.experiment}
+    borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
+    for (experiment, arm), (rate, beta) in given.items():
+        like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
+        like = like if like in rates else like.split("-")[0]
+        assert rate == rates[like] and (beta == 0.7 or experiment == "anchors"), (experiment, arm)
     assert {unit.settings.held_out for unit in units if "tuning" in unit.experiment} == {"validation"}
 
 
@@ -157,7 +170,8 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
     reward, spent = None, {}
     for seed, (name, arm) in enumerate(study.DPO.items(), 77):  # a seed each, or one would find another's pairs in the store
-        changes = arm.changes | ({"steps": 8} if "steps" in arm.changes else {}) | {"pair_prompts": 6, "pair_completions": 2, "mu": 0.0}
+        shorter = {"steps": arm.changes["steps"] * PROFILES["smoke"]["steps"] // 100} if "steps" in arm.changes else {}
+        changes = arm.changes | shorter | {"pair_prompts": 6, "pair_completions": 2, "mu": 0.0}
         experiment = study.Experiment(Settings.profile(**study.COMMON | changes, name="study-test", seed=seed))
         reward = reward or experiment.reward(Progress())
         sampled, sample = [], experiment.policy.sample
@@ -167,9 +181,9 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
             return sample(prompts, *rest)
 
         monkeypatch.setattr(experiment.policy, "sample", counted)
-        points, _ = arm.train(experiment, reward, Progress())
-        spent[name] = (max(point.steps for point in points), sum(sampled))
-    assert set(spent.values()) == {(16, 2 * 6 * 2)}, spent
+        points, record = arm.train(experiment, reward, Progress())
+        spent[name] = (max(point.steps for point in points), sum(sampled), record["pairs_from"])
+    assert set(spent.values()) == {(16, 2 * 6 * 2, 2 * 6 * 2)}, spent
 
 
 def test_unknown_experiments_are_named():
@@ -189,14 +203,16 @@ def test_settings_and_range_are_chosen_on_validation_prompts(folder):
     keep(folder, "tuning", "warp-b", 999, [(0, 0), (2, 1.2), (4.7, 1.3)])
     keep(folder, "tuning", "warp-c", 999, [(0, 0), (2, 5), (3, 5)])
     keep(folder, "tuning", "reinforce-a", 999, [(0, 0), (2, 1), (4.2, 1.1)])
-    # The best trials reach 9 and 4.2 nats, so the range ends at 4 - 0.5; warp-c does not get there.
-    expected = {"high": 3.5, "chosen": {"warp": "b", "reinforce": "a"}}
+    keep(folder, "tuning", "reinforce-b", 999, [(0, 0), (2, 3), (3.9, 3)])
+    # The best trials reach 9 and 4.2 nats, so the range ends at 4 - 0.5. warp-c does not get there; reinforce-b barely does.
+    expected = {"high": 3.5, "chosen": {"warp": {"trial": "b"} | GIVEN, "reinforce": {"trial": "a"} | GIVEN}}
     assert settle("tuning", ["warp", "reinforce"]) == expected
     with pytest.raises(ValueError, match="study tuning"):
         settled("tuning")
     (folder / "tuning.json").write_text(json.dumps(expected))
     rows = trial_rows("tuning", ["warp", "reinforce"])
-    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes"] and rows[2]["mean r̃ from 1 to 3.5 nats"] == "out of reach"
+    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes", ""]
+    assert {rows[k]["mean r̃ from 1 to 3.5 nats"] for k in (2, 4)} == {"reaches too little"}
     # By hand: from (1, 0.6) to (2, 1.2) to (3.5, 1.2 + 1.5 · 0.1 / 2.7).
     assert rows[1]["mean r̃ from 1 to 3.5 nats"] == pytest.approx((0.9 + 1.5 * (1.2 + 0.75 * 0.1 / 2.7)) / 2.5, abs=1e-6)
     keep(folder, "tuning", "slow-a", 999, [(0, 0), (1.4, 1)])
@@ -251,11 +267,12 @@ def test_units_of_different_reward_models_are_not_compared(folder):
         ((0.1, 0.05, 0.15, 8), (0.1, 0.02, 0.18, 100), "above"),
         ((0.1, 0.05, 0.15, 8), (0.1, -0.02, 0.22, 100), "cannot be told"),
         ((0.1, -0.05, 0.25, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),
+        ((0.1, 0.02, 0.18, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),  # each excludes 0, their errors together do not
         ((-0.1, -0.15, -0.05, 8), (-0.1, -0.18, -0.02, 100), "below"),
         ((0.1, math.nan, math.nan, 1), (0.1, 0.02, 0.18, 100), "one seed cannot say"),
     ],
 )
-def test_a_verdict_needs_seeds_and_prompts(seeds, prompts, words):
+def test_a_verdict_adds_the_errors_of_seeds_and_prompts(seeds, prompts, words):
     found = Contrast("warp", "rival", 3.0, {}, Interval(*seeds), Interval(*prompts), {})
     assert words in found.verdict
 

@@ -69,9 +69,11 @@ def make_pairs(
         rank: `best_against_worst` or `every_pair`.
         settings: max_new_tokens, temperature, batch_size (completions sampled at a time), pair_completions.
 
-    Raises ValueError when no two completions of a prompt differ in reward.
+    Raises ValueError when there are fewer prompts, or no two completions of a prompt differ in reward.
     """
     s, n = settings, settings.pair_completions
+    if count > len(prompts):
+        raise ValueError(f"pairs of {count} prompts need as many, and there are {len(prompts)}: lower pair_prompts.")
     drawn = [prompts[k] for k in numpy_stream(*seed, "pair prompts").permutation(len(prompts))[:count]]
     inputs = {
         "policy": policy.identity, "theta": digest(theta), "prompts": digest(list(map(list, drawn))), "reward": reward.identity,
@@ -141,10 +143,15 @@ def dpo(
         policy: lends its architecture and tokenizer; its weights are overwritten.
         theta_sft: part of the record only.
         pairs: from θ_init and the seed, made anew (see `for_all_runs`) or always the same.
-        settings: temperature, batch_size, learning_rate, beta (> 0), mu; steps unless given.
+        settings: temperature, batch_size, learning_rate, beta, mu; steps unless given.
         keep_every: keep the weights along the way every so many steps.
+
+    Raises ValueError for β = 0.
     """
-    s, given = settings, pairs(theta_init, seed)
+    s = settings
+    if not s.beta:
+        raise ValueError("beta must be above 0 for DPO: at 0 no pair is worth anything.")
+    given = pairs(theta_init, seed)
     inputs = {"pairs": given.identity, "loss": loss.__name__, "temperature": s.temperature, "batch_size": s.batch_size, "beta": s.beta}
 
     def step(t: int, learner: Policy, anchor: Policy, sft: Policy) -> tuple[Tensor, dict[str, float]]:

@@ -17,6 +17,7 @@ from .paths import ROOT
 FOLDER = ROOT / "data" / "study"
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 LOW = 1.0  # nats of KL where the mean of a front begins
+MARGIN = 0.5  # nats that a trial must reach beyond where fronts are compared
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,22 @@ def trials(experiment: str, arm: str) -> dict[str, Outcome]:
 def settle(experiment: str, arms: Iterable[str]) -> dict[str, Any]:
     """What an experiment's finished trials decide: K*, and the trial of each arm.
 
-    K* is where comparisons end: half a nat below the KL that every arm reaches with one of its trials, in halves. The trial of an arm is
-    the one with the highest mean r̃ along its front from `LOW` to K*, on validation prompts, of those that reach it.
+    K* is where comparisons end: `MARGIN` below the KL that every arm reaches with one of its trials, in halves. The trial of an arm is the
+    one with the highest mean r̃ along its front from `LOW` to K*, on validation prompts, of those that reach `MARGIN` further: other seeds
+    will reach less. Its learning rate and β are kept with its name.
 
     Raises ValueError when no range is left.
     """
     found = {arm: trials(experiment, arm) for arm in arms}
     reaches = {arm: max(trial.reach("validation") for trial in by_name.values()) for arm, by_name in found.items()}
-    high = math.floor(2 * min(reaches.values())) / 2 - 0.5
+    high = math.floor(2 * min(reaches.values())) / 2 - MARGIN
     if high <= LOW:
         raise ValueError(f"the trials reach too little KL to compare anything from {LOW:g} nats on: {reaches}.")
     chosen = {}
     for arm, by_name in found.items():
-        able = {name: trial.along_front("validation", high).mean() for name, trial in by_name.items() if trial.reach("validation") >= high}
-        chosen[arm] = max(able, key=able.get)
+        able = {name: trial for name, trial in by_name.items() if trial.reach("validation") >= high + MARGIN}
+        best = max(able, key=lambda name: able[name].along_front("validation", high).mean())
+        chosen[arm] = {"trial": best} | {knob: able[best].record["settings"][knob] for knob in ("learning_rate", "beta")}
     return {"high": high, "chosen": chosen}
 
 
@@ -122,13 +125,13 @@ def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     for arm in arms:
         for name, trial in trials(experiment, arm).items():
             given, end = trial.record["settings"], int(trial.kl("validation").argmax())
-            reaches = trial.reach("validation") >= high
+            able = trial.reach("validation") >= high + MARGIN
             rows.append(
                 {
                     "method": arm, "learning rate": f"{given['learning_rate']:g}", "β": f"{given['beta']:g}",
                     "largest KL, nats": trial.kl("validation")[end], "r̃ there": trial.reward("validation")[end].mean(),
-                    f"mean r̃ from {LOW:g} to {high:g} nats": trial.along_front("validation", high).mean() if reaches else "out of reach",
-                    "chosen": "yes" if name == decided["chosen"][arm] else "",
+                    f"mean r̃ from {LOW:g} to {high:g} nats": trial.along_front("validation", high).mean() if able else "reaches too little",
+                    "chosen": "yes" if name == decided["chosen"][arm]["trial"] else "",
                 }
             )  # fmt: skip
     return rows
@@ -163,13 +166,18 @@ class Contrast:
     short: dict[int, float]
 
     @property
+    def half_width(self) -> float:
+        """Of the 95% interval over seeds and prompts together, whose errors add up: nan for a single seed."""
+        return math.hypot(self.over_seeds.high - self.over_seeds.mean, self.over_prompts.high - self.over_prompts.mean)
+
+    @property
     def verdict(self) -> str:
-        """What the intervals allow to say: a side needs both, over seeds and over prompts."""
+        """What that interval allows to say."""
         if self.over_seeds.n == 1:
             return "and one seed cannot say whether that holds for the next"
-        both = (self.over_seeds, self.over_prompts)
-        side = "above" if all(i.low > 0 for i in both) else "below" if all(i.high < 0 for i in both) else None
-        return f"so {self.arm}'s front is {side}" if side else "which cannot be told from none"
+        if abs(self.over_seeds.mean) <= self.half_width:
+            return "which cannot be told from none"
+        return f"so {self.arm}'s front is {'above' if self.over_seeds.mean > 0 else 'below'}"
 
 
 def contrast(experiment: str, arm: str, rivals: list[str], high: float) -> Contrast:

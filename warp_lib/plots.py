@@ -126,12 +126,12 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
     return figure
 
 
-def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float]) -> go.Figure:
-    """Each arm's fronts on test prompts, a line for each seed, and the range of KL that is compared, from `LOW` to `high`."""
+def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float], split: str = "test") -> go.Figure:
+    """Each arm's fronts on the prompts of a split, a line for each seed, and the range of KL that is compared, from `LOW` to `high`."""
     figure = go.Figure()
     for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
         for k, one in enumerate(seeds):
-            kl, reward = one.line("test")
+            kl, reward = one.line(split)
             figure.add_scatter(
                 x=kl, y=reward.mean(1), error_y=_two_errors(reward, colour), name=arm, legendgroup=arm, showlegend=not k,
                 mode="lines+markers", marker=dict(size=5), line=dict(color=colour, width=1.5), opacity=0.8,

@@ -65,7 +65,7 @@ def _kernels(count: int) -> "Iterator[AsyncKernelManager]":
 
     def start() -> AsyncKernelManager:
         kernel = AsyncKernelManager(kernel_name="python3")
-        imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering"
+        imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering, plotly.io; assert plotly.io.renderers"
         quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
         run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports])
         return kernel

@@ -11,6 +11,7 @@ from .paths import folder, write_whole
 
 # What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge), liti (where the next iteration begins),
 # warp (the final front: η from SFT to the last merge); reinforce (along the baseline's way), reinforce-liti (its own line to SFT).
+# In the study also dpo and dpo-liti, and for lines through other merges lerp and slerp-layer, slerp-tensor, slerp-model.
 COLUMNS = {
     "method": "what was evaluated",
     "seed": "seed of the whole pipeline",
@@ -33,8 +34,8 @@ COLUMNS = {
     "distinct2_se": "",
     "perplexity": "of SFT on the completions",
     "perplexity_se": "",
-    "completions": "completions sampled and scored to get there",
-    "seconds": "training time to get there, runs one after the other",
+    "completions": "completions sampled and scored to get there (empty for DPO, which samples before it trains)",
+    "seconds": "training time to get there, runs one after the other, pauses of the process included",
 }
 
 

@@ -89,17 +89,26 @@ def _long_run_of(experiment: Experiment, align: Aligner, method: str) -> Trained
 def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with pairs made anew before each iteration."""
     remade = for_all_runs(experiment.pairs(reward, progress))
-    return _warp_of(experiment, experiment.dpo_aligner(remade, progress))
+    points, record = _warp_of(experiment, experiment.dpo_aligner(remade, progress))
+    return points, record | _pairs_from(experiment)
 
 
 def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with the pairs of all iterations made from SFT at the start."""
-    return _warp_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress))
+    points, record = _warp_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress))
+    return points, record | _pairs_from(experiment)
 
 
 def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """DPO by itself, on those same pairs, with as many optimiser steps as all of WARP's runs."""
-    return _long_run_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress), "dpo")
+    points, record = _long_run_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress), "dpo")
+    return points, record | _pairs_from(experiment)
+
+
+def _pairs_from(experiment: Experiment) -> dict[str, int]:
+    """How many completions the pairs were made from, for the record."""
+    s = experiment.settings
+    return {"pairs_from": s.iterations * s.pair_prompts * s.pair_completions}
 
 
 def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> Callable[[Weights, Seed], Pairs]:
@@ -208,7 +217,7 @@ def merges() -> list[Unit]:
 
 def anchors() -> list[Unit]:
     """REINFORCE with SFT as its fixed anchor (μ = 0) at β, β/3 and 0, and with an anchor ten times as quick."""
-    beta = TRIALS[settled("tuning")["chosen"]["reinforce"]]["beta"]
+    beta = _decided("tuning", "reinforce")["beta"]
     changes = {
         "fixed": {"mu": 0.0},
         "fixed-third": {"mu": 0.0, "beta": beta / 3},
@@ -240,7 +249,7 @@ DPO = {
     "warp-dpo": Arm(by_warp_dpo),
     "warp-dpo-once": Arm(by_warp_dpo_once),
     "dpo": Arm(by_dpo),
-    "dpo-iterated": Arm(by_warp_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),  # pairs made anew, and nothing averaged
+    "dpo-iterated": Arm(by_warp_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),  # nothing averaged; 12 points, not 14
 }
 PAIRS = {"pair_prompts": 800, "mu": 0.0}
 
@@ -253,14 +262,14 @@ def dpo_tuning() -> list[Unit]:
 
 def dpo() -> list[Unit]:
     """WARP on DPO with pairs made anew, and what tells its causes apart. Each at the settings of the tuned one that is trained alike."""
-    chosen = settled("dpo-tuning")["chosen"]
     alike = {"warp-dpo": "warp-dpo", "warp-dpo-once": "warp-dpo", "dpo": "dpo", "dpo-iterated": "dpo"}
-    return [_unit("dpo", name, arm, seed, TRIALS[chosen[alike[name]]] | PAIRS) for seed in range(5) for name, arm in DPO.items()]
+    given = {name: _decided("dpo-tuning", tuned) | PAIRS for name, tuned in alike.items()}
+    return [_unit("dpo", name, arm, seed, given[name]) for seed in range(5) for name, arm in DPO.items()]
 
 
 def reference() -> list[Unit]:
     """WARP-DPO and DPO with the EMA anchor as the loss's reference, and not where the run began."""
-    given = {name: TRIALS[trial] | PAIRS | {"mu": 0.01} for name, trial in settled("dpo-tuning")["chosen"].items()}
+    given = {name: _decided("dpo-tuning", name) | PAIRS | {"mu": 0.01} for name in TUNED["dpo-tuning"]}
     return [_unit("reference", name, DPO[name], seed, given[name]) for seed in range(5) for name in given]
 
 
@@ -277,7 +286,12 @@ def _unit(experiment: str, name: str, arm: Arm, seed: int, given: dict[str, Any]
 
 def _tuned(experiment: str, name: str, arm: Arm, like: str, seed: int) -> Unit:
     """A unit at the learning rate and β that tuning chose for the arm `like` of the primary contrast."""
-    return _unit(experiment, name, arm, seed, TRIALS[settled("tuning")["chosen"][like]])
+    return _unit(experiment, name, arm, seed, _decided("tuning", like))
+
+
+def _decided(experiment: str, arm: str) -> dict[str, Any]:
+    """The learning rate and β that an experiment's trials decided for an arm."""
+    return {knob: value for knob, value in settled(experiment)["chosen"][arm].items() if knob != "trial"}
 
 
 # ------------------------------------------------------------------------------------------------------------ running them
@@ -302,11 +316,15 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
     rewards = experiment.rewards(progress)
+    made_with = {"reward_model": rewards["reward"].identity, "sft": digest(experiment.theta_sft)}
+    _refuse_others(unit, made_with)
     points, record = unit.train(experiment, rewards["reward"], progress)
     splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
     rows, scores, shown = [], {}, []
     for point in progress.track(list(points), "evaluation"):
-        place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed, "completions": point.steps * s.batch_size}
+        place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
+        if "pairs_from" not in record:  # DPO samples before it trains
+            place["completions"] = point.steps * s.batch_size
         for split in splits:
             prompts = experiment.held_out_prompts(split)
             seen = experiment.evaluate(point.theta, rewards, list(prompts.values()))
@@ -321,12 +339,19 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     write_whole(unit.file.with_suffix(".csv"), pd.DataFrame(rows).reindex(columns=["arm", "split", *COLUMNS]).to_csv(index=False))
     save_tensors(unit.file.with_suffix(".safetensors"), {name: torch.stack(values).float() for name, values in scores.items()})
     record |= {
-        "settings": s.asdict(), "reward_model": rewards["reward"].identity, "sft": digest(experiment.theta_sft),
-        "real_positive": experiment.real_positive(rewards["reward"]), "completions": shown, "seconds": time.perf_counter() - began,
-        "date": date.today().isoformat(), "commit": COMMIT, "machine": _machine(),
+        "settings": s.asdict(), **made_with, "real_positive": experiment.real_positive(rewards["reward"]), "completions": shown,
+        "seconds": time.perf_counter() - began, "date": date.today().isoformat(), "commit": COMMIT, "machine": _machine(),
         "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]),
     }  # fmt: skip
     write_json(unit.file, record)
+
+
+def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
+    """Raises ValueError when a finished unit of the experiment was made with another reward model or SFT: the two could not be compared."""
+    for file in unit.file.parent.glob("*.json"):
+        record = json.loads(file.read_text())
+        if odd := [name for name, value in made_with.items() if record.get(name) != value]:
+            raise ValueError(f"{unit.title} would be made with another {odd[0]} than {file.stem}; they could not be compared.")
 
 
 def _machine() -> dict[str, Any]:
