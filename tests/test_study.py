@@ -197,26 +197,26 @@ def test_primary_waits_for_its_settings(folder):
 
 
 def test_settings_and_range_are_chosen_on_validation_prompts(folder):
-    """Guards: test prompts choosing, another window for each method, a trial chosen that does not reach it, a later trial moving it."""
+    """Guards: test prompts choosing, another window for each method, a trial chosen that reaches nothing, a later trial moving it."""
     misleading = [(0, 0), (2, 9), (9, 9)]
     keep(folder, "tuning", "warp-a", 999, [(0, 0), (2, 1), (9, 1.1)], test=misleading)
     keep(folder, "tuning", "warp-b", 999, [(0, 0), (2, 1.2), (4.7, 1.3)])
-    keep(folder, "tuning", "warp-c", 999, [(0, 0), (2, 5), (3, 5)])
+    keep(folder, "tuning", "warp-c", 999, [(0, 0), (1.8, 5)])
     keep(folder, "tuning", "reinforce-a", 999, [(0, 0), (2, 1), (4.2, 1.1)])
-    keep(folder, "tuning", "reinforce-b", 999, [(0, 0), (2, 3), (3.9, 3)])
-    # The best trials reach 9 and 4.2 nats, so the range ends at 4 - 0.5. warp-c does not get there; reinforce-b barely does.
-    expected = {"high": 3.5, "chosen": {"warp": {"trial": "b"} | GIVEN, "reinforce": {"trial": "a"} | GIVEN}}
+    keep(folder, "tuning", "reinforce-b", 999, [(0, 0), (2, 0.9), (3.9, 1)])
+    # All trials but warp-c reach 3.9 nats, the chosen ones 4.2, so comparisons end at 4 - 0.5.
+    chosen = {"warp": {"trial": "b"} | GIVEN, "reinforce": {"trial": "a"} | GIVEN}
+    expected = {"high": 3.5, "judged_to": 3.9, "chosen": chosen}
     assert settle("tuning", ["warp", "reinforce"]) == expected
     with pytest.raises(ValueError, match="study tuning"):
         settled("tuning")
     (folder / "tuning.json").write_text(json.dumps(expected))
-    rows = trial_rows("tuning", ["warp", "reinforce"])
-    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes", ""]
-    assert {rows[k]["mean r̃ from 1 to 3.5 nats"] for k in (2, 4)} == {"reaches too little"}
-    # By hand: from (1, 0.6) to (2, 1.2) to (3.5, 1.2 + 1.5 · 0.1 / 2.7).
-    assert rows[1]["mean r̃ from 1 to 3.5 nats"] == pytest.approx((0.9 + 1.5 * (1.2 + 0.75 * 0.1 / 2.7)) / 2.5, abs=1e-6)
+    rows, mean = trial_rows("tuning", ["warp", "reinforce"]), "mean r̃ from 1 to 3.90 nats"
+    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes", ""] and rows[2][mean] == "reaches too little"
+    # By hand: from (1, 0.6) to (2, 1.2) to (3.9, 1.2 + 1.9 · 0.1 / 2.7).
+    assert rows[1][mean] == pytest.approx((0.9 + 1.9 * (1.2 + 0.95 * 0.1 / 2.7)) / 2.9, abs=1e-6)
     keep(folder, "tuning", "slow-a", 999, [(0, 0), (1.4, 1)])
-    with pytest.raises(ValueError, match="reach too little"):
+    with pytest.raises(ValueError, match="no trial of slow"):
         settle("tuning", ["warp", "slow"])
 
 

@@ -17,7 +17,7 @@ from .paths import ROOT
 FOLDER = ROOT / "data" / "study"
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 LOW = 1.0  # nats of KL where the mean of a front begins
-MARGIN = 0.5  # nats that a trial must reach beyond where fronts are compared
+LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
 
 
 @dataclass(frozen=True)
@@ -89,25 +89,23 @@ def trials(experiment: str, arm: str) -> dict[str, Outcome]:
 
 
 def settle(experiment: str, arms: Iterable[str]) -> dict[str, Any]:
-    """What an experiment's finished trials decide: K*, and the trial of each arm.
+    """What an experiment's finished trials decide: the trial of each arm, and K*, where comparisons end.
 
-    K* is where comparisons end: `MARGIN` below the KL that every arm reaches with one of its trials, in halves. The trial of an arm is the
-    one with the highest mean r̃ along its front from `LOW` to K*, on validation prompts, of those that reach `MARGIN` further: other seeds
-    will reach less. Its learning rate and β are kept with its name.
+    An arm's trial is the one with the highest mean r̃ along its front on validation prompts, from `LOW` as far as all trials of all arms
+    reach; those that reach less than `LEAST` nats are left out. K* is `MARGIN` below the KL that every chosen trial reaches, in halves:
+    other seeds will reach less. The chosen learning rates and β are kept with the trials' names.
 
-    Raises ValueError when no range is left.
+    Raises ValueError when an arm has no trial left.
     """
-    found = {arm: trials(experiment, arm) for arm in arms}
-    reaches = {arm: max(trial.reach("validation") for trial in by_name.values()) for arm, by_name in found.items()}
-    high = math.floor(2 * min(reaches.values())) / 2 - MARGIN
-    if high <= LOW:
-        raise ValueError(f"the trials reach too little KL to compare anything from {LOW:g} nats on: {reaches}.")
-    chosen = {}
-    for arm, by_name in found.items():
-        able = {name: trial for name, trial in by_name.items() if trial.reach("validation") >= high + MARGIN}
-        best = max(able, key=lambda name: able[name].along_front("validation", high).mean())
-        chosen[arm] = {"trial": best} | {knob: able[best].record["settings"][knob] for knob in ("learning_rate", "beta")}
-    return {"high": high, "chosen": chosen}
+    able = {arm: {n: t for n, t in trials(experiment, arm).items() if t.reach("validation") >= LEAST} for arm in arms}
+    if lost := [arm for arm, left in able.items() if not left]:
+        raise ValueError(f"no trial of {lost[0]} in {experiment} reaches {LEAST:g} nats: there is nothing to compare.")
+    window = min(trial.reach("validation") for left in able.values() for trial in left.values())
+    best = {arm: max(left, key=lambda n, left=left: left[n].along_front("validation", window).mean()) for arm, left in able.items()}
+    high = math.floor(2 * min(able[arm][name].reach("validation") for arm, name in best.items())) / 2 - MARGIN
+    given = {arm: able[arm][name].record["settings"] for arm, name in best.items()}
+    chosen = {arm: {"trial": best[arm]} | {knob: given[arm][knob] for knob in ("learning_rate", "beta")} for arm in best}
+    return {"high": high, "judged_to": window, "chosen": chosen}
 
 
 def settled(experiment: str) -> dict[str, Any]:
@@ -121,16 +119,16 @@ def settled(experiment: str) -> dict[str, Any]:
 def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     """What the trials of each arm came to on validation prompts, a row each, with a mark at the one that is chosen."""
     rows, decided = [], settled(experiment)
-    high = decided["high"]
+    window = decided["judged_to"]
     for arm in arms:
         for name, trial in trials(experiment, arm).items():
-            given, end = trial.record["settings"], int(trial.kl("validation").argmax())
-            able = trial.reach("validation") >= high + MARGIN
+            given, end, able = trial.record["settings"], int(trial.kl("validation").argmax()), trial.reach("validation") >= LEAST
+            mean = trial.along_front("validation", window).mean() if able else "reaches too little"
             rows.append(
                 {
                     "method": arm, "learning rate": f"{given['learning_rate']:g}", "β": f"{given['beta']:g}",
                     "largest KL, nats": trial.kl("validation")[end], "r̃ there": trial.reward("validation")[end].mean(),
-                    f"mean r̃ from {LOW:g} to {high:g} nats": trial.along_front("validation", high).mean() if able else "reaches too little",
+                    f"mean r̃ from {LOW:g} to {window:.2f} nats": mean,
                     "chosen": "yes" if name == decided["chosen"][arm]["trial"] else "",
                 }
             )  # fmt: skip
