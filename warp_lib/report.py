@@ -111,7 +111,8 @@ def _answer_on_top(file: Path, settings: Settings) -> None:
     answers = [o.data["text/markdown"] for o in _outputs(notebook, "answer") if "text/markdown" in o.get("data", {})]
     for cell in notebook.cells:
         if answers and "answer-here" in cell.metadata.get("tags", []):
-            cell.source = f"{answers[-1]}\n\n*Computed by the last cell; run `{settings.name}`, seed {settings.seed}.*"
+            of = "the study" if "of-the-study" in cell.metadata["tags"] else f"run `{settings.name}`, seed {settings.seed}"
+            cell.source = f"{answers[-1]}\n\n*Computed by the last cell; {of}.*"
     paths.write_whole(file, nbformat.writes(notebook))
 
 
