@@ -123,12 +123,13 @@ def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     for arm in arms:
         for name, trial in trials(experiment, arm).items():
             given, end, able = trial.record["settings"], int(trial.kl("validation").argmax()), trial.reach("validation") >= LEAST
-            mean = trial.along_front("validation", window).mean() if able else "reaches too little"
+            values = trial.along_front("validation", window) if able else None
             rows.append(
                 {
                     "method": arm, "learning rate": f"{given['learning_rate']:g}", "β": f"{given['beta']:g}",
-                    "largest KL, nats": trial.kl("validation")[end], "r̃ there": trial.reward("validation")[end].mean(),
-                    f"mean r̃ from {LOW:g} to {window:.2f} nats": mean,
+                    "largest KL, nats": float(trial.kl("validation")[end]), "r̃ there": float(trial.reward("validation")[end].mean()),
+                    f"mean r̃ from {LOW:g} to {window:.2f} nats": float(values.mean()) if able else "reaches too little",
+                    "± 2 s.e. over prompts": float(2 * values.std(ddof=1) / math.sqrt(len(values))) if able else "",
                     "chosen": "yes" if name == decided["chosen"][arm]["trial"] else "",
                 }
             )  # fmt: skip
