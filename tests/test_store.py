@@ -428,7 +428,7 @@ def test_size_line(store):
         remember("thing", {"k": k}, Make())
     (store / "store" / "x.part").mkdir()
     (store / "store" / "x.part" / "checkpoint.safetensors").write_bytes(b"0" * 5_000_000)
-    assert re.fullmatch(r".* holds 3 stored results in 5 MB; `make clean` frees it\.", memory.size_line())
+    assert re.fullmatch(r".* holds 3 stored results in 5 MB; `make clean` frees it\.", paths.size_line())
 
 
 # --- Digests ----------------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where things lie: the repository, and the folder of everything that is generated."""
+"""Where things lie: the repository, and the folder of everything that is generated, with its size."""
 
 import os
 from pathlib import Path
@@ -19,3 +19,10 @@ def folder(name: str) -> Path:
     made = RUNS / name
     made.mkdir(parents=True, exist_ok=True)
     return made
+
+
+def size_line() -> str:
+    """How much the stored runs take, and how to free it."""
+    files = [f for f in RUNS.rglob("*") if f.is_file()]
+    entries = len(list((RUNS / "store").glob("*/record.json")))
+    return f"{RUNS.name}/ holds {entries} stored results in {sum(f.stat().st_size for f in files) / 1e6:,.0f} MB; `make clean` frees it."

@@ -52,9 +52,7 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
             print(f"[{number}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
     page = folder / "report.html"
     write_page(executed, page, f"WARP: {settings.name}")
-    from .store import size_line  # only now: it imports torch
-
-    print(f"The report: {page}\n{size_line()}")
+    print(f"The report: {page}\n{paths.size_line()}")
     return page
 
 

@@ -108,10 +108,3 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     whole = file.with_name(f"{file.name}.tmp")
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, whole, metadata)
     whole.replace(file)
-
-
-def size_line() -> str:
-    """How much the stored runs take, and how to free it."""
-    files = [f for f in RUNS.rglob("*") if f.is_file()]
-    entries = len(list((RUNS / "store").glob("*/record.json")))
-    return f"{RUNS.name}/ holds {entries} stored results in {sum(f.stat().st_size for f in files) / 1e6:,.0f} MB; `make clean` frees it."
