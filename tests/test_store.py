@@ -464,9 +464,9 @@ def test_digest_keeps_parts_apart():
 
 
 def test_no_pickle(store, policy_folder):
-    """Nothing in the package or the notebooks can unpickle, and a training leaves safetensors and JSON only."""
+    """Nothing in the package, the benchmarks or the notebooks can unpickle, and a training leaves safetensors and JSON only."""
     able = r"pickle|torch\.(load|save)\(|joblib|\bdill\b|shelve|marshal|np\.load|numpy\.load|weights_only"
-    sources = [*(paths.ROOT / "warp_lib").rglob("*.py"), *(paths.ROOT / "notebooks").rglob("*.ipynb")]
+    sources = [*(paths.ROOT / "warp_lib").rglob("*.py"), *(paths.ROOT / "benchmarks").glob("*.py"), *paths.ROOT.glob("notebooks/*.ipynb")]
     assert len(sources) > 15 and not [f.name for f in sources if re.search(able, f.read_text())]
     train_run(policy_folder, Progress())
     assert {f.suffix for f in store.rglob("*") if f.is_file()} == {".safetensors", ".json", ".lock"}

@@ -36,9 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
         usage="python -m warp_lib study [EXPERIMENT …]",
     )  # fmt: skip
-    command.add_argument(
-        "experiment", nargs="*", help="of tuning, primary, grid, merges (default: these, in order), anchors, duration, more-runs, restarts"
-    )
+    command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, grid, merges)")
     command.set_defaults(run=study)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
