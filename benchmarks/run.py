@@ -31,12 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from warp_lib import machine
-from warp_lib.aligner import SFT_EVERY
 from warp_lib.experiment import Experiment
 from warp_lib.paths import RUNS
 from warp_lib.policy import Policy
 from warp_lib.progress import Progress
-from warp_lib.reinforce import reinforce
+from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import EncoderScorer, Reward, _fresh
 from warp_lib.settings import Settings

@@ -46,7 +46,7 @@ def aligned(pairs, seed=(0, "warp", 1, 1), steps=4, loss=sigmoid_loss, **setting
     """A run from the tiny policy."""
     policy = tiny_policy()
     return dpo(
-        policy.weights(), seed, policy=policy, theta_sft=policy.weights(), pairs=lambda *_: pairs, loss=loss,
+        policy.weights(), seed, policy=policy, pairs=lambda *_: pairs, loss=loss,
         settings=Settings(**SETTINGS | settings), steps=steps, progress=Progress(),
     )  # fmt: skip
 
@@ -234,7 +234,7 @@ def test_warp_runs_dpo_as_it_is(store):
 
     settings = Settings(**SETTINGS)
     sft = policy.weights()
-    align = partial(dpo, policy=policy, theta_sft=sft, pairs=for_all_runs(make), settings=settings, steps=3, progress=Progress())
+    align = partial(dpo, policy=policy, pairs=for_all_runs(make), settings=settings, steps=3, progress=Progress())
     iterations = list(warp(sft, align, iterations=2, runs=2, eta=0.5, merge=slerp, seed=0))
     assert [seed for _, seed in asked] == [(0, "warp", 1)] * 2 + [(0, "warp", 2)] * 2
     assert len({theta for theta, _ in asked}) == 2 and asked[0][0] == digest(sft) and asked[2][0] == digest(iterations[0].liti)

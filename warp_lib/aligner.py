@@ -17,7 +17,6 @@ from .settings import Settings
 from .store import digest, remember, save_tensors
 
 WARM_UP = 10  # steps in which the learning rate rises to its value
-SFT_EVERY = 5  # steps between two looks at SFT, which cost a forward pass and steer nothing
 Seed = tuple[str | int, ...]
 
 
@@ -34,12 +33,12 @@ class Run:
 Aligner = Callable[[Weights, Seed], Run]
 """What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` and `dpo` with the rest bound are two."""
 
-Loss = Callable[[int, Policy, Policy, Policy], tuple[Tensor, dict[str, float]]]
-"""A step's loss, and its numbers for the history, from the step's number, the learning policy, its anchor and SFT."""
+Loss = Callable[[int, Policy, Policy], tuple[Tensor, dict[str, float]]]
+"""A step's loss, and its numbers for the history, from the step's number, the learning policy and its anchor."""
 
 
 def train(
-    loss: Loss, inputs: dict[str, Any], theta_init: Weights, seed: Seed, *, policy: Policy, theta_sft: Weights, settings: Settings,
+    loss: Loss, inputs: dict[str, Any], theta_init: Weights, seed: Seed, *, policy: Policy, settings: Settings,
     steps: int, keep_every: int | None, progress: Progress,
 ) -> Run:  # fmt: skip
     """Train from θ_init to θ, or take the run from the store. Each step: θ ← AdamW along −∇loss; anchor ← (1−μ) anchor + μ θ.
@@ -50,24 +49,23 @@ def train(
         theta_init: where the run and its anchor begin.
         seed: names the run's random streams.
         policy: lends its architecture and tokenizer; its weights are overwritten.
-        theta_sft: only watched.
         settings: learning_rate, mu.
         keep_every: keep the weights along the way every so many steps.
     """
     s, role = settings, " · ".join(map(str, seed[1:]))
     inputs = inputs | {
-        "learning_rate": s.learning_rate, "mu": s.mu, "policy": policy.identity, "init": digest(theta_init), "sft": digest(theta_sft),
+        "learning_rate": s.learning_rate, "mu": s.mu, "policy": policy.identity, "init": digest(theta_init),
         "seed": list(seed), "steps": steps, "keep_every": keep_every,
     }  # fmt: skip
 
     def make(folder) -> dict[str, Any]:
-        learner, anchor, sft = policy.load(theta_init), policy.clone(), policy.clone().load(theta_sft)
+        learner, anchor = policy.load(theta_init), policy.clone()
         optimiser = torch.optim.AdamW(learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True)
         update_anchor = get_ema_multi_avg_fn(decay=1 - s.mu)
         checkpoint = Checkpoint(folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser])
         for t in checkpoint.steps(progress, steps, role):
             began = time.perf_counter()
-            value, numbers = loss(t, learner, anchor, sft)
+            value, numbers = loss(t, learner, anchor)
             optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
             optimiser.zero_grad()
             value.backward()

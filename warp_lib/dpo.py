@@ -129,7 +129,7 @@ def ipo_loss(h: Tensor, beta: float) -> Tensor:
 
 
 def dpo(
-    theta_init: Weights, seed: Seed, *, policy: Policy, theta_sft: Weights, pairs: Callable[[Weights, Seed], Pairs],
+    theta_init: Weights, seed: Seed, *, policy: Policy, pairs: Callable[[Weights, Seed], Pairs],
     loss: PairLoss = sigmoid_loss, settings: Settings, steps: int | None = None, keep_every: int | None = None, progress: Progress,
 ) -> Run:  # fmt: skip
     """Train from θ_init to θ on pairs, or take the run from the store.
@@ -141,7 +141,6 @@ def dpo(
         theta_init: where the run and its reference begin.
         seed: names the order in which the run sees the pairs, each once before any comes again.
         policy: lends its architecture and tokenizer; its weights are overwritten.
-        theta_sft: part of the record only.
         pairs: from θ_init and the seed, made anew (see `for_all_runs`) or always the same.
         settings: temperature, batch_size, learning_rate, beta, mu; steps unless given.
         keep_every: keep the weights along the way every so many steps.
@@ -154,7 +153,7 @@ def dpo(
     given = pairs(theta_init, seed)
     inputs = {"pairs": given.identity, "loss": loss.__name__, "temperature": s.temperature, "batch_size": s.batch_size, "beta": s.beta}
 
-    def step(t: int, learner: Policy, anchor: Policy, sft: Policy) -> tuple[Tensor, dict[str, float]]:
+    def step(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
         rows = torch.tensor(batch(range(len(given)), s.batch_size // 2, 1, seed, t))
         y = together([part.rows(rows).to(machine.device()) for part in (given.chosen, given.rejected)])
         with machine.autocast():
@@ -166,6 +165,6 @@ def dpo(
         return value, {"loss": value.item(), "ordered": (h > 0).float().mean().item(), "log_ratio": better.mean().item()}
 
     return train(
-        step, inputs, theta_init, seed, policy=policy, theta_sft=theta_sft, settings=s, steps=steps or s.steps, keep_every=keep_every,
+        step, inputs, theta_init, seed, policy=policy, settings=s, steps=steps or s.steps, keep_every=keep_every,
         progress=progress,
     )  # fmt: skip

@@ -175,7 +175,7 @@ class Experiment:
 
     def dpo_aligner(self, pairs: Callable[[Weights, Seed], Pairs], progress: Progress) -> Aligner:
         """`dpo` with everything bound but the initial weights and the seed."""
-        return partial(dpo, policy=self.policy, theta_sft=self.theta_sft, pairs=pairs, settings=self.settings, progress=progress)
+        return partial(dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress)
 
     @property
     def merge(self):

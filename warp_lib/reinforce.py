@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import machine
-from .aligner import SFT_EVERY, Run, Seed, train
+from .aligner import Run, Seed, train
 from .merging import Weights
 from .policy import Policy
 from .progress import Progress
@@ -16,6 +16,8 @@ from .reward import Reward
 from .seeds import numpy_stream, torch_stream
 from .settings import Settings
 from .store import digest
+
+SFT_EVERY = 5  # steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
 
 
 def reinforce(
@@ -39,9 +41,12 @@ def reinforce(
     """
     s = settings
     used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "beta")
-    inputs = {n: getattr(s, n) for n in used} | {"prompts": digest(list(map(list, prompts))), "reward": reward.identity}
+    inputs = {n: getattr(s, n) for n in used} | {
+        "prompts": digest(list(map(list, prompts))), "reward": reward.identity, "sft": digest(theta_sft),
+    }  # fmt: skip
+    sft = policy.clone().load(theta_sft)
 
-    def loss(t: int, learner: Policy, anchor: Policy, sft: Policy) -> tuple[Tensor, dict[str, float]]:
+    def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
         x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
         y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()))
         r = reward(learner.texts(y)).to(machine.device())
@@ -54,7 +59,7 @@ def reinforce(
         return value, numbers | {"reward": r.mean().item(), "kl_anchor": kl.mean().item()}
 
     return train(
-        loss, inputs, theta_init, seed, policy=policy, theta_sft=theta_sft, settings=s, steps=steps or s.steps, keep_every=keep_every,
+        loss, inputs, theta_init, seed, policy=policy, settings=s, steps=steps or s.steps, keep_every=keep_every,
         progress=progress,
     )  # fmt: skip
 
