@@ -34,9 +34,10 @@ def main(argv: list[str] | None = None) -> int:
 
     command = commands.add_parser(
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
-        usage="python -m warp_lib study [EXPERIMENT …]",
+        usage="python -m warp_lib study [EXPERIMENT …] [--jobs N]",
     )  # fmt: skip
     command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, grid, merges)")
+    command.add_argument("--jobs", type=int, default=1, help="units at a time, for an accelerator (default: 1)")
     command.set_defaults(run=study)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
@@ -87,9 +88,13 @@ def study(args: argparse.Namespace, unknown: list[str]) -> int:
     from .study import run as run_study
 
     try:
-        run_study(args.experiment, TerminalProgress())
+        if args.jobs < 1:
+            raise ValueError(f"--jobs must be a whole number of at least 1, not {args.jobs}.")
+        run_study(args.experiment, TerminalProgress(), args.jobs)
     except ValueError as error:
         return say(error, 2)
+    except RuntimeError as error:
+        return say(error, 1)
     except KeyboardInterrupt:
         return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     return 0

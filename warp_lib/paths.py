@@ -9,7 +9,7 @@ RUNS = Path(os.environ.get("WARP_RUNS") or ROOT / "runs").resolve()
 
 def write_whole(file: Path, text: str) -> None:
     """Write a text so that a reader finds the old file or the new one, never half of it."""
-    part = file.with_name(f"{file.name}.tmp")
+    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
 

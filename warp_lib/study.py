@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -297,18 +299,40 @@ def _decided(experiment: str, arm: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ running them
 
 
-def run(names: list[str], progress: Progress) -> None:
-    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet. Raises ValueError for an unknown one."""
+def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
+    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet, `jobs` of them at a time.
+
+    Raises ValueError for an unknown experiment, and RuntimeError, when all others have ended, for units that failed beside others.
+    """
     if unknown := [name for name in names if name not in EXPERIMENTS]:
         raise ValueError(f"there is no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}.")
     for name in names or NOW:
         units = EXPERIMENTS[name]()
-        for number, unit in enumerate(units, 1):
-            if not unit.finished:
-                print(f"[{number}/{len(units)}] {unit.title}", flush=True)
+        waiting = [unit for unit in units if not unit.finished]
+        if jobs > 1:
+            _run_side_by_side(waiting, jobs, progress)
+        else:
+            for unit in waiting:
+                print(f"[{units.index(unit) + 1}/{len(units)}] {unit.title}", flush=True)
                 run_unit(unit, progress)
         if name in TUNED and not (FOLDER / f"{name}.json").exists():
             write_json(FOLDER / f"{name}.json", settle(name, TUNED[name]))
+
+
+def _run_side_by_side(units: list[Unit], jobs: int, progress: Progress) -> None:
+    """Run units in processes of their own: on an accelerator, which one small policy leaves idle most of the time."""
+    failed = []
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        running = {pool.submit(_run_quietly, unit): unit for unit in units}
+        for done in progress.track(as_completed(running), "units", 0, len(units)):
+            if error := done.exception():
+                failed.append(f"{running[done].title} ({type(error).__name__}: {error})")
+    if failed:
+        raise RuntimeError(f"{len(failed)} failed: {'; '.join(failed)}")
+
+
+def _run_quietly(unit: Unit) -> None:
+    run_unit(unit, Progress())
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
