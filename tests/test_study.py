@@ -2,6 +2,8 @@
 
 import json
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -261,14 +263,72 @@ def test_units_of_different_reward_models_are_not_compared(folder):
         contrast("e", "warp", ["rival"], high=3.0)
 
 
+def test_a_judge_reads_the_fronts_that_the_reward_chose(folder):
+    """Guards: the front or the better rival taken from the judge's scores."""
+    for arm, points, judge in (("warp", [(0, 0), (4, 4)], 0.5), ("weak", [(0, 0), (6, 1)], 30.0), ("strong", [(0, 0), (6, 3)], 0.5)):
+        keep(folder, "e", arm, 0, points)
+        file = folder / "e" / f"{arm}-0.safetensors"
+        scores = load_file(file)
+        save_file(scores | {"test.judge": np.float32(judge) * scores["test.reward"]}, file)
+    found = contrast("e", "warp", ["weak", "strong"], high=3.0, scorer="judge")
+    assert found.rival == "strong" and found.by_seed[0].mean == pytest.approx(0.5 * (2.0 - 1.0), abs=1e-6)
+
+
+def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
+    """Worked by hand with straight lines through 0: mean r̃ from 1 to h is the slope times (1 + h) / 2."""
+    for seed, slope in ((0, 2.0), (1, 2.2), (2, 9.0)):
+        for experiment, arm, rise in (("dpo", "warp-dpo", slope), ("dpo", "dpo", 1.0), ("rl", "warp", 1.5)):
+            keep(folder, experiment, arm, seed, [(0, 0), (8, 8 * rise)])
+    for seed in (0, 1):  # the third seed lacks its baseline; the second ends at 2 nats
+        keep(folder, "rl", "reinforce", seed, [(0, 0), (2 if seed else 8, 2 if seed else 8)])
+    found = outcomes.difference_of_gains(("dpo", "warp-dpo", "dpo"), ("rl", "warp", "reinforce"), high=3.0)
+    assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx([0.5 * 2, 0.7 * 1.5], abs=1e-5) and found.short == {1: 2.0}
+    assert found.over_seeds.n == 2 and found.arm == "warp-dpo − dpo" and found.rival == "warp − reinforce"
+    with pytest.raises(ValueError, match=r"no seed has finished all of warp-dpo \(dpo\)"):
+        outcomes.difference_of_gains(("dpo", "warp-dpo", "dpo"), ("rl", "warp", "absent"), high=3.0)
+    file = folder / "rl" / "warp-0.json"
+    file.write_text(file.read_text().replace("1.4", "1.5"))
+    outcome.cache_clear()
+    with pytest.raises(ValueError, match="dpo and rl were scored by different reward models"):
+        outcomes.difference_of_gains(("dpo", "warp-dpo", "dpo"), ("rl", "warp", "reinforce"), high=3.0)
+
+
+def test_end_rows_show_the_point_of_largest_kl(folder):
+    keep(folder, "e", "warp", 0, [(0, 0), (9, 9), (4, 4)], test=[(0, 0), (3, 1), (5, 2)])
+    table = pd.read_csv(folder / "e" / "warp-0.csv").assign(judge=0.7, judge_tfidf=0.8, entropy=1.9, distinct2=0.5, perplexity=7)
+    errors = {f"{name}_se": 0.1 for name in ("kl", "reward", "judge", "judge_tfidf", "entropy", "distinct2", "perplexity")}
+    table.assign(**errors).to_csv(folder / "e" / "warp-0.csv", index=False)
+    (row,) = outcomes.end_rows("e", ["warp"], [0])
+    assert row["KL, nats"] == "5.00 ± 0.20" and row["r̃"] == "2.00 ± 0.20" and row["judge"] == "0.70 ± 0.20"
+
+
+def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
+    """And every unit of the study can be sent to another process. Guards: lambdas in the list, one failure that ends all."""
+    ended = []
+
+    def run_unit(unit, progress):
+        if unit.settings.seed == 1:
+            raise ValueError("it is broken")
+        ended.append(unit.settings.seed)
+
+    monkeypatch.setattr(study, "run_unit", run_unit)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
+    units = [study.Unit("e", "warp", study.by_warp, Settings.profile("smoke", seed=seed)) for seed in range(4)]
+    with pytest.raises(RuntimeError, match="1 failed: e: warp, seed 1 .*it is broken"):
+        study._run_side_by_side(units, 2, Progress())
+    assert sorted(ended) == [0, 2, 3]
+    for unit in [*study.tuning(), *study.primary(), *study.grid(), *study.merges()]:
+        assert pickle.loads(pickle.dumps(unit)) == unit
+
+
 @pytest.mark.parametrize(
     "seeds, prompts, words",
     [
-        ((0.1, 0.05, 0.15, 8), (0.1, 0.02, 0.18, 100), "above"),
+        ((0.1, 0.05, 0.15, 8), (0.1, 0.02, 0.18, 100), "ahead of rival"),
         ((0.1, 0.05, 0.15, 8), (0.1, -0.02, 0.22, 100), "cannot be told"),
         ((0.1, -0.05, 0.25, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),
         ((0.1, 0.02, 0.18, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),  # each excludes 0, their errors together do not
-        ((-0.1, -0.15, -0.05, 8), (-0.1, -0.18, -0.02, 100), "below"),
+        ((-0.1, -0.15, -0.05, 8), (-0.1, -0.18, -0.02, 100), "behind rival"),
         ((0.1, math.nan, math.nan, 1), (0.1, 0.02, 0.18, 100), "one seed cannot say"),
     ],
 )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,21 +50,21 @@ class Outcome:
         """The largest KL of its points, nats."""
         return self.kl(split).max()
 
-    def line(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """The front as KL, (points,), in increasing order, and r̃ of each prompt, (points, prompts).
+    def line(self, split: str, scorer: str = "reward") -> tuple[np.ndarray, np.ndarray]:
+        """The front as KL, (points,), in increasing order, and r̃ of each prompt, (points, prompts); or a judge's score of the same points.
 
         Up to the largest KL of any point it keeps its last reward: who may spend more can still take the policy that spends less.
         """
         front = np.array(self.front())
         front = front[np.argsort(self.kl(split)[front], kind="stable")]
-        kl, reward = self.kl(split)[front], self.reward(split)[front]
+        kl, reward = self.kl(split)[front], self.reward(split, scorer)[front]
         if self.reach(split) > kl[-1]:
             kl, reward = np.append(kl, self.reach(split)), np.concatenate([reward, reward[-1:]])
         return kl, reward
 
-    def along_front(self, split: str, high: float) -> np.ndarray:
-        """Each prompt's mean r̃ over KL from `LOW` to `high` nats along the front, (prompts,)."""
-        kl, reward = self.line(split)
+    def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
+        """Each prompt's mean r̃ (or a judge's score) over KL from `LOW` to `high` nats along the front, (prompts,)."""
+        kl, reward = self.line(split, scorer)
         return shares(kl, LOW, high) @ reward
 
 
@@ -147,6 +148,20 @@ def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str
     return rows
 
 
+def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """What each unit's point of largest KL is on test prompts, a row each: reward, judges, and the texts' variety; ± 2 standard errors."""
+    columns = {
+        "KL, nats": "kl", "r̃": "reward", "judge": "judge", "TF-IDF judge": "judge_tfidf", "entropy, nats a token": "entropy",
+        "distinct-2": "distinct2", "SFT's perplexity": "perplexity",
+    }  # fmt: skip
+    rows = []
+    for seed, arm in product(seeds, arms):
+        points = outcome(experiment, arm, seed).points("test")
+        end = points.loc[points["kl"].idxmax()]
+        rows.append({"method": arm, "seed": seed} | {c: f"{end[name]:.2f} ± {2 * end[f'{name}_se']:.2f}" for c, name in columns.items()})
+    return rows
+
+
 @dataclass(frozen=True)
 class Contrast:
     """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high` on test prompts.
@@ -176,11 +191,13 @@ class Contrast:
             return "and one seed cannot say whether that holds for the next"
         if abs(self.over_seeds.mean) <= self.half_width:
             return "which cannot be told from none"
-        return f"so {self.arm}'s front is {'above' if self.over_seeds.mean > 0 else 'below'}"
+        return f"so {self.arm} is {'ahead of' if self.over_seeds.mean > 0 else 'behind'} {self.rival}"
 
 
-def contrast(experiment: str, arm: str, rivals: list[str], high: float) -> Contrast:
+def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: str = "reward") -> Contrast:
     """An arm against the better of its rivals, the one whose front is higher on validation prompts, over the seeds that all have finished.
+
+    The fronts and the better rival are those of the reward; `scorer` may be a judge, which then says how far they really are apart.
 
     A seed on which one of the fronts ends before `high` is compared as far as all of them reach. Raises ValueError when no seed is
     finished, or when units were scored by different reward models.
@@ -189,19 +206,49 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float) -> Contr
     seeds = finished_seeds(experiment, arms)
     if not seeds:
         raise ValueError(f"no seed of {experiment} has finished all of {', '.join(arms)}.")
-    if len({json.dumps(outcome(experiment, name, seed).record["real_positive"]) for name in arms for seed in seeds}) > 1:
-        raise ValueError(f"the units of {experiment} were scored by different reward models, and cannot be compared.")
+    ends = _ends([(experiment, name) for name in arms], seeds, high)
 
-    def end(seed: int) -> float:
-        return min(high, *(outcome(experiment, name, seed).reach(split) for name in arms for split in ("validation", "test")))
-
-    ends = {seed: end(seed) for seed in seeds}
-
-    def score(name: str, seed: int, split: str) -> np.ndarray:
-        return outcome(experiment, name, seed).along_front(split, ends[seed])
+    def score(name: str, seed: int, split: str, scorer: str = "reward") -> np.ndarray:
+        return outcome(experiment, name, seed).along_front(split, ends[seed], scorer)
 
     rival = max(rivals, key=lambda name: np.mean([score(name, seed, "validation").mean() for seed in seeds]))
-    by_prompt = {seed: score(arm, seed, "test") - score(rival, seed, "test") for seed in seeds}
+    return _paired(arm, rival, high, {seed: score(arm, seed, "test", scorer) - score(rival, seed, "test", scorer) for seed in seeds}, ends)
+
+
+def difference_of_gains(of: tuple[str, str, str], than: tuple[str, str, str], high: float) -> Contrast:
+    """How much more an arm gains over its rival than another arm over its own: (A − B) − (C − D), paired by seed and by prompt.
+
+    Args:
+        of, than: experiment, arm and rival.
+        high: the largest KL, nats; a seed on which one of the four fronts ends before is compared as far as all of them reach.
+
+    Raises ValueError when no seed has finished all four, or when they were scored by different reward models.
+    """
+    four = [(experiment, name) for experiment, *names in (of, than) for name in names]
+    seeds = sorted(set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in four)))
+    if not seeds:
+        raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({experiment})' for experiment, name in four)}.")
+    ends = _ends(four, seeds, high)
+    by_prompt = {}
+    for seed in seeds:
+        a, b, c, d = (outcome(experiment, name, seed).along_front("test", ends[seed]) for experiment, name in four)
+        by_prompt[seed] = (a - b) - (c - d)
+    return _paired(f"{of[1]} − {of[2]}", f"{than[1]} − {than[2]}", high, by_prompt, ends)
+
+
+def _ends(arms: list[tuple[str, str]], seeds: list[int], high: float) -> dict[int, float]:
+    """Seed → the KL up to which all arms, given with their experiments, can be compared: `high`, or where the first of them ends.
+
+    Raises ValueError when their rewards are not the same.
+    """
+    found = {seed: [outcome(experiment, name, seed) for experiment, name in arms] for seed in seeds}
+    if len({json.dumps(one.record["real_positive"]) for units in found.values() for one in units}) > 1:
+        raise ValueError(f"the units of {' and '.join(dict(arms))} were scored by different reward models, and cannot be compared.")
+    return {seed: min(high, *(one.reach(split) for one in units for split in ("validation", "test"))) for seed, units in found.items()}
+
+
+def _paired(arm: str, rival: str, high: float, by_prompt: dict[int, np.ndarray], ends: dict[int, float]) -> Contrast:
+    """The contrast whose differences on each seed are `by_prompt`, (prompts,)."""
     by_seed = {seed: Interval.of(values) for seed, values in by_prompt.items()}
     return Contrast(
         arm, rival, high, by_seed, over_seeds=Interval.of([i.mean for i in by_seed.values()]),
