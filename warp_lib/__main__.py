@@ -120,16 +120,15 @@ def merge(args: argparse.Namespace, unknown: list[str]) -> int:
     from .live import TerminalProgress
     from .merge_folders import merge_folders
 
+    progress = TerminalProgress()
     try:
-        rows = merge_folders(
-            args.base, args.trained, args.out, eta=args.eta, merge=args.merge, per=args.per, progress=TerminalProgress()
-        )  # fmt: skip
+        rows = merge_folders(args.base, args.trained, args.out, eta=args.eta, merge=args.merge, per=args.per, progress=progress)
     except ValueError as error:
         return say(error, 2)
-    except OSError as error:
-        return say(error, 1)
-    except KeyboardInterrupt:
-        return say("Stopped. Nothing was written.", 1)
+    except (OSError, KeyboardInterrupt) as error:
+        while progress.bars:
+            progress.end()  # the sentence gets a line of its own
+        return say(f"Nothing was written: {str(error) or 'stopped'}.", 1)
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format) if rows else "One run: there is no angle to report.")
     print(f"The merged model: {args.out}")
     return 0
