@@ -1,4 +1,4 @@
-"""The command line: ``python -m warp_lib report``, ``sweep``, ``study`` and ``publish``."""
+"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``merge`` and ``publish``."""
 
 import argparse
 import sys
@@ -39,6 +39,18 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, grid, merges)")
     command.add_argument("--jobs", type=int, default=1, help="units at a time, for an accelerator (default: 1)")
     command.set_defaults(run=study)
+
+    command = commands.add_parser(
+        "merge", help="merge the runs of a model of your own, folders to folder: base + η · SLERP of the task vectors", allow_abbrev=False,
+        usage="python -m warp_lib merge BASE RUN [RUN …] --out FOLDER [--eta NUMBER] [--merge slerp|lerp] [--per layer|tensor|model]",
+    )  # fmt: skip
+    command.add_argument("base", metavar="BASE", help="the model the runs began from: a folder of safetensors, or a hub id")
+    command.add_argument("trained", nargs="+", metavar="RUN", help="the models trained from it; one alone is interpolated (LITI)")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder that is not there yet, or empty")
+    command.add_argument("--eta", type=number, default=1.0, metavar="NUMBER", help="0 to 1 is LITI, beyond extrapolates (default: 1)")
+    command.add_argument("--merge", default="slerp", metavar="MERGE", help="slerp or lerp of the task vectors (default: slerp)")
+    command.add_argument("--per", default="layer", metavar="GROUP", help="one angle of SLERP per layer, tensor or model (default: layer)")
+    command.set_defaults(run=merge)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
     command.add_argument("--name", default="laptop", help="the run's folder under runs/ (default: laptop)")
@@ -97,6 +109,28 @@ def study(args: argparse.Namespace, unknown: list[str]) -> int:
         return say(error, 1)
     except KeyboardInterrupt:
         return say("Stopped. What is finished is kept; run the same command to go on.", 1)
+    return 0
+
+
+def merge(args: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        return say(f"merge takes no {unknown[0]}; its options are --out, --eta, --merge and --per.", 2)
+    import pandas as pd
+
+    from .live import TerminalProgress
+    from .merge_folders import merge_folders
+
+    progress = TerminalProgress()
+    try:
+        rows = merge_folders(args.base, args.trained, args.out, eta=args.eta, merge=args.merge, per=args.per, progress=progress)
+    except ValueError as error:
+        return say(error, 2)
+    except (OSError, KeyboardInterrupt) as error:
+        while progress.bars:
+            progress.end()  # the sentence gets a line of its own
+        return say(f"Nothing was written: {str(error) or 'stopped'}.", 1)
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format) if rows else "One run: there is no angle to report.")
+    print(f"The merged model: {args.out}")
     return 0
 
 

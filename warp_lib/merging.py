@@ -97,13 +97,16 @@ def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, str | i
     ]  # fmt: skip
 
 
+def slerp_shares(omega: float, share: float) -> tuple[float, float]:
+    """What SLERP by `share` of the angle takes of either vector; LERP's shares where there is no angle Ω (radians): nan, 0 or π."""
+    if math.isnan(omega) or math.sin(omega) < 1e-6:
+        return 1 - share, share
+    return math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(omega)
+
+
 def _slerp_pair(a: list[Tensor], b: list[Tensor], share: float) -> list[Tensor]:
     """SLERP from task vector a to b, by `share` of their angle; LERP where there is no angle (parallel, opposite or zero vectors)."""
-    omega = angle(a, b)
-    if math.isnan(omega) or math.sin(omega) < 1e-6:
-        of_a, of_b = 1 - share, share
-    else:
-        of_a, of_b = math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(omega)
+    of_a, of_b = slerp_shares(angle(a, b), share)
     return [of_a * x + of_b * y for x, y in zip(a, b, strict=True)]
 
 
