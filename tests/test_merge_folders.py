@@ -256,7 +256,7 @@ def test_folders_that_hold_no_plain_safetensors(folders, tmp_path, capsys):
 
     pickled = shutil.copytree(folders["a"], tmp_path / "pickled")
     (pickled / SINGLE).rename(pickled / "pytorch_model.bin")
-    says(f"it has no {SINGLE} and no {INDEX} (.bin files can run code when opened, so none is: convert with save_pretrained).", pickled)
+    says(f"it has no {SINGLE} and no {INDEX} (.bin files can run code when opened, none is: convert with save_pretrained).", pickled)
 
     bare = shutil.copytree(folders["a"], tmp_path / "bare")
     (bare / "config.json").unlink()

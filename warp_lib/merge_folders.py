@@ -251,7 +251,7 @@ def _tensors(folder: Path) -> dict[str, Stored]:
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise ValueError(f"it has no {SINGLE} and no {INDEX} (.bin files can run code when opened, so none is: convert with save_pretrained)")
+        raise ValueError(f"it has no {SINGLE} and no {INDEX} (.bin files can run code when opened, none is: convert with save_pretrained)")
     places = json.loads((folder / INDEX).read_text()).get("weight_map")
     if not places:
         raise ValueError(f"{INDEX} has no weight_map")
