@@ -1,4 +1,4 @@
-"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``merge`` and ``publish``."""
+"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge`` and ``publish``."""
 
 import argparse
 import sys
@@ -39,6 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, grid, merges)")
     command.add_argument("--jobs", type=int, default=1, help="units at a time, for an accelerator (default: 1)")
     command.set_defaults(run=study)
+
+    command = commands.add_parser(
+        "pack", help="pack the task vectors of WARP's and REINFORCE's policies into data/task_vectors/", allow_abbrev=False,
+        usage="python -m warp_lib pack [--profile PROFILE] [--SETTING VALUE …]",
+    )  # fmt: skip
+    add_settings(command)
+    command.set_defaults(run=pack)
 
     command = commands.add_parser(
         "merge", help="merge the runs of a model of your own, folders to folder: base + η · SLERP of the task vectors", allow_abbrev=False,
@@ -112,6 +119,28 @@ def study(args: argparse.Namespace, unknown: list[str]) -> int:
     return 0
 
 
+def pack(args: argparse.Namespace, unknown: list[str]) -> int:
+    try:
+        settings, _ = given_settings(args, unknown)
+    except ValueError as error:
+        return say(error, 2)
+    from . import task_vectors
+    from .experiment import Experiment
+    from .live import TerminalProgress
+
+    progress = TerminalProgress()
+    try:
+        experiment = Experiment(settings)
+        record = task_vectors.commit(experiment, task_vectors.train(experiment, progress), progress)
+    except ValueError as error:
+        return say(error, 2)
+    except KeyboardInterrupt:
+        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
+    for name, vector in record["vectors"].items():
+        print(f"{name}: {vector['bytes'] / 1e6:.2f} MB, relative error {vector['relative_error']:.2f}")
+    return 0
+
+
 def merge(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"merge takes no {unknown[0]}; its options are --out, --eta, --merge and --per.", 2)
@@ -172,7 +201,7 @@ def given_settings(args: argparse.Namespace, unknown: list[str]) -> tuple[Settin
     """The settings that the command line asks for, and those of them that it names. Raises ValueError in one sentence."""
     overrides = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name) is not None}
     if unknown and not unknown[0].startswith("--"):
-        raise ValueError(f"report takes options only, not {unknown[0]!r}.")
+        raise ValueError(f"{args.run.__name__} takes options only, not {unknown[0]!r}.")
     misspelt = {word[2:].split("=")[0].replace("-", "_"): "" for word in unknown[:1]}  # refused by Settings, with the nearest name
     return Settings.profile(args.profile, **overrides, **misspelt), overrides
 

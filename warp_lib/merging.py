@@ -61,6 +61,12 @@ def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> We
     return _merge(base, finals, per, spherical)
 
 
+def between(base: Weights, first: Weights, second: Weights, share: float) -> Weights:
+    """SLERP of two task vectors, one angle a layer, by any `share` of it: 0 is `first`, ½ what `slerp` gives, 1 is `second`."""
+    _check(base, [first, second])
+    return _merge(base, [first, second], "layer", lambda deltas: _slerp_pair(*deltas, share))
+
+
 def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
     """(1−η) base + η target: LITI for 0 ≤ η ≤ 1, exact at both ends; beyond 1 it extrapolates along the task vector."""
     _check(base, [target])

@@ -265,3 +265,41 @@ def _settings(row: dict) -> str:
     """What a point's settings were, in a few words."""
     words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}", "steps": "{:.0f} steps"}
     return ", ".join(form.format(row[name]) for name, form in words.items() if not pd.isna(row[name]))
+
+
+def layers(geometry: list[dict], names: Sequence[str]) -> go.Figure:
+    """Angles between task vectors, and their norms, in each layer and over the whole model: two heat maps over one axis of layers.
+
+    Args:
+        geometry: rows as `merging.geometry` gives them.
+        names: what its vectors 1, 2, … are called.
+    """
+    degrees, norms = {}, {}
+    for row in geometry:
+        layer = row["layer"].removeprefix("transformer.")
+        degrees.setdefault(f"{row['a']} ∠ {row['b']}", {})[layer] = row["degrees"]
+        for side in "ab":
+            norms.setdefault(f"{row[side]}: {html.escape(names[row[side] - 1])}", {})[layer] = row[f"norm_{side}"]
+    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=("angles, degrees", "norms"))
+    for row, (grid, form, most) in enumerate(((degrees, ".0f", 90), (norms, ".2f", None)), start=1):
+        table = pd.DataFrame.from_dict(grid, orient="index")
+        figure.add_heatmap(
+            x=list(table.columns), y=list(table.index), z=table.to_numpy(), zmin=0, zmax=most, colorscale="Cividis", showscale=False,
+            texttemplate=f"%{{z:{form}}}", hovertemplate=f"%{{y}}, %{{x}}: %{{z:{form}}}<extra></extra>", row=row, col=1,
+        )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title="layer", row=2, col=1)
+    figure.update_layout(**LAYOUT | dict(height=440))
+    return figure
+
+
+def trail() -> go.Figure:
+    """An empty plane of reward against KL for a playground: where one has been, and where one is."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[], y=[], text=[], name="visited", mode="lines+markers", line=dict(color=SKY, width=1), marker=dict(color=SKY, size=7),
+        hovertemplate="%{text}<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(x=[], y=[], name="here", mode="markers", marker=dict(color=ORANGE, symbol="star", size=14), hoverinfo="skip")
+    figure.update_layout(**LAYOUT | dict(height=320), xaxis_title=KL, yaxis_title=REWARD)
+    return figure

@@ -1,0 +1,79 @@
+"""Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row, and what is left squeezed by Huffman's code.
+
+Small weights become 0, and the others of a row one value: the mean of their sizes, which for these codes is the nearest. A task vector's
+direction survives this, because what is lost is different noise in each of its millions of weights; its length shrinks a little.
+"""
+
+import math
+import zlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .merging import Weights
+
+THRESHOLD = 0.85  # of a row's root mean square: smaller weights become 0. A larger one makes smaller files and a larger error
+POWERS = torch.tensor([81, 27, 9, 3, 1], dtype=torch.uint8)  # five codes make one byte
+
+
+def pack(delta: Weights) -> Weights:
+    """A task vector as ``<name>.codes``, bytes (n,), and ``<name>.scales``, bfloat16 (rows,), for each of its tensors.
+
+    A matrix has a scale for each row; each number of a vector is its own row, and keeps its value but for bfloat16's rounding.
+
+    Raises ValueError for a number that is not finite.
+    """
+    packed = {}
+    for name, tensor in delta.items():
+        rows = tensor.detach().float().reshape(len(tensor), -1)
+        if not rows.isfinite().all():
+            raise ValueError(f"{name} of the task vector holds a number that is not finite.")
+        size = rows.abs()
+        kept = (size > THRESHOLD * rows.square().mean(1, keepdim=True).sqrt()) & (size > 0)
+        packed[f"{name}.scales"] = ((size * kept).sum(1) / kept.sum(1).clamp(min=1)).bfloat16()
+        packed[f"{name}.codes"] = _squeeze((1 + rows.sign() * kept).to(torch.uint8).flatten())
+    return packed
+
+
+def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
+    """The task vector that `pack` packed, float32, with the names and shapes of the weights `like`.
+
+    Raises ValueError when it belongs to weights of other names or shapes, or is damaged.
+    """
+    if odd := sorted({name.rpartition(".")[0] for name in packed} ^ like.keys()):
+        raise ValueError(f"the task vector is of another policy: {odd[0]!r} is only on one side.")
+    delta = {}
+    for name, weights in like.items():
+        scales, codes = packed[f"{name}.scales"].float(), _expand(packed[f"{name}.codes"], weights.numel())
+        if len(scales) != len(weights) or codes is None:
+            raise ValueError(f"{name} of the task vector is damaged, or of another shape than {tuple(weights.shape)}.")
+        delta[name] = (codes.view(len(weights), -1) * scales[:, None]).view(weights.shape)
+    return delta
+
+
+def norm(delta: Weights) -> float:
+    """‖δ‖ over all tensors."""
+    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in delta.values()))
+
+
+def _squeeze(codes: Tensor) -> Tensor:
+    """Codes 0, 1, 2, (n,), as bytes. Huffman's code alone: there are no repetitions to find, and looking for them costs space here."""
+    padding = codes.new_ones(-len(codes) % len(POWERS))
+    fives = torch.cat([codes, padding]).view(-1, len(POWERS))
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    squeezed = coder.compress((fives * POWERS).sum(1, dtype=torch.uint8).numpy().tobytes()) + coder.flush()
+    return torch.frombuffer(bytearray(squeezed), dtype=torch.uint8)
+
+
+def _expand(squeezed: Tensor, count: int) -> Tensor | None:
+    """`count` values −1, 0, 1, float32, from what `_squeeze` gave; None when it holds another number of them."""
+    coder, expected = zlib.decompressobj(-15), -(-count // len(POWERS))
+    try:
+        fives = coder.decompress(squeezed.numpy().tobytes(), expected + 1)  # never more than that, whatever the file says
+    except zlib.error:
+        return None
+    if len(fives) != expected or max(fives, default=0) >= 3 ** len(POWERS):
+        return None
+    fives = torch.frombuffer(bytearray(fives), dtype=torch.uint8)
+    return (fives[:, None] // POWERS % 3).flatten()[:count].float() - 1

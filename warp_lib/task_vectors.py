@@ -1,0 +1,96 @@
+"""The committed task vectors, so that a fresh clone has trained policies without training: made, measured and read here."""
+
+import json
+import shlex
+import sys
+from datetime import date
+from typing import Any
+
+from safetensors.torch import load_file
+
+from .deltas import norm, pack, unpack
+from .experiment import Experiment
+from .fronts import Interval
+from .merging import Weights, geometry, task_vector
+from .paths import ROOT
+from .progress import Progress
+from .settings import Settings
+from .store import digest, save_tensors, write_json
+from .study import COMMIT
+from .warp import warp
+
+FOLDER = ROOT / "data" / "task_vectors"
+RECORD = FOLDER / "task_vectors.json"
+
+
+def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
+    """Name → weights of WARP's policy, its last iteration's runs, and REINFORCE's policy of as many steps, trained or from the store.
+
+    The runs are those of notebooks 03 and 04, or of the study's units, with the same settings.
+    """
+    s, sft = experiment.settings, experiment.theta_sft
+    align = experiment.aligner(experiment.reward(progress), progress)
+    *_, last = warp(sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=experiment.merge, seed=s.seed)
+    long = align(sft, (s.seed, "reinforce"), steps=s.iterations * s.runs * s.steps, keep_every=s.steps)
+    return {"WARP": last.merged} | {f"run {m}": run.weights for m, run in enumerate(last.runs, 1)} | {"REINFORCE": long.weights}
+
+
+def commit(experiment: Experiment, finals: dict[str, Weights], progress: Progress) -> dict[str, Any]:
+    """Pack θ − θ_sft of each policy into `FOLDER`, measure what packing changed, and write and return the record."""
+    sft, rewards, vectors, true, kept = experiment.theta_sft, experiment.rewards(progress), {}, [], []
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, theta in progress.track(list(finals.items()), "packing"):
+        delta, file = task_vector(sft, theta), f"{name.lower().replace(' ', '-')}.safetensors"
+        packed = pack(delta)
+        save_tensors(FOLDER / file, packed)
+        back = unpack(packed, sft)
+        true.append(theta)
+        kept.append({n: t + back[n] for n, t in sft.items()})
+        lost = {n: back[n] - d for n, d in delta.items()}
+        vectors[name] = {
+            "file": file, "bytes": (FOLDER / file).stat().st_size, "norm": norm(delta), "norm_packed": norm(back),
+            "relative_error": norm(lost) / norm(delta),
+        } | _measured(experiment, theta, kept[-1], rewards)  # fmt: skip
+    angles = {}
+    for row, packed_row in zip(geometry(sft, true), geometry(sft, kept), strict=True):
+        if row["layer"] == "model":
+            names = " and ".join(list(finals)[row[side] - 1] for side in "ab")
+            angles[names] = {"degrees": row["degrees"], "degrees_packed": packed_row["degrees"]}
+    record = {
+        "settings": experiment.settings.asdict(), "sft": digest(sft), "reward_model": rewards["reward"].identity, "commit": COMMIT,
+        "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]), "date": date.today().isoformat(), "vectors": vectors,
+        "angles": angles,
+    }  # fmt: skip
+    write_json(RECORD, record)
+    return record
+
+
+def _measured(experiment: Experiment, theta: Weights, packed: Weights, rewards: dict) -> dict[str, Any]:
+    """Reward and KL on the test prompts, ± standard error, of a policy and of its packed self, and their difference paired by prompt."""
+    before, after = experiment.evaluate(theta, rewards), experiment.evaluate(packed, rewards)
+    found = {}
+    for score in (*rewards, "kl"):
+        difference = Interval.of((after.scores[score] - before.scores[score]).mean(1))
+        found[score] = {
+            "true": [before.summary[score], before.summary[f"{score}_se"]], "packed": [after.summary[score], after.summary[f"{score}_se"]],
+            "packed_minus_true": [difference.mean, difference.low, difference.high],
+        }  # fmt: skip
+    return found
+
+
+def record() -> dict[str, Any]:
+    """Where the committed vectors come from, and what packing changed."""
+    return json.loads(RECORD.read_text())
+
+
+def settings() -> Settings:
+    """What the committed policies were trained with."""
+    return Settings(**record()["settings"])
+
+
+def committed(theta_sft: Weights) -> dict[str, Weights]:
+    """Name → task vector θ − θ_sft, unpacked. Raises ValueError when θ_sft is not the policy that they belong to."""
+    said = record()
+    if digest(theta_sft) != said["sft"]:
+        raise ValueError(f"the committed task vectors belong to policy={said['settings']['policy']!r} as it was on {said['date']}.")
+    return {name: unpack(load_file(FOLDER / vector["file"]), theta_sft) for name, vector in said["vectors"].items()}
