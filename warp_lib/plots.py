@@ -42,7 +42,7 @@ def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequ
         figure.add_scatter(
             x=rows[x], y=rows[y], name=name, mode="lines+markers" if dash else "markers",
             marker=dict(color=colour, symbol=symbol, size=9), line=dict(color=colour, dash=dash),
-            error_x=_whiskers(rows, x, colour), error_y=_whiskers(rows, y, colour),
+            error_x=whiskers(rows, x, colour), error_y=whiskers(rows, y, colour),
             customdata=[_settings(row) for row in rows.to_dict("records")],
             hovertemplate=f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
@@ -115,7 +115,7 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
         rows = results[results["method"] == method].sort_values("eta")
         for col, column in enumerate(("reward", "kl"), start=1):
             figure.add_scatter(
-                x=rows["eta"], y=rows[column], error_y=_whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
+                x=rows["eta"], y=rows[column], error_y=whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
                 showlegend=col == 1, line=dict(color=colour, dash=dash), marker=dict(symbol=symbol), row=1, col=col,
             )  # fmt: skip
     mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
@@ -199,9 +199,9 @@ def lines(table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[st
     figure = go.Figure()
     for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
         rows = table.dropna(subset=[column])
-        whiskers = _whiskers(rows, column, colour) if f"{column}_se" in table else None
+        errors = whiskers(rows, column, colour) if f"{column}_se" in table else None
         figure.add_scatter(
-            x=rows[x], y=rows[column], name=name, error_y=whiskers, mode="lines+markers" if len(rows) < 60 else "lines", line_color=colour
+            x=rows[x], y=rows[column], name=name, error_y=errors, mode="lines+markers" if len(rows) < 60 else "lines", line_color=colour
         )
     figure.update_layout(**LAYOUT | dict(height=400), xaxis_title=titles[0], yaxis_title=titles[1])
     return figure
@@ -257,8 +257,9 @@ def _cell(value) -> str:
     return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
 
 
-def _whiskers(rows: pd.DataFrame, column: str, colour: str) -> dict:
-    return dict(type="data", array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
+def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True) -> dict:
+    """Error bars of ±2 standard errors of a column."""
+    return dict(visible=visible, type="data", array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
 
 
 def _settings(row: dict) -> str:
