@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup report study test lint lab bench publish lock clean distclean
+.PHONY: help setup report study test lint lab app bench publish lock clean distclean
 
 PYTHON ?= python3
 # Not in the lock: pip's hash mode refuses a local (CPU) build. Installed only where .venv has no torch.
@@ -15,7 +15,7 @@ unexport JUPYTER_PATH
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  ARGS=...        is passed on by report, study, test, lab, bench, publish and lock, as in: make report ARGS=--help"
+	@echo "  ARGS=...        is passed on by report, study, test, lab, app, bench, publish and lock, as in: make report ARGS=--help"
 
 setup: $(STAMP) ## create .venv from requirements.lock (again only when the lock or pyproject.toml change)
 
@@ -45,6 +45,11 @@ lint: setup ## ruff, notebooks included
 
 lab: setup ## open the notebooks in JupyterLab, on localhost only
 	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)
+
+# A kernel waits, the notebook run in it, for whoever opens the page. The template is the stock one without its requests to the network.
+app: setup ## open the Pareto explorer as an app in the browser, on localhost only
+	JUPYTER_PATH=$(CURDIR)/notebooks $(BIN)/voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --template=offline --preheat_kernel=True \
+	    --pool_size=1 $(ARGS)
 
 # The peers live in an environment of their own: what they need must not bend what the report is tested with.
 PEERS := benchmarks/.venv

@@ -2,13 +2,24 @@
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 
 os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-")  # before warp_lib.paths reads it
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -87,3 +98,52 @@ def every_completion(prompt: list[int], new: int, vocabulary: int) -> tuple[list
     """All completions of a prompt without EOS, as lists (prompt included) and as rollouts."""
     completions = [list(c) for c in product([v for v in range(vocabulary) if v != END], repeat=new)]
     return [prompt + c for c in completions], padded([prompt] * len(completions), completions, wider=2)
+
+
+# ------------------------------------------------------------------------------------------------------------ a person at a browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium. Of a module, not a session: while it is open, its thread has an event loop, and asyncio.run would refuse."""
+    if not (found := shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")):
+        missing = "no Chromium or Chrome is installed (Debian: apt-get install chromium)"
+        pytest.fail(missing) if os.environ.get("WARP_REQUIRE_CHROMIUM") else pytest.skip(missing)
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=[*quiet, "--no-first-run"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def serving(*command: str, log: Path, env: dict[str, str] | None = None) -> Iterator[str]:
+    """A Jupyter server of this environment on a free port: its address. What it says goes to `log`. `command` may hold {port}."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address, programs = f"http://127.0.0.1:{port}/", str(Path(sys.executable).parent)
+    around = {k: v for k, v in os.environ.items() if k != "JUPYTER_PATH"} | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    with log.open("w") as said:
+        server = subprocess.Popen(
+            [word.format(port=port) for word in command], stdout=said, stderr=said, env=around | (env or {}), start_new_session=True
+        )
+        try:
+            until = time.monotonic() + 60
+            while not _answers(address):
+                assert server.poll() is None and time.monotonic() < until, f"no server: {log.read_text()}"
+                time.sleep(0.1)
+            yield address
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(20)
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address + "favicon.ico", timeout=1)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

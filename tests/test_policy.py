@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import warp_lib.policy
 from warp_lib import machine
-from warp_lib.policy import MASKED, PROMPT_TOKENS, ChosenLogProbs, Policy, Rollouts, affine, draw, masked
+from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, affine, draw, masked
+from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.seeds import torch_stream
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]

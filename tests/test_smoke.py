@@ -40,7 +40,7 @@ def test_report(runs):
     assert page.count("<strong>Answer") == 12  # below each question, and where it is computed
     assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 1
     executed = (folder / "smoke" / "notebooks" / "05_pareto.ipynb").read_text()
-    assert executed.count('"image/png"') == (4 if can_draw() else 0)  # beside each interactive figure
+    assert executed.count('"image/png"') == (5 if can_draw() else 0)  # beside each interactive figure
     results = pd.read_csv(folder / "smoke" / "results.csv")
     assert results["method"].value_counts().to_dict() == {
         "sft": 1, "run": 4, "slerp": 2, "liti": 2, "warp": 3, "reinforce": 4, "reinforce-liti": 3,

@@ -369,3 +369,44 @@ def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
 def test_single_runs_are_not_on_the_front(folder):
     keep(folder, "e", "a", 0, [(0, 0), (3, 2)], method="run")
     assert len(outcome("e", "a", 0).kl("test")) == 0
+
+
+def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
+    """Guards: the height over a point instead of the line, runs counted one by one, iterations mixed, test and validation mixed."""
+    for seed, up in ((0, 0.0), (1, 0.2)):
+        keep(folder, "x", "rival", seed, [(0, 0), (4, 2)])  # a straight line, r̃ = KL / 2
+        keep(folder, "x", "warp", seed, [(0, 0), (1, 0.5), (3, 1.5), (2, 1.0 + up), (1, 0.7), (4, 2.3)])
+        file = folder / "x" / f"warp-{seed}.csv"
+        places = [("sft", None), ("run", 1), ("run", 1), ("slerp", 1), ("liti", 1), ("slerp", 2)]
+        rows = pd.read_csv(file).assign(**dict(zip(("method", "iteration"), zip(*places * 2, strict=True), strict=True)))
+        rows.loc[rows["split"] == "validation", "reward"] += 5  # chooses fronts, and counts nowhere else
+        rows.to_csv(file, index=False)
+    found = outcomes.averages("x", "warp", ["rival"], [0, 1])
+    assert list(found) == [
+        "iteration 1: single runs", "iteration 1: their SLERP", "iteration 1: LITI, where the next begins", "iteration 2: their SLERP",
+    ]  # fmt: skip
+    heights = [interval["height over rival"].mean for interval in found.values()]
+    assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    merged = found["iteration 1: their SLERP"]
+    assert merged["r̃"].mean == pytest.approx(1.1) and merged["KL, nats"].mean == 2
+    assert merged["height over rival"].high == pytest.approx(Interval.of([0.0, 0.2]).high)
+
+
+def test_lines_over_eta_and_their_bend(folder):
+    """Guards: validation prompts on the line, another arm's method, the sign of the bend."""
+    etas = [0.0, 0.5, 1.0]
+    for seed in (0, 1):
+        keep(folder, "x", "warp", seed, [(0, 9), (1, 9), (4, 9)], test=[(0, 0), (1 + seed, 1.0), (4, 1.0)])
+        file = folder / "x" / f"warp-{seed}.csv"
+        pd.read_csv(file).assign(eta=etas * 2).sample(frac=1, random_state=seed).to_csv(file, index=False)
+    table = outcomes.along_eta("x", "warp", "warp", [0, 1])
+    assert table["eta"].tolist() == etas and table["reward"].tolist() == [0, 1, 1] and table["kl"].tolist() == [0, 1.5, 4]
+    assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2]).high - 1.5, 0])
+    bends = {column: outcomes.bend("x", "warp", "warp", column, [0, 1]) for column in ("reward", "kl")}
+    assert (bends["reward"].mean, bends["reward"].side) == (0.5, 1)  # concave
+    assert bends["kl"].mean == -0.5 and bends["kl"].side == 0  # −1 and 0: two seeds do not say
+
+
+@pytest.mark.parametrize("differences, side", [([1.0, 1.1], 1), ([-1.0, -1.1], -1), ([-1.0, 1.1], 0), ([1.0], 0)])
+def test_an_interval_takes_a_side_only_off_zero(differences, side):
+    assert Interval.of(differences).side == side

@@ -16,8 +16,9 @@ from .evaluate import Evaluation, evaluate, language_loss
 from .merging import Weights, interpolate
 from .paths import folder
 from .plots import Table
-from .policy import PROMPT_TOKENS, Policy
+from .policy import Policy
 from .progress import Progress
+from .prompts import PROMPT_TOKENS
 from .reinforce import reinforce
 from .results import write_results
 from .reviews import Reviews, load_reviews
@@ -28,6 +29,7 @@ from .warp import Iteration
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 MINILM_LAYERS, JUDGE_RATE = 6, 1e-4  # of the judge: all layers, and the learning rate at which all of them are trained
+SHOWN = 20  # test prompts whose completions the explorer shows
 CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
 
 
@@ -194,13 +196,17 @@ class Experiment:
 
     def measure(self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
         """Evaluate the points of one notebook and enter them into the results table as its `part`."""
-        s, rows = self.settings, []
-        for point in progress.track(list(points), "evaluation"):
+        s, rows, shown = self.settings, [], []
+        prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
+        for number, point in enumerate(progress.track(list(points), "evaluation")):
             place = {k: v for k, v in vars(point).items() if k != "theta"}
-            scores = self.evaluate(point.theta, rewards).summary
-            rows.append(place | {"seed": s.seed, "completions": point.steps * s.batch_size} | scores)
-            progress.log(reward=scores["reward"], kl_sft=scores["kl"])
-        return write_results(s.name, part, rows)
+            seen = self.evaluate(point.theta, rewards)
+            texts = self.policy.tokenizer.batch_decode(seen.rollouts.completions[:: s.test_samples][:SHOWN])
+            for prompt, text, reward in zip(prompts, texts, seen.scores["reward"].mean(1).tolist(), strict=False):
+                shown.append({"point": number, "prompt": prompt, "completion": text, "reward": reward})
+            rows.append(place | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary)
+            progress.log(reward=seen.summary["reward"], kl_sft=seen.summary["kl"])
+        return write_results(s.name, part, rows, shown)
 
     def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> Table:
         """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""

@@ -6,6 +6,7 @@ A front is read linearly between its points and never beyond them. Reading it ne
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import stdtrit
@@ -19,6 +20,18 @@ def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
             best = reward[k]
             chosen.append(k)
     return chosen
+
+
+def hypervolume(kl: Sequence[float], score: Sequence[float], corner: tuple[float, float]) -> float:
+    """Area between the points' front and a corner (KL, score) that is worse than all of them: the best score at no more than each KL,
+    above the corner's, summed over KL up to the corner's. Points beyond the corner count nothing.
+
+    Args:
+        kl, score: of the points, (points,), in nats and in any unit. The area is in nats times that unit.
+    """
+    inside = [k for k in pareto(kl, score) if kl[k] < corner[0] and score[k] > corner[1]]
+    ends = [kl[k] for k in inside] + [corner[0]]
+    return float(sum((score[k] - corner[1]) * (end - start) for k, (start, end) in zip(inside, pairwise(ends), strict=True)))
 
 
 def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
@@ -57,6 +70,11 @@ class Interval:
         x = np.asarray(differences, dtype=float)
         half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         return cls(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
+
+    @property
+    def side(self) -> int:
+        """1 or −1 where the interval lies on one side of 0, else 0; a single difference has no side."""
+        return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
         span = f"{self.low:+.3f} to {self.high:+.3f}" if self.n > 1 else "no interval"

@@ -18,6 +18,7 @@ from .paths import ROOT
 FOLDER = ROOT / "data" / "study"
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 LOW = 1.0  # nats of KL where the mean of a front begins
+STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
 
 
@@ -160,6 +161,54 @@ def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list
         end = points.loc[points["kl"].idxmax()]
         rows.append({"method": arm, "seed": seed} | {c: f"{end[name]:.2f} ± {2 * end[f'{name}_se']:.2f}" for c, name in columns.items()})
     return rows
+
+
+def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[int]) -> dict[str, dict[str, Interval]]:
+    """What WARP's averages do, over seeds: of each kind of point of each iteration its r̃, its KL and its height, r̃ less a rival front's
+    at the same KL (see `Outcome.line`; `height over <rival>`).
+
+    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    seeds = list(seeds)
+    for seed in seeds:
+        lines = {f"height over {rival}": outcome(experiment, rival, seed).line("test") for rival in rivals}
+        rows = outcome(experiment, arm, seed).rows.query("split == 'test' and method in @STAGES")
+        for (iteration, method), same in rows.groupby(["iteration", "method"]):
+            numbers = {"r̃": same["reward"].mean(), "KL, nats": same["kl"].mean()}
+            for name, (kl, reward) in lines.items():
+                numbers[name] = (same["reward"] - np.interp(same["kl"], kl, reward.mean(1))).mean()
+            place = found.setdefault(f"iteration {iteration:.0f}: {STAGES[method]}", {})
+            for name, value in numbers.items():
+                place.setdefault(name, []).append(value)
+    order = sorted(found, key=lambda place: (place.split(":")[0], list(STAGES.values()).index(place.split(": ")[1])))
+    return {place: {name: Interval.of(values) for name, values in found[place].items()} for place in order}
+
+
+def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
+    """r̃ and KL along a line over η on test prompts: a row for each η with the mean over seeds and its 95% half width (`…_half`)."""
+    rows = pd.concat([_eta_line(experiment, arm, method, seed) for seed in seeds])
+    table = []
+    for eta, same in rows.groupby(rows["eta"].round(6)):
+        intervals = {column: Interval.of(same[column].to_list()) for column in ("reward", "kl")}
+        table.append(
+            {"eta": eta} | {c: i.mean for c, i in intervals.items()} | {f"{c}_half": i.high - i.mean for c, i in intervals.items()}
+        )
+    return pd.DataFrame(table)
+
+
+def bend(experiment: str, arm: str, method: str, column: str, seeds: Iterable[int]) -> Interval:
+    """How far a line over η lies above its chord at η = ½, over seeds: positive where it is concave, negative where it is convex."""
+    rises = []
+    for seed in seeds:
+        rows = _eta_line(experiment, arm, method, seed)
+        middle = np.interp(0.5, rows["eta"], rows[column])
+        rises.append(middle - (rows[column].iloc[0] + rows[column].iloc[-1]) / 2)
+    return Interval.of(rises)
+
+
+def _eta_line(experiment: str, arm: str, method: str, seed: int) -> pd.DataFrame:
+    return outcome(experiment, arm, seed).rows.query("split == 'test' and method == @method").sort_values("eta")
 
 
 @dataclass(frozen=True)

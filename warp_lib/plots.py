@@ -42,7 +42,7 @@ def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequ
         figure.add_scatter(
             x=rows[x], y=rows[y], name=name, mode="lines+markers" if dash else "markers",
             marker=dict(color=colour, symbol=symbol, size=9), line=dict(color=colour, dash=dash),
-            error_x=_whiskers(rows, x, colour), error_y=_whiskers(rows, y, colour),
+            error_x=whiskers(rows, x, colour), error_y=whiskers(rows, y, colour),
             customdata=[_settings(row) for row in rows.to_dict("records")],
             hovertemplate=f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
@@ -115,7 +115,7 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
         rows = results[results["method"] == method].sort_values("eta")
         for col, column in enumerate(("reward", "kl"), start=1):
             figure.add_scatter(
-                x=rows["eta"], y=rows[column], error_y=_whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
+                x=rows["eta"], y=rows[column], error_y=whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
                 showlegend=col == 1, line=dict(color=colour, dash=dash), marker=dict(symbol=symbol), row=1, col=col,
             )  # fmt: skip
     mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
@@ -179,6 +179,45 @@ def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
     return figure
 
 
+def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) -> go.Figure:
+    """r̃ and KL along η for each method, means over seeds with their 95% intervals (see `outcomes.along_eta`), and their chords."""
+    figure = make_subplots(1, 2, subplot_titles=("reward along η", "KL along η"), horizontal_spacing=0.1)
+    for (name, table), colour in zip(tables.items(), PALETTE, strict=False):
+        for col, column in enumerate(("reward", "kl"), start=1):
+            figure.add_scatter(
+                x=table["eta"], y=table[column], error_y=dict(array=table[f"{column}_half"], color=colour, thickness=1, width=2),
+                mode="lines+markers", name=name, legendgroup=name, showlegend=col == 1, line_color=colour, row=1, col=col,
+            )  # fmt: skip
+            ends = table.iloc[[0, -1]]
+            figure.add_scatter(
+                x=ends["eta"], y=ends[column], mode="lines", line=dict(color=colour, dash="dot", width=1), hoverinfo="skip",
+                legendgroup=name, showlegend=False, row=1, col=col,
+            )  # fmt: skip
+    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
+    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    figure.update_yaxes(title=KL, row=1, col=2)
+    figure.update_layout(**LAYOUT | dict(height=440))
+    return figure
+
+
+def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
+    """What else moves with KL, on test prompts: the policy's entropy and the distinct pairs of tokens, every point of each arm."""
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
+    titles = {"entropy": "entropy (nats per token)", "distinct2": "distinct pairs of tokens (share)"}
+    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
+        rows = pd.concat([one.points("test") for one in seeds])
+        for col, (column, title) in enumerate(titles.items(), start=1):
+            figure.add_scatter(
+                x=rows["kl"], y=rows[column], error_y=whiskers(rows, column, colour), mode="markers", marker=dict(color=colour, size=5),
+                opacity=0.6, name=arm, legendgroup=arm, showlegend=col == 1, row=1, col=col,
+            )  # fmt: skip
+            figure.update_yaxes(title=title, row=1, col=col)
+    figure.update_xaxes(title=KL)
+    figure.update_layout(**LAYOUT | dict(height=400))
+    return figure
+
+
 def angles(geometry: list[dict]) -> go.Figure:
     """The angle between two runs' task vectors in each layer (columns as `merging.geometry` gives them)."""
     table = pd.DataFrame(geometry)
@@ -199,9 +238,9 @@ def lines(table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[st
     figure = go.Figure()
     for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
         rows = table.dropna(subset=[column])
-        whiskers = _whiskers(rows, column, colour) if f"{column}_se" in table else None
+        errors = whiskers(rows, column, colour) if f"{column}_se" in table else None
         figure.add_scatter(
-            x=rows[x], y=rows[column], name=name, error_y=whiskers, mode="lines+markers" if len(rows) < 60 else "lines", line_color=colour
+            x=rows[x], y=rows[column], name=name, error_y=errors, mode="lines+markers" if len(rows) < 60 else "lines", line_color=colour
         )
     figure.update_layout(**LAYOUT | dict(height=400), xaxis_title=titles[0], yaxis_title=titles[1])
     return figure
@@ -257,8 +296,9 @@ def _cell(value) -> str:
     return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
 
 
-def _whiskers(rows: pd.DataFrame, column: str, colour: str) -> dict:
-    return dict(type="data", array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
+def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True) -> dict:
+    """Error bars of ±2 standard errors of a column."""
+    return dict(visible=visible, type="data", array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
 
 
 def _settings(row: dict) -> str:

@@ -22,12 +22,11 @@ from . import hub, machine
 from .checkpoint import load, weights_of
 from .merging import Weights
 from .paths import ROOT
-from .seeds import numpy_stream
+from .prompts import prompts
 from .store import digest
 
 BUNDLED = ROOT / "data" / "policy"
 MASKED = -1e30  # a logit whose probability is exactly 0, and whose p·log p is 0 and not nan
-PROMPT_TOKENS = (5, 15)  # shortest and longest prompt: the first tokens of a review
 CACHED = 2**19  # numbers that stay in a processor's cache
 
 
@@ -131,14 +130,8 @@ class Policy:
     # Prompts and text
 
     def prompts(self, reviews: Sequence[str], *role: str | int) -> dict[int, list[int]]:
-        """The place of each review in the sequence → its first 5 to 15 tokens, their number drawn from the stream `role`.
-
-        Reviews that are shorter are left out, and those that have fewer tokens in their first 200 characters.
-        """
-        shortest, longest = PROMPT_TOKENS
-        lengths = numpy_stream("prompt lengths", *role).integers(shortest, longest + 1, len(reviews))
-        openings = self.tokenizer([r[:200] for r in reviews], add_special_tokens=False)["input_ids"]
-        return {k: ids[:n] for k, (ids, n) in enumerate(zip(openings, lengths.tolist(), strict=True)) if len(ids) >= n}
+        """The place of each review in the sequence → its first 5 to 15 tokens (see `prompts.prompts`)."""
+        return prompts(reviews, lambda texts: self.tokenizer(texts, add_special_tokens=False)["input_ids"], *role)
 
     def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:
         """Real reviews cut to the length of prompt and completion: what a rollout of the same length looks like when a person wrote it."""

@@ -39,11 +39,15 @@ COLUMNS = {
 }
 
 
-def write_results(name: str, part: str, rows: list[dict]) -> pd.DataFrame:
-    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the rows as a table."""
+def write_results(name: str, part: str, rows: list[dict], completions: list[dict]) -> pd.DataFrame:
+    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the rows as a table.
+
+    completions: of some prompts, for the explorer: point (place of its row), prompt, completion, reward (the prompt's mean r̃).
+    """
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     parts = folder(name) / "results"
     parts.mkdir(exist_ok=True)
+    write_whole(parts / f"{part}.json", json.dumps({"completions": completions}))
     write_whole(parts / f"{part}.csv", table.to_csv(index=False))
     together = pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))])
     write_whole(folder(name) / "results.csv", together.to_csv(index=False))

@@ -7,9 +7,12 @@ step t needs no stored random state: the stream of step t is a function of its n
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stream(*role: str | int) -> int:
@@ -23,6 +26,8 @@ def numpy_stream(*role: str | int) -> np.random.Generator:
     return np.random.default_rng(stream(*role))
 
 
-def torch_stream(*role: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+def torch_stream(*role: str | int, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """A torch generator on `device`, for sampling tokens."""
+    import torch  # only now: who draws prompts needs none
+
     return torch.Generator(device=device).manual_seed(stream(*role))

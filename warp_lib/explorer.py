@@ -1,0 +1,276 @@
+"""The Pareto explorer: points of the study and of one's own runs, chosen, compared, exported, and opened to read what they write.
+
+It only reads tables, so it opens at once: no torch here, and no training.
+"""
+
+import base64
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from . import paths, plots
+from .fronts import Interval, pareto
+from .live import front_end
+from .points import CORNER, Selection, all_points, comparison, completions, describe, positive_band
+from .rendering import export_figure
+
+AXES = {
+    "kl": plots.KL, "reward": plots.REWARD, "judge": "judge (SFT standard deviations)",
+    "judge_tfidf": "TF-IDF judge (SFT standard deviations)",
+}  # fmt: skip
+VIEWS = {
+    "reward against KL": ("kl", "reward"), "judge against KL": ("kl", "judge"), "reward against judge": ("judge", "reward"),
+    "TF-IDF judge against KL": ("kl", "judge_tfidf"),
+}  # fmt: skip
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagram", "triangle-down")
+NONE = -1  # no point is open
+
+
+def traces(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool) -> list[go.Scatter]:
+    """The points of each selection, a trace a series, and against KL each seed's front. A selection has one colour."""
+    (x, y), made = view, []
+    for (name, rows), colour in zip(selections.items(), (plots.BLUE, plots.ORANGE), strict=False):
+        rows = rows.dropna(subset=[x, y])
+        if x == "kl":
+            stairs = [corner for _, own in rows.groupby("seed") for corner in [*_stairs(own[x].to_list(), own[y].to_list()), (None, None)]]
+            made.append(
+                go.Scatter(
+                    x=[kl for kl, _ in stairs], y=[score for _, score in stairs], name=f"{name}: fronts, one a seed", mode="lines",
+                    hoverinfo="skip", opacity=0.6, line=dict(color=colour, width=1.5),
+                )
+            )  # fmt: skip
+        for (series, own), symbol in zip(rows.groupby("series", sort=False), SYMBOLS * 3, strict=False):
+            made.append(
+                go.Scatter(
+                    x=own[x], y=own[y], name=f"{name}: {html.escape(series)}", mode="markers", customdata=own.index.to_list(),
+                    marker=dict(color=colour, symbol=symbol, size=8, line=dict(color="white", width=0.5)),
+                    error_x=plots.whiskers(own, x, colour, intervals), error_y=plots.whiskers(own, y, colour, intervals),
+                    text=[html.escape(describe(row)) for _, row in own.iterrows()], hovertemplate="%{text}<extra></extra>",
+                )
+            )  # fmt: skip
+    return made
+
+
+def _stairs(kl: list[float], score: list[float]) -> list[tuple[float, float]]:
+    """The front of some points as a staircase: the best score at no more than each KL."""
+    corners: list[tuple[float, float]] = []
+    for k in pareto(kl, score):
+        corners += [(kl[k], corners[-1][1])] if corners else []
+        corners.append((kl[k], score[k]))
+    return corners
+
+
+def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
+    """Axes with their units and, on the reward's, where real positive reviews lie for the first of the points."""
+    figure = go.Figure(layout=plots.LAYOUT | dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20)))
+    for axis, column in zip("xy", view, strict=True):
+        figure.update_layout({f"{axis}axis_title": AXES[column]})
+        if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):
+            add, place = (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, "top left")
+            plots.mark_real_positive(add, band, place)
+    return figure.layout.to_plotly_json()
+
+
+# ------------------------------------------------------------------------------------------------------------ the widgets
+
+
+def explore() -> widgets.Widget | go.Figure:
+    """The explorer where someone can turn widgets; elsewhere the figure that it opens with."""
+    points = all_points()
+    if front_end():
+        return Explorer(points).box
+    view, chosen = VIEWS["reward against KL"], {name: s.of(points) for name, s in opening(points).items()}
+    return go.Figure(traces(chosen, view, intervals=False), layout(view, pd.concat(chosen.values())))
+
+
+def opening(points: pd.DataFrame) -> dict[str, Selection]:
+    """What is compared at first: the study's WARP, A, with its REINFORCE, B; without a study what the first run has."""
+    series = list(points.loc[points["method"] != "sft", "series"].unique())
+    source = "primary" if any(one.startswith("primary ") for one in series) else points["source"].iloc[0]
+
+    def those(*ends: str) -> tuple[str, ...]:
+        return tuple(one for one in series if one.startswith(f"{source} · ") and one.endswith(ends))
+
+    return {
+        "A": Selection(those("warp · final front over η")),
+        "B": Selection(those("reinforce · along its way", "reinforce · line to SFT")),
+    }
+
+
+class Chooser:
+    """The controls of one selection. Every list also takes the keyboard: arrows, and Ctrl or Shift for several."""
+
+    def __init__(self, name: str, colour: str, points: pd.DataFrame, first: Selection, changed: Callable[[], None]) -> None:
+        points = points[points["method"] != "sft"]
+        self.series = _list("series", list(points["series"].unique()), first.series, rows=9, width="100%")
+        self.numbers = {
+            "iterations": _list("I", _whole(points["iteration"])), "runs": _list("M", _whole(points["runs"])),
+            "seeds": _list("seed", _whole(points["seed"])),
+        }  # fmt: skip
+        self.eta = widgets.FloatRangeSlider(
+            value=(0, 1), min=0, max=max(1.0, points["eta"].max()), step=0.05, description="η", readout_format=".2f",
+            tooltip="points of a line over η outside of this range are left out", layout=widgets.Layout(width="100%"),
+        )  # fmt: skip
+        for control in (self.series, *self.numbers.values(), self.eta):
+            control.observe(lambda _: changed(), "value")
+        title = widgets.HTML(f"<b style='border-left:.8em solid {colour};padding-left:.4em'>Selection {name}</b>")
+        children = [title, self.series, widgets.HBox(list(self.numbers.values())), self.eta]
+        self.box = widgets.VBox(children, layout=widgets.Layout(width="49%", min_width="20em", padding="0 1em 0 0"))
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.series.value, eta=self.eta.value, **{name: control.value for name, control in self.numbers.items()})
+
+
+def _list(name: str, options: list, chosen: Sequence = (), rows: int = 4, width: str = "33%") -> widgets.SelectMultiple:
+    return widgets.SelectMultiple(
+        options=options, value=tuple(chosen), rows=rows, description=name, tooltip=f"{name}: none chosen means all",
+        layout=widgets.Layout(width=width), style={"description_width": "3em"},
+    )  # fmt: skip
+
+
+def _whole(column: pd.Series) -> list[int]:
+    return sorted(column.dropna().astype(int).unique().tolist())
+
+
+class Explorer:
+    """The figure, the two choosers, the numbers they give, and the completions of the point that is open."""
+
+    def __init__(self, points: pd.DataFrame) -> None:
+        self.points, first = points, opening(points)
+        self.choosers = {
+            name: Chooser(name, colour, points, first[name], self.draw)
+            for name, colour in zip(first, (plots.BLUE, plots.ORANGE), strict=True)
+        }
+        self.view = widgets.Dropdown(options=list(VIEWS), description="show", tooltip="what is drawn against what")
+        self.intervals = widgets.Checkbox(
+            value=True, description="intervals (± 2 standard errors over prompts)", indent=False, layout=widgets.Layout(width="auto")
+        )
+        chosen = self.chosen()
+        # It opens with its traces: what is added before the page is there would be told to nobody.
+        self.figure = go.FigureWidget(*self.parts(chosen))
+        self.volumes = widgets.HTML()
+        self.point = widgets.Dropdown(
+            description="point",
+            tooltip="or click a point in the figure",
+            layout=widgets.Layout(width="100%"),
+            style={"description_width": "3em"},
+        )
+        self.texts = widgets.HTML()
+        self.export = widgets.Button(description="Export", tooltip="the figure as HTML, SVG and PNG, and its points as CSV")
+        self.exported = widgets.HTML()
+        self.view.observe(lambda _: self.draw(), "value")
+        self.intervals.observe(lambda _: self.draw(), "value")
+        self.point.observe(lambda change: self.open(change["new"]), "value")
+        self.export.on_click(lambda _: self.write())
+        self.box = widgets.VBox(
+            [
+                widgets.HBox([chooser.box for chooser in self.choosers.values()]), widgets.HBox([self.view, self.intervals]), self.figure,
+                self.volumes, widgets.HBox([self.export, self.exported]), self.point, self.texts,
+            ]
+        )  # fmt: skip
+        self.tell(chosen)
+
+    def chosen(self) -> dict[str, pd.DataFrame]:
+        return {name: chooser.selection.of(self.points) for name, chooser in self.choosers.items()}
+
+    def parts(self, chosen: dict[str, pd.DataFrame]) -> tuple[list[go.Scatter], dict[str, Any]]:
+        """Traces and layout of the figure, for the view and intervals that are set."""
+        view = VIEWS[self.view.value]
+        return traces(chosen, view, self.intervals.value), layout(view, pd.concat(chosen.values()))
+
+    def draw(self) -> None:
+        """Bring everything up to date with the controls; the open point stays open where it is still there."""
+        chosen = self.chosen()
+        made, around = self.parts(chosen)
+        self.figure.data = []
+        self.figure.add_traces(made)
+        self.figure.update_layout(around, overwrite=True)
+        self.tell(chosen)
+
+    def tell(self, chosen: dict[str, pd.DataFrame]) -> None:
+        """What the choice comes to beside the figure, and the points of it that can be opened."""
+        for trace in self.figure.data:
+            trace.on_click(lambda trace, clicked, _: self.click(trace, clicked.point_inds))
+        self.volumes.value = _volumes(chosen, VIEWS[self.view.value])
+        labels = {int(k): f"{name} · {describe(row)}" for name, rows in chosen.items() for k, row in rows.iterrows()}
+        before = self.point.value
+        self.point.options = [("choose one, or click it in the figure, to read what it writes", NONE), *((t, k) for k, t in labels.items())]
+        self.point.value = before if before in labels else NONE
+
+    def click(self, trace: go.Scatter, places: list[int]) -> None:
+        if places and trace.customdata is not None:
+            self.point.value = int(trace.customdata[places[0]])
+
+    def open(self, index: int) -> None:
+        self.texts.value = "" if index == NONE else _texts(completions(self.points, index))
+
+    def write(self) -> None:
+        """The figure and its points as files under runs/explorer, and as links to download them."""
+        self.export.disabled, self.exported.value = True, "exporting …"
+        try:
+            self.exported.value = " · ".join(_link(file) for file in export(self.chosen(), VIEWS[self.view.value], self.intervals.value))
+        finally:
+            self.export.disabled = False
+
+
+def export(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool) -> list[Path]:
+    """Write the figure as HTML (on its own, nothing fetched), SVG and PNG, and its points as CSV, to runs/explorer. Returns the files."""
+    folder, rows = paths.folder("explorer"), pd.concat([rows.assign(selection=name) for name, rows in selections.items()])
+    figure = go.Figure(traces(selections, view, intervals), layout(view, rows))
+    export_figure(figure, folder, "explorer")
+    figure.write_html(folder / "explorer.html", include_plotlyjs=True, config={"displaylogo": False})
+    paths.write_whole(folder / "explorer.csv", rows.drop(columns=["file", "row"]).to_csv(index=False))
+    return [file for kind in ("html", "svg", "png", "csv") if (file := folder / f"explorer.{kind}").exists()]
+
+
+def _link(file: Path) -> str:
+    """A link that carries the file, so that it works wherever the page is shown."""
+    kind = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}[file.suffix]
+    data = base64.b64encode(file.read_bytes()).decode()
+    return f'<a download="{file.name}" href="data:{kind};base64,{data}">{file.name}</a>'
+
+
+def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
+    """The hypervolumes of both selections and their difference, in words."""
+    x, y = view
+    if x != "kl":
+        return "No front here: neither of the two scores is a price."
+    lines = [f"<b>{name}</b>: {_volume(found)}" for name, found in comparison(*selections.values(), y).items()]
+    note = (
+        f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a score of {CORNER[1]:g}, in nats × SFT "
+        "standard deviations; its mean over seeds, with the 95% interval over them. A front is the best of its points on the prompts it is "
+        "drawn for, so it flatters whoever has more points; the study's own comparison, in 06_ablations, chooses them on other prompts."
+    )
+    return f"{' &emsp; '.join(lines) or 'No points chosen.'}<br><small>{note}</small>"
+
+
+def _volume(found: Interval) -> str:
+    spread = f"{found.low:.2f} to {found.high:.2f}, {found.n} seeds" if found.n > 1 else "one seed: no interval"
+    return f"{found.mean:.2f} ({spread})"
+
+
+def _texts(rows: list[dict[str, Any]]) -> str:
+    """Completions beside SFT's as a table. They are a model's text, so every one is escaped."""
+    if not rows:
+        return "The completions of this point were not kept."
+    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("prompt", "SFT goes on", "this point goes on"))
+    body = "".join(
+        f"<tr style='vertical-align:top'><td>{html.escape(row['prompt'])}</td>{_cell(row['sft'], row['sft_reward'])}"
+        f"{_cell(row['completion'], row['reward'])}</tr>"
+        for row in rows
+    )
+    note = "Colour and number: mean r̃ of all completions sampled for the prompt; blue above 0, where SFT is on average, orange below."
+    return f"<small>{note}</small><table style='width:100%;line-height:1.4'><tr>{head}</tr>{body}</table>"
+
+
+def _cell(text: str, reward: float) -> str:
+    """A completion on its reward's colour, half transparent so that it reads on light and on dark."""
+    shade = "0,114,178" if reward > 0 else "213,94,0"
+    style = f"background:rgba({shade},{min(abs(reward) / 3, 0.5):.2f});padding:.4em;width:45%"
+    return f"<td style='{style}'><b>{reward:+.2f}</b> {html.escape(text)}</td>"

@@ -1,0 +1,138 @@
+"""Every evaluated point of the study and of one's own runs: chosen, compared, and what it writes. Needs no torch."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from . import outcomes, paths
+from .fronts import Interval, hypervolume
+from .prompts import prompts
+from .results import real_positive
+
+# The corner from which hypervolumes are measured, fixed before any was looked at: the KL at which the learning rate was chosen to end, and
+# what SFT earns by definition.
+CORNER = (10.0, 0.0)
+KINDS = {
+    "run": "single runs", "slerp": "merged", "lerp": "merged", "liti": "where the next iteration begins", "warp": "final front over η",
+    "reinforce": "along its way", "reinforce-liti": "line to SFT", "dpo": "along its way", "dpo-liti": "line to SFT",
+}  # fmt: skip
+
+
+def all_points() -> pd.DataFrame:
+    """Every evaluated point of the study on test prompts and of the runs under runs/, a row each.
+
+    Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there; series, what it is one of many of.
+    """
+    tables = []
+    for record in sorted(outcomes.FOLDER.glob("*/*.json")):
+        rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(names="row")
+        rows["source"], rows["file"], rows["point"] = record.parent.name, str(record.with_suffix(".csv")), range(len(rows))
+        tables.append(rows)
+    for file in sorted(paths.RUNS.glob("*/results/*.csv")):
+        rows = pd.read_csv(file)
+        arms = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
+        tables.append(rows.assign(arm=arms, source=f"your run {file.parent.parent.name}", file=str(file), point=range(len(rows))))
+    if not tables:
+        raise ValueError("there is nothing to explore: data/study is empty, and no run has results under runs/ yet.")
+    points = pd.concat(tables, ignore_index=True)
+    kinds = points["method"].map(lambda method: KINDS.get(method, method))
+    return points.assign(series=points["source"] + " · " + points["arm"] + " · " + kinds)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which points are shown. An empty choice of iterations, runs or seeds takes all; so does a point that has no such number, or no η."""
+
+    series: tuple[str, ...]
+    iterations: tuple[int, ...] = ()
+    runs: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    eta: tuple[float, float] = (0.0, 1.0)
+
+    def of(self, points: pd.DataFrame) -> pd.DataFrame:
+        """The points chosen, in their order and with their index."""
+        chosen = points["series"].isin(self.series) & (points["method"] != "sft")
+        for column, allowed in (("iteration", self.iterations), ("runs", self.runs), ("seed", self.seeds)):
+            if allowed:
+                chosen &= points[column].isin(allowed) | points[column].isna()
+        low, high = self.eta
+        return points[chosen & (points["eta"].between(low - 1e-9, high + 1e-9) | points["eta"].isna())]
+
+
+def hypervolumes(rows: pd.DataFrame, score: str) -> dict[int, float]:
+    """Seed → the hypervolume of its points. A seed is a whole pipeline, so its points alone make a front."""
+    return {
+        int(seed): hypervolume(own["kl"].to_list(), own[score].to_list(), CORNER)
+        for seed, own in rows.dropna(subset=[score]).groupby("seed")
+    }
+
+
+def comparison(a: pd.DataFrame, b: pd.DataFrame, score: str) -> dict[str, Interval]:
+    """Hypervolume of each selection that has points, over its seeds; and of A − B, paired over the seeds that both have."""
+    volumes = {"A": hypervolumes(a, score), "B": hypervolumes(b, score)}
+    found = {name: Interval.of(list(by_seed.values())) for name, by_seed in volumes.items() if by_seed}
+    if both := sorted(volumes["A"].keys() & volumes["B"].keys()):
+        found["A − B"] = Interval.of([volumes["A"][seed] - volumes["B"][seed] for seed in both])
+    return found
+
+
+def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
+    """What a point writes on the prompts whose completions were kept, beside SFT's completion of the same prompt.
+
+    Returns a row for each: prompt, sft, completion, and the prompt's mean r̃ at SFT (sft_reward) and at the point (reward). Empty for a
+    run older than the record of its completions.
+    """
+    point = points.loc[index]
+    file = Path(point["file"])
+    if not file.with_suffix(".json").exists():
+        return []
+    shown: dict[int, list[dict]] = {}
+    for one in json.loads(file.with_suffix(".json").read_text())["completions"]:
+        shown.setdefault(one["point"], []).append(one)
+    if file.is_relative_to(outcomes.FOLDER):
+        scores = outcomes.outcome(file.parent.name, point["arm"], int(point["seed"])).scores["test.reward"]
+        for place, some in shown.items():
+            for k, one in enumerate(some):  # in the order of the prompts
+                one |= {"reward": float(scores[place, k]), "prompt": study_prompts()[one["review"]]}
+    sft = points.loc[(points["file"] == point["file"]) & (points["kl"] == 0), "point"].iloc[0]  # only SFT's own KL is exactly 0
+    return [
+        {"prompt": s["prompt"], "sft": s["completion"], "sft_reward": s["reward"], "completion": p["completion"], "reward": p["reward"]}
+        for s, p in zip(shown[sft], shown[point["point"]], strict=True)
+    ]
+
+
+@cache
+def study_prompts() -> dict[int, str]:
+    """A test review's row in the source → the study's prompt from it, made anew from the reviews that pip brought (a second or two)."""
+    from tokenizers import Tokenizer
+
+    from .reviews import load_reviews
+
+    tokenizer, test = Tokenizer.from_file(str(paths.ROOT / "data" / "policy" / "tokenizer.json")), load_reviews().test
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    return {test["review"][place]: tokenizer.decode(ids) for place, ids in prompts(test["text"][:], tokenize, "test").items()}
+
+
+def describe(point: pd.Series) -> str:
+    """A point's settings and numbers in one line."""
+    words = {"iteration": "I = {:.0f}", "runs": "M = {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}", "steps": "{:,.0f} steps"}
+    parts = [form.format(point[name]) for name, form in words.items() if not pd.isna(point[name])]
+    place = f"{point['series']}, seed {point['seed']}, {', '.join(parts)}"
+    return f"{place}: KL {point['kl']:.2f} nats, r̃ {point['reward']:.2f} ± {2 * point['reward_se']:.2f}"
+
+
+def positive_band(point: pd.Series) -> dict[str, float] | None:
+    """Where real positive reviews lie on the reward axis of a point: mean and p99, in r̃. None for a run that never looked."""
+    file = Path(point["file"])
+    if file.is_relative_to(outcomes.FOLDER):
+        return json.loads(file.with_suffix(".json").read_text())["real_positive"]
+    name = file.parent.parent.name
+    return real_positive(name) if (paths.folder(name) / "real_positive.json").exists() else None
