@@ -1,7 +1,8 @@
 """Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row, and what is left squeezed by Huffman's code.
 
-Small weights become 0, and the others of a row one value: the mean of their sizes, which for these codes is the nearest. A task vector's
-direction survives this, because what is lost is different noise in each of its millions of weights; its length shrinks a little.
+Weights that moved little become 0, the others of a row one size: their mean. All sizes are then scaled together, so that the task vector
+keeps its length: without that it loses an eighth, and the policy a fifth of its KL to SFT. What is left is noise, half as long as the
+vector itself; how much it changes the policy is measured where the vectors are made (`task_vectors`).
 """
 
 import math
@@ -13,27 +14,28 @@ from torch import Tensor
 
 from .merging import Weights
 
-THRESHOLD = 0.85  # of a row's root mean square: smaller weights become 0. A larger one makes smaller files and a larger error
+THRESHOLD = 0.92  # of the vector's root mean square: what is smaller becomes 0. A larger one makes smaller files and a larger error
 POWERS = torch.tensor([81, 27, 9, 3, 1], dtype=torch.uint8)  # five codes make one byte
 
 
 def pack(delta: Weights) -> Weights:
     """A task vector as ``<name>.codes``, bytes (n,), and ``<name>.scales``, bfloat16 (rows,), for each of its tensors.
 
-    A matrix has a scale for each row; each number of a vector is its own row, and keeps its value but for bfloat16's rounding.
-
-    Raises ValueError for a number that is not finite.
+    One threshold for all of them: rows that moved less have more zeros, which cost less. Raises ValueError for a number that is not finite.
     """
-    packed = {}
+    threshold = THRESHOLD * norm(delta) / math.sqrt(sum(tensor.numel() for tensor in delta.values()))
+    if not math.isfinite(threshold):
+        raise ValueError("the task vector holds a number that is not finite.")
+    codes, scales = {}, {}
     for name, tensor in delta.items():
-        rows = tensor.detach().float().reshape(len(tensor), -1)
-        if not rows.isfinite().all():
-            raise ValueError(f"{name} of the task vector holds a number that is not finite.")
-        size = rows.abs()
-        kept = (size > THRESHOLD * rows.square().mean(1, keepdim=True).sqrt()) & (size > 0)
-        packed[f"{name}.scales"] = ((size * kept).sum(1) / kept.sum(1).clamp(min=1)).bfloat16()
-        packed[f"{name}.codes"] = _squeeze((1 + rows.sign() * kept).to(torch.uint8).flatten())
-    return packed
+        rows = _rows(tensor.detach().float())
+        kept = rows.abs() > threshold
+        codes[name] = rows.sign() * kept
+        scales[name] = (rows.abs() * kept).sum(1) / kept.sum(1).clamp(min=1)
+    length = norm({name: scales[name][:, None] * codes[name] for name in codes})
+    longer = norm(delta) / length if length else 0.0
+    packed = {f"{name}.scales": (scales[name] * longer).bfloat16() for name in scales}
+    return packed | {f"{name}.codes": _squeeze((1 + codes[name]).to(torch.uint8).flatten()) for name in codes}
 
 
 def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
@@ -46,15 +48,20 @@ def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
     delta = {}
     for name, weights in like.items():
         scales, codes = packed[f"{name}.scales"].float(), _expand(packed[f"{name}.codes"], weights.numel())
-        if len(scales) != len(weights) or codes is None:
+        if codes is None or len(scales) != len(_rows(weights)):
             raise ValueError(f"{name} of the task vector is damaged, or of another shape than {tuple(weights.shape)}.")
-        delta[name] = (codes.view(len(weights), -1) * scales[:, None]).view(weights.shape)
+        delta[name] = (_rows(codes.view(weights.shape)) * scales[:, None]).view(weights.shape)
     return delta
 
 
 def norm(delta: Weights) -> float:
     """‖δ‖ over all tensors."""
     return math.sqrt(sum(tensor.double().square().sum().item() for tensor in delta.values()))
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """A tensor as rows; a vector is one."""
+    return tensor.reshape(-1, tensor.shape[-1])
 
 
 def _squeeze(codes: Tensor) -> Tensor:

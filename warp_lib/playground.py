@@ -27,7 +27,7 @@ COMPLETIONS = 3  # of a prompt, each time
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
 TOLD = 3  # tokens of a completion that are also named in words, those of the largest KL
 SETTLED = 0.15  # seconds without a change before new texts are written: a slider held down asks once
-SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"\s*[.!?…\"')\]]")
+SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"[.!?…\"')\]]")
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,12 @@ def split(policy: Policy, prompt: Sequence[int], completion: Sequence[int]) -> l
 
 def sentence_ends(pieces: Sequence[str]) -> list[int]:
     """How many tokens there are up to the end of each sentence; the last ends with the text."""
-    after = [*pieces[1:], ""]
-    pairs = enumerate(zip(pieces, after, strict=True), 1)
-    ends = [k for k, (piece, following) in pairs if SENTENCE_END.search(piece) and not MORE_OF_IT.match(following)]
-    return ends if ends and ends[-1] == len(pieces) else [*ends, len(pieces)]
+    ends, text = [], ""
+    for k, (piece, following) in enumerate(zip(pieces, [*pieces[1:], ""], strict=True), 1):
+        text += piece
+        if k == len(pieces) or (SENTENCE_END.search(text) and not MORE_OF_IT.match(following)):
+            ends.append(k)
+    return ends
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is shown

@@ -48,7 +48,7 @@ def commit(experiment: Experiment, finals: dict[str, Weights], progress: Progres
         kept.append({n: t + back[n] for n, t in sft.items()})
         lost = {n: back[n] - d for n, d in delta.items()}
         vectors[name] = {
-            "file": file, "bytes": (FOLDER / file).stat().st_size, "norm": norm(delta), "norm_packed": norm(back),
+            "file": file, "bytes": (FOLDER / file).stat().st_size, "norm": norm(delta),
             "relative_error": norm(lost) / norm(delta),
         } | _measured(experiment, theta, kept[-1], rewards)  # fmt: skip
     angles = {}
@@ -94,3 +94,27 @@ def committed(theta_sft: Weights) -> dict[str, Weights]:
     if digest(theta_sft) != said["sft"]:
         raise ValueError(f"the committed task vectors belong to policy={said['settings']['policy']!r} as it was on {said['date']}.")
     return {name: unpack(load_file(FOLDER / vector["file"]), theta_sft) for name, vector in said["vectors"].items()}
+
+
+def rows() -> list[dict[str, Any]]:
+    """What packing changed, a row for each committed vector: test prompts, ± 2 standard errors, differences with 95% intervals."""
+
+    def pair(values: list[float]) -> str:
+        return f"{values[0]:.2f} ± {2 * values[1]:.2f}"
+
+    def interval(values: list[float]) -> str:
+        return "{:+.2f} ({:+.2f} to {:+.2f})".format(*values)
+
+    return [
+        {
+            "policy": name, "MB": vector["bytes"] / 1e6, "relative error of δ": vector["relative_error"],
+            "r̃ as trained": pair(vector["reward"]["true"]), "packed − trained": interval(vector["reward"]["packed_minus_true"]),
+            "KL as trained, nats": pair(vector["kl"]["true"]), "packed − trained, nats": interval(vector["kl"]["packed_minus_true"]),
+        }
+        for name, vector in record()["vectors"].items()
+    ]  # fmt: skip
+
+
+def angle_rows() -> list[dict[str, Any]]:
+    """Angles between the policies' task vectors over the whole model, as trained and as packed: independent noise turns them apart."""
+    return [{"task vectors": pair, "Ω, degrees": a["degrees"], "packed": a["degrees_packed"]} for pair, a in record()["angles"].items()]
