@@ -572,9 +572,10 @@ def test_stopped_within_a_step(store, policy_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
         whole = train_run(policy_folder, Progress())
-    a_step = 1 + TINY.max_new_tokens + 2  # before it, before each token, before it is scored, before it is learnt
+    sampled = 1 + TINY.max_new_tokens  # asked before the step and before each of its tokens
+    a_step = sampled + 4  # and around the scoring, and before the optimiser
     done = 0
-    for checks in (2 * a_step + 1, 3, a_step - 2, a_step - 1, a_step):
+    for checks in (2 * a_step + 1, 3, *range(sampled, a_step + 1)):
         watch = StopWithin(checks)
         with pytest.raises(Stopped):
             train_run(policy_folder, watch)

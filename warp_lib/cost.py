@@ -33,7 +33,7 @@ class Cost:
         return (self.steps - self.stored) * self.pace
 
     def __str__(self) -> str:
-        whole = f"{self.steps:,} steps in {self.runs} runs"
+        whole = f"{self.steps:,} steps in {self.runs} {'runs' if self.runs > 1 else 'run'}"
         if self.stored == self.steps:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
         source = "as an earlier run took" if self.recorded else f"measured on {TIMED - 1} steps"

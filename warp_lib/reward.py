@@ -179,6 +179,7 @@ def train_encoder_scorer(
                 margins = scores[:n, None] - scores[None, n:]
                 loss = -F.logsigmoid(margins).mean()
                 optimiser.zero_grad()
+                progress.check()
                 loss.backward()
                 progress.check()
                 optimiser.step()
