@@ -253,8 +253,8 @@ class WidgetView:
         if panel not in self.panels:
             self.panels.append(panel)
             width = 1 / len(self.panels)
-            for i, text in enumerate(self.panels):  # side by side, each a little narrower than its share
-                span = [i * width, (i + 0.85) * width]
+            for i, text in enumerate(self.panels):  # side by side, each narrower than its share: the next one's title and numbers fit
+                span = [i * width, (i + 0.75) * width]
                 self.figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
                 self.figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
         axis = axes[self.panels.index(panel)]

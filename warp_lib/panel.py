@@ -78,7 +78,7 @@ class Panel:
         wide = widgets.Layout(width="100%")
         self.said = widgets.HTML(layout=wide)
         self.command = widgets.Textarea(
-            description="in a terminal", tooltip="the same settings for the whole notebook, to copy", rows=2, layout=wide,
+            description="in a terminal", tooltip="the same settings for the whole notebook, to copy", rows=3, layout=wide,
             style={"description_width": "8em"},
         )  # fmt: skip
         self.start = widgets.Button(description="Start", tooltip="Train with these settings; what is stored is not trained again")

@@ -60,7 +60,7 @@ def reinforce(
                 numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.log_probs(y, s.temperature).sum(1)).mean().item()}
         progress.check()
         value = policy_gradient_loss(log_pi, r - s.beta * kl, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
-        return value, numbers | {"reward": r.mean().item(), "kl_anchor": kl.mean().item()}
+        return value, {"reward": r.mean().item(), "kl_anchor": kl.mean().item()} | numbers
 
     return train(
         loss, inputs, theta_init, seed, policy=policy, settings=s, steps=steps or s.steps, keep_every=keep_every,
