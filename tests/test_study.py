@@ -389,6 +389,11 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
     assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3])
     merged = found["iteration 1: their SLERP"]
     assert merged["r̃"].mean == pytest.approx(1.1) and merged["KL, nats"].mean == 2
+    for seed in (0, 1):
+        keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
+    assert (
+        "height over near" not in outcomes.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
+    )  # one of them is at 3 nats
     assert merged["height over rival"].high == pytest.approx(Interval.of([0.0, 0.2]).high)
 
 

@@ -167,7 +167,8 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
     """What WARP's averages do, over seeds: of each kind of point of each iteration its r̃, its KL and its height, r̃ less a rival front's
     at the same KL (see `Outcome.line`; `height over <rival>`).
 
-    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it.
+    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it. A height is left out where a seed's KL is
+    beyond the rival's.
     """
     found: dict[str, dict[str, list[float]]] = {}
     seeds = list(seeds)
@@ -177,12 +178,12 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
         for (iteration, method), same in rows.groupby(["iteration", "method"]):
             numbers = {"r̃": same["reward"].mean(), "KL, nats": same["kl"].mean()}
             for name, (kl, reward) in lines.items():
-                numbers[name] = (same["reward"] - np.interp(same["kl"], kl, reward.mean(1))).mean()
+                numbers[name] = (same["reward"] - np.interp(same["kl"], kl, reward.mean(1), right=np.nan)).mean(skipna=False)
             place = found.setdefault(f"iteration {iteration:.0f}: {STAGES[method]}", {})
             for name, value in numbers.items():
                 place.setdefault(name, []).append(value)
     order = sorted(found, key=lambda place: (place.split(":")[0], list(STAGES.values()).index(place.split(": ")[1])))
-    return {place: {name: Interval.of(values) for name, values in found[place].items()} for place in order}
+    return {place: {n: Interval.of(values) for n, values in found[place].items() if not np.isnan(values).any()} for place in order}
 
 
 def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
