@@ -48,8 +48,10 @@ def reinforce(
 
     def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
         x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
-        y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()))
-        r = reward(learner.texts(y)).to(machine.device())
+        y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()), progress)
+        r = reward(texts := learner.texts(y)).to(machine.device())
+        progress.show(texts, r.tolist())
+        progress.check()
         with machine.autocast():
             log_pi = learner.log_probs(y, s.temperature).sum(1)
             with torch.no_grad():

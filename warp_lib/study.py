@@ -34,7 +34,6 @@ from .results import COLUMNS
 from .reward import Reward
 from .settings import Settings
 from .store import digest, save_tensors, write_json
-from .warp import warp
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of seed 0
 
@@ -68,9 +67,7 @@ def by_warp(experiment: Experiment, reward: Reward, progress: Progress) -> Train
 def _warp_of(experiment: Experiment, align: Aligner) -> Trained:
     """WARP on an aligner, with the angles between each iteration's runs."""
     s = experiment.settings
-    iterations = list(
-        warp(experiment.theta_sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=experiment.merge, seed=s.seed)
-    )
+    iterations = experiment.warp(align)
     angles = [{"iteration": i.number} | row for i in iterations for row in geometry(i.init, [run.weights for run in i.runs])]
     return warp_points(experiment.theta_sft, iterations, s), {"geometry": angles}
 
