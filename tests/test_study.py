@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
 
 def test_units_of_another_reward_model_are_refused_before_they_are_trained(folder):
     keep(folder, "x", "reinforce", 0, [(0, 0), (2, 1)])
-    unit = study.Unit("x", "warp", lambda *_: pytest.fail("trained"), Settings.profile("smoke", name="study"))
+    unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match="another reward_model than reinforce-0"):
         study.run_unit(unit, Progress())
 
@@ -86,7 +87,7 @@ def test_units_of_another_reward_model_are_refused_before_they_are_trained(folde
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
     """Guards: rows of one split read with the scores of the other."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    unit = study.Unit("primary", "reinforce", study.by_reinforce, Settings.profile("smoke", name="study"))
+    unit = study.Training("primary", "reinforce", Settings.profile("smoke", name="study"), study.by_reinforce)
     study.run_unit(unit, Progress())
     found = outcome("primary", "reinforce", 0)
     for split in ("validation", "test"):
@@ -101,7 +102,7 @@ def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
 
 def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
     """Guards: a unit taken for finished because some of its files are there."""
-    unit = study.Unit("x", "warp", study.by_warp, Settings.profile("smoke", name="study"))
+    unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), study.by_warp)
     with monkeypatch.context() as patch:
         patch.setattr(study, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -134,8 +135,12 @@ def test_every_experiment_has_units_of_different_files(folder):
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
-    given = {(u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta) for u in units if "tuning" not in u.experiment}
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 1 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
+    given = {
+        (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
+        for u in units
+        if isinstance(u, study.Training) and "tuning" not in u.experiment
+    }
     borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
     for (experiment, arm), (rate, beta) in given.items():
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
@@ -159,6 +164,7 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
     for name, arm in study.PRIMARY.items():
         s = Settings.profile(**study.COMMON | arm.changes)
         lent = SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align)
+        lent.warp = partial(study.Experiment.warp, lent)
         points, _ = arm.train(lent, None, None)
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}
@@ -312,7 +318,7 @@ def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
 
     monkeypatch.setattr(study, "run_unit", run_unit)
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
-    units = [study.Unit("e", "warp", study.by_warp, Settings.profile("smoke", seed=seed)) for seed in range(4)]
+    units = [study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp) for seed in range(4)]
     with pytest.raises(RuntimeError, match="1 failed: e: warp, seed 1 .*it is broken"):
         study._run_side_by_side(units, 2, Progress())
     assert sorted(ended) == [0, 2, 3]
