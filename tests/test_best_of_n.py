@@ -6,6 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 import torch
+from conftest import keep
 from safetensors.numpy import load_file
 
 from warp_lib import outcomes, study
@@ -35,22 +36,31 @@ def test_kl_bound_by_enumeration():
         assert exact <= kl_of_best(n) + 1e-12 and exact == pytest.approx(kl_of_best(n), abs=0.01)
 
 
-def test_the_unit_keeps_what_it_samples(tmp_path, monkeypatch):
+def test_the_unit_keeps_what_it_samples(folder, monkeypatch):
     """Guards: parts that repeat each other's samples, rows that are not their scores' means, the judge choosing for itself."""
-    for module in (study, outcomes):
-        monkeypatch.setattr(module, "FOLDER", tmp_path)
-    outcomes.outcome.cache_clear()
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
     monkeypatch.setattr(study, "BEST_OF", 8)
     monkeypatch.setattr(study, "SAMPLED_AT_ONCE", 2)
     study.run(["best-of-n"], Progress())
-    rows = pd.read_csv(tmp_path / "best-of-n" / "sft-0.csv")
+    rows = pd.read_csv(folder / "best-of-n" / "sft-0.csv")
     assert rows["n"].tolist() == [1, 2, 4, 8] and rows["kl"].tolist() == pytest.approx([kl_of_best(n) for n in (1, 2, 4, 8)])
     assert rows["reward"].is_monotonic_increasing and rows["reward"].iloc[-1] > rows["reward"].iloc[0]
-    scores = load_file(tmp_path / "best-of-n" / "sft-0.safetensors")
+    scores = load_file(folder / "best-of-n" / "sft-0.safetensors")
     for name in ("reward", "judge_tfidf"):
         assert scores[f"test.{name}"].mean(1) == pytest.approx(rows[name].to_numpy(), abs=1e-5)
     shown = outcomes.outcome("best-of-n", "sft", 0).record["completions"]
     last = [one["completion"] for one in shown if one["point"] == 3]
     assert len(shown) == 4 * 8 and len(set(last)) == 8
     assert last != [one["completion"] for one in shown if one["point"] == 0]
+
+
+def test_difference_from_best_of_n_is_at_the_same_kl(folder):
+    """Guards: the yardstick's own front, chosen on the prompts it is read on; a seed that reaches further than n does."""
+    keep(folder, "best-of-n", "sft", 0, [(0.0, 0.0), (1.0, 1.0), (2.5, 1.75)], method="best-of-n")
+    for seed, up in ((0, 0.1), (1, 0.3)):
+        keep(folder, "x", "warp", seed, [(0, 0), (1, 1 + up), (5, 3 + up)])
+    found = outcomes.over_best_of_n("x", "warp", 3.0)
+    assert found.by_seed[0].mean == pytest.approx(0.1) and found.over_seeds.mean == pytest.approx(0.2)
+    assert found.short == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
+    with pytest.raises(ValueError, match="no seed of x for dpo"):
+        outcomes.over_best_of_n("x", "dpo", 3.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import GIVEN, keep
 from safetensors.numpy import load_file, save_file
 
 from warp_lib import outcomes, plots, study
@@ -19,31 +20,6 @@ from warp_lib.merging import interpolate
 from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
 from warp_lib.progress import Progress
 from warp_lib.settings import PROFILES, Settings
-
-GIVEN = {"learning_rate": 1e-5, "beta": 0.3}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty data/study."""
-    monkeypatch.setattr(study, "FOLDER", tmp_path)
-    monkeypatch.setattr(outcomes, "FOLDER", tmp_path)
-    outcome.cache_clear()
-    yield tmp_path
-    outcome.cache_clear()
-
-
-def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
-    """A finished unit whose points are (KL, reward) on validation and test prompts; two prompts, 0.1 above and below."""
-    rows, scores = [], {}
-    for split, points in (("validation", validation), ("test", test or validation)):
-        rows += [{"arm": arm, "split": split, "method": method, "kl": kl, "reward": reward} for kl, reward in points]
-        scores[f"{split}.reward"] = np.array([[reward + 0.1, reward - 0.1] for _, reward in points], dtype=np.float32)
-    file = folder / experiment / f"{arm}-{seed}.json"
-    file.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
-    save_file(scores, file.with_suffix(".safetensors"))
-    file.write_text(json.dumps({"settings": GIVEN, "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
@@ -194,7 +170,7 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
 
 
 def test_unknown_experiments_are_named():
-    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary, grid"):
+    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary, best-of-n, grid"):
         study.run(["tunning"], Progress())
 
 
