@@ -40,7 +40,7 @@ from .settings import Settings
 from .store import digest, save_tensors, write_json
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of seed 0
-BEST_OF, SAMPLED_AT_ONCE = 256, 8  # completions of a prompt that best-of-n chooses from, at most
+BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n chooses from, at most
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
