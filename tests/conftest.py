@@ -1,6 +1,7 @@
 """Shared by the tests: a store of their own, and policies so small that every completion can be enumerated."""
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -20,9 +21,12 @@ from pathlib import Path
 os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-")  # before warp_lib.paths reads it
 
 import datasets
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
+from safetensors.numpy import save_file
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -39,9 +43,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from warp_lib import machine, paths, store
+from warp_lib import machine, outcomes, paths, store, study
 from warp_lib.policy import Policy, Rollouts
 
+GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` makes
 END = 3  # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token unless it is masked
 
 
@@ -55,6 +60,29 @@ def _store(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     monkeypatch.setattr(store, "RUNS", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty data/study."""
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(outcomes, "FOLDER", tmp_path)
+    outcomes.outcome.cache_clear()
+    yield tmp_path
+    outcomes.outcome.cache_clear()
+
+
+def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
+    """A finished unit whose points are (KL, reward) on validation and test prompts; two prompts, 0.1 above and below."""
+    rows, scores = [], {}
+    for split, points in (("validation", validation), ("test", test or validation)):
+        rows += [{"arm": arm, "split": split, "method": method, "kl": kl, "reward": reward} for kl, reward in points]
+        scores[f"{split}.reward"] = np.array([[reward + 0.1, reward - 0.1] for _, reward in points], dtype=np.float32)
+    file = folder / experiment / f"{arm}-{seed}.json"
+    file.parent.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
+    save_file(scores, file.with_suffix(".safetensors"))
+    file.write_text(json.dumps({"settings": GIVEN, "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 @pytest.fixture

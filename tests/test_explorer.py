@@ -139,7 +139,7 @@ def test_every_view_draws_what_is_chosen(own, name):
     drawn = traces(chosen, view, intervals=False)
     dots = [trace for trace in drawn if trace.mode == "markers"]
     for trace, rows in zip(dots, chosen.values(), strict=True):
-        assert list(trace.customdata) == rows.index.tolist() and trace.error_y.visible is False
+        assert list(trace.customdata) == rows.index.tolist() and (trace.error_x.visible, trace.error_y.visible) == (False, False)
         assert list(trace.x) == rows[view[0]].tolist() and list(trace.y) == rows[view[1]].tolist()
     assert traces(chosen, view, intervals=True)[-1].error_y.visible
     assert len(drawn) - len(dots) == (2 if view[0] == "kl" else 0)

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
         usage="python -m warp_lib study [EXPERIMENT …] [--jobs N]",
     )  # fmt: skip
-    command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, grid, merges)")
+    command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, best-of-n, grid, merges)")
     command.add_argument("--jobs", type=int, default=1, help="units at a time, for an accelerator (default: 1)")
     command.set_defaults(run=study)
 

@@ -71,6 +71,11 @@ class Interval:
         half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
         return cls(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
+    @property
+    def side(self) -> int:
+        """1 or −1 where the interval lies on one side of 0, else 0; a single difference has no side."""
+        return int(self.low > 0) - int(self.high < 0)
+
     def __str__(self) -> str:
         span = f"{self.low:+.3f} to {self.high:+.3f}" if self.n > 1 else "no interval"
         return f"{self.mean:+.3f} ({span}, n = {self.n})"

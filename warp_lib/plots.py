@@ -126,9 +126,21 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
     return figure
 
 
-def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float], split: str = "test") -> go.Figure:
-    """Each arm's fronts on the prompts of a split, a line for each seed, and the range of KL that is compared, from `LOW` to `high`."""
+def fronts(
+    outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float], split: str = "test", best_of_n: Outcome | None = None
+) -> go.Figure:  # fmt: skip
+    """Each arm's fronts on the prompts of a split, a line for each seed, and the range of KL that is compared, from `LOW` to `high`.
+
+    best_of_n: the yardstick, drawn too where it is given.
+    """
     figure = go.Figure()
+    if best_of_n:
+        scores = best_of_n.reward(split)
+        figure.add_scatter(
+            x=best_of_n.kl(split), y=scores.mean(1), error_y=_two_errors(scores, GREY), name="best of n from SFT (KL: its bound)",
+            mode="lines+markers", marker=dict(size=6, symbol="x"), line=dict(color=GREY, dash="dash"), text=best_of_n.rows["n"],
+            hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
+        )  # fmt: skip
     for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
         for k, one in enumerate(seeds):
             kl, reward = one.line(split)
@@ -176,6 +188,45 @@ def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
     figure.add_vline(0, line=dict(color=GREY, dash="dash"))
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(**LAYOUT | dict(height=180 + 32 * len(rows)), xaxis_title=title, showlegend=False)
+    return figure
+
+
+def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) -> go.Figure:
+    """r̃ and KL along η for each method, means over seeds with their 95% intervals (see `outcomes.along_eta`), and their chords."""
+    figure = make_subplots(1, 2, subplot_titles=("reward along η", "KL along η"), horizontal_spacing=0.1)
+    for (name, table), colour in zip(tables.items(), PALETTE, strict=False):
+        for col, column in enumerate(("reward", "kl"), start=1):
+            figure.add_scatter(
+                x=table["eta"], y=table[column], error_y=dict(array=table[f"{column}_half"], color=colour, thickness=1, width=2),
+                mode="lines+markers", name=name, legendgroup=name, showlegend=col == 1, line_color=colour, row=1, col=col,
+            )  # fmt: skip
+            ends = table.iloc[[0, -1]]
+            figure.add_scatter(
+                x=ends["eta"], y=ends[column], mode="lines", line=dict(color=colour, dash="dot", width=1), hoverinfo="skip",
+                legendgroup=name, showlegend=False, row=1, col=col,
+            )  # fmt: skip
+    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
+    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    figure.update_yaxes(title=KL, row=1, col=2)
+    figure.update_layout(**LAYOUT | dict(height=440))
+    return figure
+
+
+def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
+    """What else moves with KL, on test prompts: the policy's entropy and the distinct pairs of tokens, every point of each arm."""
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
+    titles = {"entropy": "entropy (nats per token)", "distinct2": "distinct pairs of tokens (share)"}
+    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
+        rows = pd.concat([one.points("test") for one in seeds])
+        for col, (column, title) in enumerate(titles.items(), start=1):
+            figure.add_scatter(
+                x=rows["kl"], y=rows[column], error_y=whiskers(rows, column, colour), mode="markers", marker=dict(color=colour, size=5),
+                opacity=0.6, name=arm, legendgroup=arm, showlegend=col == 1, row=1, col=col,
+            )  # fmt: skip
+            figure.update_yaxes(title=title, row=1, col=col)
+    figure.update_xaxes(title=KL)
+    figure.update_layout(**LAYOUT | dict(height=400))
     return figure
 
 
