@@ -1,6 +1,9 @@
 """Shared by the tests: a store of their own, and policies so small that every completion can be enumerated."""
 
+import csv
+import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,18 +20,33 @@ from pathlib import Path
 
 os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-")  # before warp_lib.paths reads it
 
+import datasets
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
-from tokenizers import Tokenizer
+from safetensors.numpy import save_file
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    DistilBertConfig,
+    DistilBertModel,
+    DistilBertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from warp_lib import machine, paths, store
+from warp_lib import machine, outcomes, paths, store, study
 from warp_lib.policy import Policy, Rollouts
 
+GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` makes
 END = 3  # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token unless it is masked
 
 
@@ -42,6 +60,29 @@ def _store(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     monkeypatch.setattr(store, "RUNS", tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty data/study."""
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(outcomes, "FOLDER", tmp_path)
+    outcomes.outcome.cache_clear()
+    yield tmp_path
+    outcomes.outcome.cache_clear()
+
+
+def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
+    """A finished unit whose points are (KL, reward) on validation and test prompts; two prompts, 0.1 above and below."""
+    rows, scores = [], {}
+    for split, points in (("validation", validation), ("test", test or validation)):
+        rows += [{"arm": arm, "split": split, "method": method, "kl": kl, "reward": reward} for kl, reward in points]
+        scores[f"{split}.reward"] = np.array([[reward + 0.1, reward - 0.1] for _, reward in points], dtype=np.float32)
+    file = folder / experiment / f"{arm}-{seed}.json"
+    file.parent.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
+    save_file(scores, file.with_suffix(".safetensors"))
+    file.write_text(json.dumps({"settings": GIVEN, "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 @pytest.fixture
@@ -98,6 +139,48 @@ def every_completion(prompt: list[int], new: int, vocabulary: int) -> tuple[list
     """All completions of a prompt without EOS, as lists (prompt included) and as rollouts."""
     completions = [list(c) for c in product([v for v in range(vocabulary) if v != END], repeat=new)]
     return [prompt + c for c in completions], padded([prompt] * len(completions), completions, wider=2)
+
+
+# ------------------------------------------------------------------------------------------------------------ a hub in folders
+
+
+WORDS = "the film was a story about people who never knew what love means and the actors music ending camera plot scenes were".split()
+
+
+def reviews(n: int) -> list[tuple[str, int]]:
+    """Synthetic reviews, half of them positive."""
+    draw = random.Random(0)
+    return [(f"{' '.join(draw.choices(WORDS, k=40))} {k} {('awful bad', 'great good')[k % 2]}", k % 2) for k in range(n)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A GPT-2, a DistilBERT and reviews, in folders as the hub would give them."""
+    base, texts = tmp_path_factory.mktemp("names"), [text for text, _ in reviews(300)]
+    with (base / "texts.txt").open("w") as file:
+        file.write("\n".join(texts))
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(base / "texts.txt")], vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
+    (base / "policy").mkdir()
+    bpe.save_model(str(base / "policy"))
+    tokenizer = GPT2Tokenizer.from_pretrained(base / "policy")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for text in texts for w in text.split()})]
+    (base / "vocab.txt").write_text("\n".join(words))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **end)).save_pretrained(base / "policy")
+        shape = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
+        DistilBertModel(DistilBertConfig(vocab_size=len(words), **shape)).save_pretrained(base / "encoder")
+    tokenizer.save_pretrained(base / "policy")
+    DistilBertTokenizer(str(base / "vocab.txt")).save_pretrained(base / "encoder")
+    (base / "reviews").mkdir()
+    with (base / "reviews" / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *reviews(300)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "cache")
+        yield {name: str(base / name) for name in ("policy", "encoder", "reviews")}
 
 
 # ------------------------------------------------------------------------------------------------------------ a person at a browser

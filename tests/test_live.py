@@ -113,6 +113,7 @@ def test_stop_button_and_figure(monkeypatch):
         for _ in progress.track(range(5), "reward model"):
             progress.log(loss=0.5)
         for step in progress.track(range(1000), "run <b>2"):
+            progress.show([f"<script>{step}</script>"] * 9, [0.5] * 9)
             progress.log(reward=step, kl_anchor=0.1, kl_sft=0.2)
             steps.append(step)
             until = time.monotonic() + 10
@@ -130,6 +131,8 @@ def test_stop_button_and_figure(monkeypatch):
     loss, reward, anchor, sft = view.figure.data
     assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
     assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
+    assert "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
+    assert view.texts.value.count("+0.50") == live_module.SHOWN
     assert anchor.yaxis == sft.yaxis != reward.yaxis != loss.yaxis and view.panels[:2] == ["loss", "reward r̃"]
 
 

@@ -1,26 +1,13 @@
 """Models and reviews by name: the path that the hub's would take, on random models of the same classes, and every name that is no good."""
 
-import csv
-import random
 import shutil
 import time
-from collections.abc import Iterator
 
 import datasets
 import huggingface_hub.constants
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DistilBertConfig,
-    DistilBertModel,
-    DistilBertTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Tokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warp_lib import reward as reward_module
 from warp_lib.experiment import Experiment
@@ -30,45 +17,8 @@ from warp_lib.progress import Progress
 from warp_lib.reviews import load_reviews
 from warp_lib.settings import Settings
 
-WORDS = "the film was a story about people who never knew what love means and the actors music ending camera plot scenes were".split()
 HUB = "neither {}, nor a local folder, nor a {} the hub gave"
 ABSENT = "warp-tests/no-such-thing"
-
-
-def reviews(n: int) -> list[tuple[str, int]]:
-    """Synthetic reviews, half of them positive."""
-    draw = random.Random(0)
-    return [(f"{' '.join(draw.choices(WORDS, k=40))} {k} {('awful bad', 'great good')[k % 2]}", k % 2) for k in range(n)]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """A GPT-2, a DistilBERT and reviews, in folders as the hub would give them."""
-    base, texts = tmp_path_factory.mktemp("names"), [text for text, _ in reviews(300)]
-    with (base / "texts.txt").open("w") as file:
-        file.write("\n".join(texts))
-    bpe = ByteLevelBPETokenizer()
-    bpe.train([str(base / "texts.txt")], vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
-    (base / "policy").mkdir()
-    bpe.save_model(str(base / "policy"))
-    tokenizer = GPT2Tokenizer.from_pretrained(base / "policy")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for text in texts for w in text.split()})]
-    (base / "vocab.txt").write_text("\n".join(words))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-        end = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **end)).save_pretrained(base / "policy")
-        shape = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
-        DistilBertModel(DistilBertConfig(vocab_size=len(words), **shape)).save_pretrained(base / "encoder")
-    tokenizer.save_pretrained(base / "policy")
-    DistilBertTokenizer(str(base / "vocab.txt")).save_pretrained(base / "encoder")
-    (base / "reviews").mkdir()
-    with (base / "reviews" / "reviews.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *reviews(300)])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "cache")
-        yield {name: str(base / name) for name in ("policy", "encoder", "reviews")}
 
 
 @pytest.fixture

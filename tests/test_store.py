@@ -550,6 +550,43 @@ def test_stopped_and_resumed(store, training):
     assert watch.began == []  # taken from the store
 
 
+class StopWithin(Watch):
+    """Asks to stop when it has been asked so many times: within a step, between two tokens or before the optimiser."""
+
+    def __init__(self, checks: int):
+        super().__init__()
+        self.checks, self.logged = checks, 0
+
+    def check(self) -> None:
+        self.checks -= 1
+        if self.checks == 0:
+            self.stop.set()
+        super().check()
+
+    def log(self, **numbers: float) -> None:
+        self.logged += 1
+
+
+def test_stopped_within_a_step(store, policy_folder, tmp_path, monkeypatch):
+    """Stopped before a step, between each two of its tokens and before it learns: that step alone is lost, and the end is the same."""
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
+        whole = train_run(policy_folder, Progress())
+    sampled = 1 + TINY.max_new_tokens  # asked before the step and before each of its tokens
+    a_step = sampled + 4  # and around the scoring, and before the optimiser
+    done = 0
+    for checks in (2 * a_step + 1, 3, *range(sampled, a_step + 1)):
+        watch = StopWithin(checks)
+        with pytest.raises(Stopped):
+            train_run(policy_folder, watch)
+        assert watch.began == [done] and watch.logged == (checks - 1) // a_step
+        done += watch.logged
+    assert done == 2
+    assert_same(train_run(policy_folder, watch := Watch()), whole)
+    assert watch.began == [done]
+    assert_tidy(store)
+
+
 def test_killed_and_resumed(store, training):
     """Killed within a random step, a training goes on from its last checkpoint and ends as if it had not been."""
     train, arguments, whole = training

@@ -3,12 +3,14 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import GIVEN, keep
 from safetensors.numpy import load_file, save_file
 
 from warp_lib import outcomes, plots, study
@@ -18,31 +20,6 @@ from warp_lib.merging import interpolate
 from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
 from warp_lib.progress import Progress
 from warp_lib.settings import PROFILES, Settings
-
-GIVEN = {"learning_rate": 1e-5, "beta": 0.3}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty data/study."""
-    monkeypatch.setattr(study, "FOLDER", tmp_path)
-    monkeypatch.setattr(outcomes, "FOLDER", tmp_path)
-    outcome.cache_clear()
-    yield tmp_path
-    outcome.cache_clear()
-
-
-def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
-    """A finished unit whose points are (KL, reward) on validation and test prompts; two prompts, 0.1 above and below."""
-    rows, scores = [], {}
-    for split, points in (("validation", validation), ("test", test or validation)):
-        rows += [{"arm": arm, "split": split, "method": method, "kl": kl, "reward": reward} for kl, reward in points]
-        scores[f"{split}.reward"] = np.array([[reward + 0.1, reward - 0.1] for _, reward in points], dtype=np.float32)
-    file = folder / experiment / f"{arm}-{seed}.json"
-    file.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
-    save_file(scores, file.with_suffix(".safetensors"))
-    file.write_text(json.dumps({"settings": GIVEN, "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
@@ -78,7 +55,7 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
 
 def test_units_of_another_reward_model_are_refused_before_they_are_trained(folder):
     keep(folder, "x", "reinforce", 0, [(0, 0), (2, 1)])
-    unit = study.Unit("x", "warp", lambda *_: pytest.fail("trained"), Settings.profile("smoke", name="study"))
+    unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match="another reward_model than reinforce-0"):
         study.run_unit(unit, Progress())
 
@@ -86,7 +63,7 @@ def test_units_of_another_reward_model_are_refused_before_they_are_trained(folde
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
     """Guards: rows of one split read with the scores of the other."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    unit = study.Unit("primary", "reinforce", study.by_reinforce, Settings.profile("smoke", name="study"))
+    unit = study.Training("primary", "reinforce", Settings.profile("smoke", name="study"), study.by_reinforce)
     study.run_unit(unit, Progress())
     found = outcome("primary", "reinforce", 0)
     for split in ("validation", "test"):
@@ -101,7 +78,7 @@ def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
 
 def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
     """Guards: a unit taken for finished because some of its files are there."""
-    unit = study.Unit("x", "warp", study.by_warp, Settings.profile("smoke", name="study"))
+    unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), study.by_warp)
     with monkeypatch.context() as patch:
         patch.setattr(study, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -134,8 +111,12 @@ def test_every_experiment_has_units_of_different_files(folder):
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
-    given = {(u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta) for u in units if "tuning" not in u.experiment}
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 1 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
+    given = {
+        (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
+        for u in units
+        if isinstance(u, study.Training) and "tuning" not in u.experiment
+    }
     borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
     for (experiment, arm), (rate, beta) in given.items():
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
@@ -159,6 +140,7 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
     for name, arm in study.PRIMARY.items():
         s = Settings.profile(**study.COMMON | arm.changes)
         lent = SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align)
+        lent.warp = partial(study.Experiment.warp, lent)
         points, _ = arm.train(lent, None, None)
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}
@@ -188,7 +170,7 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
 
 
 def test_unknown_experiments_are_named():
-    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary, grid"):
+    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary, best-of-n, grid"):
         study.run(["tunning"], Progress())
 
 
@@ -312,7 +294,7 @@ def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
 
     monkeypatch.setattr(study, "run_unit", run_unit)
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
-    units = [study.Unit("e", "warp", study.by_warp, Settings.profile("smoke", seed=seed)) for seed in range(4)]
+    units = [study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp) for seed in range(4)]
     with pytest.raises(RuntimeError, match="1 failed: e: warp, seed 1 .*it is broken"):
         study._run_side_by_side(units, 2, Progress())
     assert sorted(ended) == [0, 2, 3]
@@ -389,6 +371,11 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
     assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3])
     merged = found["iteration 1: their SLERP"]
     assert merged["r̃"].mean == pytest.approx(1.1) and merged["KL, nats"].mean == 2
+    for seed in (0, 1):
+        keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
+    assert (
+        "height over near" not in outcomes.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
+    )  # one of them is at 3 nats
     assert merged["height over rival"].high == pytest.approx(Interval.of([0.0, 0.2]).high)
 
 

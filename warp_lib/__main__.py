@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .settings import PROFILES, Settings
+from .settings import PROFILES, Settings, number, typed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
         usage="python -m warp_lib study [EXPERIMENT …] [--jobs N]",
     )  # fmt: skip
-    command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, grid, merges)")
+    command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, best-of-n, grid, merges)")
     command.add_argument("--jobs", type=int, default=1, help="units at a time, for an accelerator (default: 1)")
     command.set_defaults(run=study)
 
@@ -204,22 +204,6 @@ def given_settings(args: argparse.Namespace, unknown: list[str]) -> tuple[Settin
         raise ValueError(f"{args.run.__name__} takes options only, not {unknown[0]!r}.")
     misspelt = {word[2:].split("=")[0].replace("-", "_"): "" for word in unknown[:1]}  # refused by Settings, with the nearest name
     return Settings.profile(args.profile, **overrides, **misspelt), overrides
-
-
-def typed(name: str, text: str) -> int | float | str:
-    """The text as a value of the setting `name`."""
-    kinds = {f.name: f.type for f in fields(Settings)} | {"profile": str}
-    return text if kinds.get(name) is str else number(text)
-
-
-def number(text: str) -> int | float | str:
-    """A number where `text` is one; anything else is left for Settings to refuse, which says what is allowed."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
 
 
 def say(error: Exception | str, code: int) -> int:

@@ -30,6 +30,12 @@ class Run:
     seconds: float
 
 
+def title(seed: Seed) -> str:
+    """What people call the run with these streams: "warp, i = 1, m = 2" for (0, "warp", 1, 2)."""
+    method, *numbers = seed[1:] or seed
+    return ", ".join([str(method), *(f"{name} = {number}" for name, number in zip("im", numbers, strict=False))])
+
+
 Aligner = Callable[[Weights, Seed], Run]
 """What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` and `dpo` with the rest bound are two."""
 
@@ -52,7 +58,7 @@ def train(
         settings: learning_rate, mu.
         keep_every: keep the weights along the way every so many steps.
     """
-    s, role = settings, " · ".join(map(str, seed[1:]))
+    s = settings
     inputs = inputs | {
         "learning_rate": s.learning_rate, "mu": s.mu, "policy": policy.identity, "init": digest(theta_init),
         "seed": list(seed), "steps": steps, "keep_every": keep_every,
@@ -63,19 +69,21 @@ def train(
         optimiser = torch.optim.AdamW(learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True)
         update_anchor = get_ema_multi_avg_fn(decay=1 - s.mu)
         checkpoint = Checkpoint(folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser])
-        for t in checkpoint.steps(progress, steps, role):
-            began = time.perf_counter()
-            value, numbers = loss(t, learner, anchor)
-            optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            with torch.no_grad():
-                update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
-            if keep_every and (t + 1) % keep_every == 0:
-                save_tensors(folder / f"step-{t + 1}.safetensors", learner.weights())
-            progress.log(**numbers)
-            checkpoint.history.append(numbers | {"seconds": time.perf_counter() - began})
+        with checkpoint:
+            for t in checkpoint.steps(progress, steps, title(seed)):
+                began = time.perf_counter()
+                value, numbers = loss(t, learner, anchor)
+                optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
+                optimiser.zero_grad()
+                value.backward()
+                progress.check()  # the last place from which nothing of the step remains
+                optimiser.step()
+                with torch.no_grad():
+                    update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
+                if keep_every and (t + 1) % keep_every == 0:
+                    save_tensors(folder / f"step-{t + 1}.safetensors", learner.weights())
+                progress.log(**numbers)
+                checkpoint.history.append(numbers | {"seconds": time.perf_counter() - began})
         save_tensors(folder / "policy.safetensors", learner.weights())
         checkpoint.remove()
         return {"history": checkpoint.history}

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,6 +38,8 @@ class Checkpoint:
     It vouches for the folder's other files too, such as weights kept along the way: when one of them is gone or changed, the training
     starts over.
     Steps draw from streams named by their number (`seeds`), so there is no random state to keep.
+
+    As a context it is saved when Stopped leaves the block, be it between two steps or within one, before anything of it was learnt.
     """
 
     def __init__(self, folder: Path, modules: dict[str, nn.Module], optimisers: list[torch.optim.Optimizer]):
@@ -48,16 +50,19 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def steps(self, progress: Progress, total: int, title: str) -> Iterator[int]:
-        """The steps still to do; the body appends one row a step to `history`. Saved once a minute, and when `progress` says stop."""
+        """The steps still to do; the body appends one row a step to `history`. Saved once a minute."""
         done = len(self.history)
-        try:
-            for step in progress.track(range(done, total), title, done, total):
-                yield step
-                if time.monotonic() - self.saved > SECONDS:
-                    self.save()
-        except Stopped:
+        for step in progress.track(range(done, total), title, done, total):
+            yield step
+            if time.monotonic() - self.saved > SECONDS:
+                self.save()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: type | None, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Stopped):
             self.save()
-            raise
 
     def save(self) -> None:
         """Replace the file by the present state."""

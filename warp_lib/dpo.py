@@ -86,8 +86,10 @@ def make_pairs(
         rows, parts, scores = max(1, s.batch_size // n), [], []
         for k in progress.track(range(0, len(drawn), rows), "pairs"):
             x = [prompt for prompt in drawn[k : k + rows] for _ in range(n)]
-            parts.append(policy.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "pairs", k, device=machine.device())))
-            scores.append(reward(policy.texts(parts[-1])).view(-1, n))
+            generator = torch_stream(*seed, "pairs", k, device=machine.device())
+            parts.append(policy.sample(x, s.max_new_tokens, s.temperature, generator, progress))
+            scores.append(reward(texts := policy.texts(parts[-1])).view(-1, n))
+            progress.show(texts, scores[-1].flatten().tolist())
             progress.log(reward=scores[-1].mean().item())
         rewards, y = torch.cat(scores), together(parts)
         prompt, better, worse = rank(rewards).unbind(1)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from . import machine
 from .merging import Weights
 from .policy import Policy, Rollouts, at_once
+from .progress import Progress
 from .reward import Reward
 from .seeds import torch_stream
 from .store import digest, remember, save_tensors
@@ -32,7 +33,7 @@ class Evaluation:
 
 def evaluate(
     theta: Weights, *, policy: Policy, sft: Policy, prompts: Sequence[Sequence[int]], samples: int, new: int, temperature: float,
-    rewards: dict[str, Reward],
+    rewards: dict[str, Reward], progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
     """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take the result from the store.
 
@@ -42,6 +43,7 @@ def evaluate(
         theta: the weights to evaluate; `policy` is overwritten with them.
         sft: π_sft, what KL and perplexity are measured against.
         rewards: name → scorer; "reward" trained the policy, "judge" and "judge_tfidf" did not.
+        progress: may be asked to stop while completions are sampled; they are lost then.
 
     Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`); entropy of π_θ, nats per token; distinct2, share
     of distinct pairs of tokens within a prompt's completions; perplexity of π_sft on the completions. All at temperature τ, EOS masked.
@@ -54,7 +56,7 @@ def evaluate(
     def make(folder) -> dict[str, float]:
         policy.load(theta)
         repeated = [p for p in prompts for _ in range(samples)]
-        y = policy.sample(repeated, new, temperature, torch_stream("evaluation", device=machine.device()))
+        y = policy.sample(repeated, new, temperature, torch_stream("evaluation", device=machine.device()), progress)
         texts = policy.texts(y)
         scores = {name: reward(texts) for name, reward in rewards.items()} | distances(policy, sft, y, temperature)
         scores = {name: s.view(len(prompts), samples) for name, s in scores.items()}

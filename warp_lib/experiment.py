@@ -1,5 +1,6 @@
 """What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,7 +26,7 @@ from .reviews import Reviews, load_reviews
 from .reward import Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
 from .settings import Settings
 from .store import digest, remember, save_tensors, write_json
-from .warp import Iteration
+from .warp import Iteration, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 MINILM_LAYERS, JUDGE_RATE = 6, 1e-4  # of the judge: all layers, and the learning rate at which all of them are trained
@@ -57,6 +58,13 @@ class Experiment:
                 f"not {settings.test_prompts}."
             )
 
+    def under(self, settings: Settings) -> "Experiment":
+        """The same models, reviews and prompts under other settings of WARP and REINFORCE, with a policy of its own to overwrite."""
+        other = copy.copy(self)
+        other.settings, other.policy = settings, self.policy.clone()
+        other.__dict__.pop("sft_texts", None)  # they move with the temperature
+        return other
+
     # Prompts
 
     @cached_property
@@ -80,8 +88,12 @@ class Experiment:
     @cached_property
     def sft_texts(self) -> list[str]:
         """SFT completions of the first training prompts, the sample that sets the zero and the unit of every reward."""
+        return self.sample_sft(Progress())
+
+    def sample_sft(self, progress: Progress) -> list[str]:
+        """`sft_texts`, sampled or taken from the store. Raises Stopped between two tokens."""
         prompts = list(self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values())[:SFT_COMPLETIONS]
-        return self.policy.texts(self.evaluate(self.theta_sft, {}, prompts, samples=1).rollouts)
+        return self.policy.texts(self.evaluate(self.theta_sft, {}, prompts, samples=1, progress=progress).rollouts)
 
     def reward(self, progress: Progress) -> Reward:
         """The reward model, trained on its half of the labels or taken from the store, standardised."""
@@ -107,6 +119,11 @@ class Experiment:
             )  # fmt: skip
             rewards["judge"] = Reward.standardised(scorer, self.sft_texts)
         return rewards
+
+    def standardised(self, rewards: dict[str, Reward], progress: Progress) -> dict[str, Reward]:
+        """The same scorers, standardised over what SFT writes under these settings."""
+        texts = self.sample_sft(progress)
+        return {name: Reward.standardised(reward.raw, texts) for name, reward in rewards.items()}
 
     def accuracies(self, rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
         """How well each scorer tells positive from negative validation reviews, by how many words of them it sees (see `accuracy`)."""
@@ -179,19 +196,25 @@ class Experiment:
         """`dpo` with everything bound but the initial weights and the seed."""
         return partial(dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress)
 
+    def warp(self, align: Aligner) -> list[Iteration]:
+        """WARP on an aligner with the settings' I, M, η, merge and seed. The last iteration's `merged` is its policy."""
+        s = self.settings
+        return list(warp(self.theta_sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=self.merge, seed=s.seed))
+
     @property
     def merge(self):
         """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
         return merging.lerp if self.settings.merge == "lerp" else partial(merging.slerp, per=self.settings.slerp_per)
 
     def evaluate(
-        self, theta: Weights, rewards: dict[str, Reward], prompts: list[list[int]] | None = None, samples: int | None = None
-    ) -> Evaluation:
+        self, theta: Weights, rewards: dict[str, Reward], prompts: list[list[int]] | None = None, samples: int | None = None,
+        progress: Progress | None = None,
+    ) -> Evaluation:  # fmt: skip
         """θ on the test prompts, or on others."""
         s = self.settings
         return evaluate(
             theta, policy=self.policy, sft=self.sft, prompts=prompts or self.test_prompts, samples=samples or s.test_samples,
-            new=s.max_new_tokens, temperature=s.temperature, rewards=rewards,
+            new=s.max_new_tokens, temperature=s.temperature, rewards=rewards, progress=progress,
         )  # fmt: skip
 
     def measure(self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
@@ -200,7 +223,7 @@ class Experiment:
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
             place = {k: v for k, v in vars(point).items() if k != "theta"}
-            seen = self.evaluate(point.theta, rewards)
+            seen = self.evaluate(point.theta, rewards, progress=progress)
             texts = self.policy.tokenizer.batch_decode(seen.rollouts.completions[:: s.test_samples][:SHOWN])
             for prompt, text, reward in zip(prompts, texts, seen.scores["reward"].mean(1).tolist(), strict=False):
                 shown.append({"point": number, "prompt": prompt, "completion": text, "reward": reward})

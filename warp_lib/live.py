@@ -10,7 +10,7 @@ import html
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from .progress import Progress, Stopped
 
 T = TypeVar("T")
 
+SHOWN = 3  # completions of the latest step
 LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
 # Series that share a panel, and the panel's name; any other number gets a panel of its own.
 PANELS = {"reward": "reward r̃", "kl_anchor": "KL in nats: — anchor, ⋯ SFT", "kl_sft": "KL in nats: — anchor, ⋯ SFT"}
@@ -35,18 +36,31 @@ class StoppedByHand(Stopped):
 async def live(work: Callable[[Progress], T], title: str) -> T:
     """Run ``work(progress)`` in a thread, show how far it is, and return its result.
 
-    In JupyterLab and Voilà: a bar, a Stop button and a figure that grows. Elsewhere (papermill, a script): a few lines of text. Stop, and
-    the kernel's Interrupt, take effect between two steps; then StoppedByHand is raised, so that the cells below do not go on without a
-    result.
+    In JupyterLab and Voilà: a bar, a Stop button, a figure that grows and completions of the latest step. Elsewhere (papermill, a script):
+    a few lines of text. Stop, and the kernel's Interrupt, give up the unfinished step and keep all before it (see `Progress.check`); then
+    StoppedByHand is raised, so that the cells below do not go on without a result.
 
     Autocast, no_grad and other thread-local modes of torch do not carry into the thread: `work` must set them itself.
     """
+    progress, began = Watched(), time.monotonic()
+    if front_end():
+        from IPython.display import display
+
+        view = WidgetView(progress)
+        display(view.box)
+    else:
+        view = TextView(progress)
+    result = await follow(work, progress, view, title)
+    print(f"{title}: done in {duration(time.monotonic() - began)}.", flush=True)
+    return result
+
+
+async def follow(work: Callable[[Progress], T], progress: "Watched", view: "TextView | WidgetView", title: str) -> T:
+    """`live` with a progress and a view that are there already, for whoever shows the view in a place of its own."""
     from . import machine  # only now: `report` takes this module's `duration` without torch
 
-    progress = Watched()
-    view = WidgetView(progress) if front_end() else TextView(progress)
     outcome: Future[T] = Future()
-    loop, finished, began = asyncio.get_running_loop(), asyncio.Event(), time.monotonic()
+    loop, finished = asyncio.get_running_loop(), asyncio.Event()
 
     def run() -> None:
         try:
@@ -70,9 +84,7 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
     error = outcome.exception()
     if isinstance(error, Stopped) or (progress.stop.is_set() and error is None):
         raise StoppedByHand("Stopped. What is finished is kept; run the cell again to go on.")
-    result = outcome.result()
-    print(f"{title}: done in {duration(time.monotonic() - began)}.", flush=True)
-    return result
+    return outcome.result()
 
 
 def front_end() -> bool:
@@ -128,6 +140,7 @@ class Watched(Progress):
         self.loops: list[Loop] = []  # in the order in which they began
         self.open: list[Loop] = []  # the running ones, innermost last
         self.finished: list[Loop] = []
+        self.shown: list[tuple[str, float]] = []  # completions of the latest step and their r̃
 
     def begin(self, title: str, done: int, total: int) -> None:
         self.loops.append(Loop(title, done, total, done))
@@ -145,6 +158,9 @@ class Watched(Progress):
         if self.open:  # numbers outside any loop have no place on an axis
             loop = self.open[-1]
             loop.points.append((loop.done + 1, {name: float(value) for name, value in numbers.items()}))
+
+    def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
+        self.shown = list(zip(texts[:SHOWN], rewards[:SHOWN], strict=True))
 
 
 class TextView:
@@ -172,11 +188,10 @@ class TextView:
 
 
 class WidgetView:
-    """A bar with the time to go, a Stop button, and a figure with a panel for each kind of number."""
+    """A bar with the time to go, a Stop button, a figure with a panel for each kind of number, and completions. All of it in `box`."""
 
     def __init__(self, progress: Watched) -> None:
         import ipywidgets
-        from IPython.display import display
 
         self.progress, self.figure = progress, None
         self.panels: list[str] = []
@@ -184,10 +199,10 @@ class WidgetView:
         self.traces: dict[tuple[int, str], Any] = {}  # loop, series → its line
         self.bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
         self.label = ipywidgets.Label()  # shows text, never HTML
-        self.button = ipywidgets.Button(description="Stop", tooltip="Stop after the current step; what is finished is kept")
+        self.button = ipywidgets.Button(description="Stop", tooltip="Give up the current step; what is finished is kept")
         self.button.on_click(self.stop)
-        self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.label, self.button])])
-        display(self.box)
+        self.texts, self.written = ipywidgets.HTML(), self.progress.shown
+        self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.label, self.button]), self.texts])
 
     def stop(self, _: Any = None) -> None:
         self.progress.stop.set()
@@ -207,6 +222,9 @@ class WidgetView:
             if len(each.points) > self.drawn.get(number, 0):
                 self.drawn[number] = len(each.points)
                 self.draw_numbers(number, each)
+        if self.progress.shown is not self.written:
+            self.written = self.progress.shown
+            self.texts.value = completions(self.written)
 
     def draw_numbers(self, number: int, loop: Loop) -> None:
         """Bring the traces of one loop up to date. The figure is made with the first number, a panel with its first series."""
@@ -216,7 +234,7 @@ class WidgetView:
             self.figure = go.FigureWidget(
                 layout={"height": 300, "margin": {"l": 60, "r": 20, "t": 30, "b": 40}, "template": "plotly_white"}
             )
-            self.box.children = (*self.box.children, self.figure)
+            self.box.children = (self.box.children[0], self.figure, self.texts)
         points = loop.points[: self.drawn[number]]
         with self.figure.batch_update():
             for name in dict.fromkeys(name for _, numbers in points for name in numbers):
@@ -235,8 +253,8 @@ class WidgetView:
         if panel not in self.panels:
             self.panels.append(panel)
             width = 1 / len(self.panels)
-            for i, text in enumerate(self.panels):  # side by side, each a little narrower than its share
-                span = [i * width, (i + 0.85) * width]
+            for i, text in enumerate(self.panels):  # side by side, each narrower than its share: the next one's title and numbers fit
+                span = [i * width, (i + 0.75) * width]
                 self.figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
                 self.figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
         axis = axes[self.panels.index(panel)]
@@ -252,6 +270,13 @@ class WidgetView:
         self.button.disabled = True
         if self.progress.stop.is_set():
             self.button.description = "Stopped"
+
+
+def completions(rows: Sequence[tuple[str, float]]) -> str:
+    """Completions and their r̃ as HTML. They are a model's text, so every one is escaped."""
+    cells = [f"<td><b>{reward:+.2f}</b></td><td>{html.escape(text)}</td>" for text, reward in rows]
+    body = "".join(f"<tr style='vertical-align:top'>{row}</tr>" for row in cells)
+    return f"<small>From the latest step, with their r̃:</small><table style='line-height:1.4'>{body}</table>"
 
 
 def label(name: str) -> str:

@@ -167,7 +167,8 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
     """What WARP's averages do, over seeds: of each kind of point of each iteration its r̃, its KL and its height, r̃ less a rival front's
     at the same KL (see `Outcome.line`; `height over <rival>`).
 
-    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it.
+    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it. A height is left out where a seed's KL is
+    beyond the rival's.
     """
     found: dict[str, dict[str, list[float]]] = {}
     seeds = list(seeds)
@@ -177,12 +178,12 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
         for (iteration, method), same in rows.groupby(["iteration", "method"]):
             numbers = {"r̃": same["reward"].mean(), "KL, nats": same["kl"].mean()}
             for name, (kl, reward) in lines.items():
-                numbers[name] = (same["reward"] - np.interp(same["kl"], kl, reward.mean(1))).mean()
+                numbers[name] = (same["reward"] - np.interp(same["kl"], kl, reward.mean(1), right=np.nan)).mean(skipna=False)
             place = found.setdefault(f"iteration {iteration:.0f}: {STAGES[method]}", {})
             for name, value in numbers.items():
                 place.setdefault(name, []).append(value)
     order = sorted(found, key=lambda place: (place.split(":")[0], list(STAGES.values()).index(place.split(": ")[1])))
-    return {place: {name: Interval.of(values) for name, values in found[place].items()} for place in order}
+    return {place: {n: Interval.of(values) for n, values in found[place].items() if not np.isnan(values).any()} for place in order}
 
 
 def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
@@ -264,6 +265,25 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: 
     return _paired(arm, rival, high, {seed: score(arm, seed, "test", scorer) - score(rival, seed, "test", scorer) for seed in seeds}, ends)
 
 
+def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:
+    """An arm's fronts against best-of-n from SFT, at the KL that bounds it (see `best_of_n.kl_of_best`): in truth it may be cheaper.
+
+    Compared as far as the largest n reaches. Raises ValueError when best-of-n has not been measured or no seed of the arm has finished, or
+    when they were scored by different reward models.
+    """
+    seeds = finished_seeds(experiment, [arm])
+    if not seeds or not finished_seeds("best-of-n", ["sft"]):
+        raise ValueError(f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured: `python -m warp_lib study`.")
+    best = outcome("best-of-n", "sft", 0)
+    _refuse_different([best, *(outcome(experiment, arm, seed) for seed in seeds)], ["best-of-n", experiment])
+    kl, reward = best.kl("test"), best.reward("test", scorer)
+    ends = {seed: min(high, kl.max(), *(outcome(experiment, arm, seed).reach(s) for s in ("validation", "test"))) for seed in seeds}
+    by_prompt = {
+        seed: outcome(experiment, arm, seed).along_front("test", end, scorer) - shares(kl, LOW, end) @ reward for seed, end in ends.items()
+    }
+    return _paired(arm, "best-of-n", high, by_prompt, ends)
+
+
 def difference_of_gains(of: tuple[str, str, str], than: tuple[str, str, str], high: float) -> Contrast:
     """How much more an arm gains over its rival than another arm over its own: (A − B) − (C − D), paired by seed and by prompt.
 
@@ -291,9 +311,14 @@ def _ends(arms: list[tuple[str, str]], seeds: list[int], high: float) -> dict[in
     Raises ValueError when their rewards are not the same.
     """
     found = {seed: [outcome(experiment, name, seed) for experiment, name in arms] for seed in seeds}
-    if len({json.dumps(one.record["real_positive"]) for units in found.values() for one in units}) > 1:
-        raise ValueError(f"the units of {' and '.join(dict(arms))} were scored by different reward models, and cannot be compared.")
+    _refuse_different([one for units in found.values() for one in units], list(dict(arms)))
     return {seed: min(high, *(one.reach(split) for one in units for split in ("validation", "test"))) for seed, units in found.items()}
+
+
+def _refuse_different(units: list[Outcome], names: list[str]) -> None:
+    """Raises ValueError when units of the experiments `names` have not the same rewards."""
+    if len({json.dumps(one.record["real_positive"]) for one in units}) > 1:
+        raise ValueError(f"the units of {' and '.join(names)} were scored by different reward models, and cannot be compared.")
 
 
 def _paired(arm: str, rival: str, high: float, by_prompt: dict[int, np.ndarray], ends: dict[int, float]) -> Contrast:

@@ -126,9 +126,21 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
     return figure
 
 
-def fronts(outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float], split: str = "test") -> go.Figure:
-    """Each arm's fronts on the prompts of a split, a line for each seed, and the range of KL that is compared, from `LOW` to `high`."""
+def fronts(
+    outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float], split: str = "test", best_of_n: Outcome | None = None
+) -> go.Figure:  # fmt: skip
+    """Each arm's fronts on the prompts of a split, a line for each seed, and the range of KL that is compared, from `LOW` to `high`.
+
+    best_of_n: the yardstick, drawn too where it is given.
+    """
     figure = go.Figure()
+    if best_of_n:
+        scores = best_of_n.reward(split)
+        figure.add_scatter(
+            x=best_of_n.kl(split), y=scores.mean(1), error_y=_two_errors(scores, GREY), name="best of n from SFT (KL: its bound)",
+            mode="lines+markers", marker=dict(size=6, symbol="x"), line=dict(color=GREY, dash="dash"), text=best_of_n.rows["n"],
+            hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
+        )  # fmt: skip
     for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
         for k, one in enumerate(seeds):
             kl, reward = one.line(split)

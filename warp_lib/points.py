@@ -123,8 +123,15 @@ def study_prompts() -> dict[int, str]:
 
 def describe(point: pd.Series) -> str:
     """A point's settings and numbers in one line."""
-    words = {"iteration": "I = {:.0f}", "runs": "M = {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}", "steps": "{:,.0f} steps"}
-    parts = [form.format(point[name]) for name, form in words.items() if not pd.isna(point[name])]
+    words = {
+        "n": "best of {:.0f}",
+        "iteration": "I = {:.0f}",
+        "runs": "M = {:.0f}",
+        "run": "run {:.0f}",
+        "eta": "η = {:.2f}",
+        "steps": "{:,.0f} steps",
+    }
+    parts = [form.format(point[name]) for name, form in words.items() if not pd.isna(point.get(name))]
     place = f"{point['series']}, seed {point['seed']}, {', '.join(parts)}"
     return f"{place}: KL {point['kl']:.2f} nats, r̃ {point['reward']:.2f} ± {2 * point['reward_se']:.2f}"
 

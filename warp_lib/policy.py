@@ -22,6 +22,7 @@ from . import hub, machine
 from .checkpoint import load, weights_of
 from .merging import Weights
 from .paths import ROOT
+from .progress import Progress
 from .prompts import prompts
 from .store import digest
 
@@ -146,10 +147,13 @@ class Policy:
     # Sampling
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Sequence[int]], new: int, temperature: float, generator: torch.Generator) -> Rollouts:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], new: int, temperature: float, generator: torch.Generator, progress: Progress | None = None
+    ) -> Rollouts:
         """One completion of exactly `new` tokens for each prompt, from softmax(logits / temperature) with EOS masked.
 
-        Raises ValueError when prompt and completion do not fit the model's context.
+        Raises ValueError when prompt and completion do not fit the model's context; and Stopped between two tokens, once `progress` is
+        asked to stop.
         """
         longest = max(map(len, prompts))
         context = getattr(self.model.config, "max_position_embeddings", None)
@@ -159,8 +163,14 @@ class Policy:
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
         complete = decode_gpt2 if _is_plain_gpt2(self.model) else decode
+
+        def next_token(logits: Tensor) -> Tensor:
+            if progress:
+                progress.check()
+            return draw(masked(logits, temperature, self.ends), generator)
+
         with machine.autocast():
-            completions = complete(self.model, tokens, mask, new, lambda logits: draw(masked(logits, temperature, self.ends), generator))
+            completions = complete(self.model, tokens, mask, new, next_token)
         mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
         return Rollouts(torch.cat([tokens, completions], 1), mask, new)
 

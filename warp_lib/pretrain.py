@@ -111,24 +111,25 @@ def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, pr
     checkpoint = Checkpoint(out, {"model": model}, [muon, adamw])
     compiled_loss = torch.compile(loss_of)
 
-    for step in checkpoint.steps(progress, steps, "language modelling"):
-        model.train()
-        for optimiser, rate in ((muon, rates["muon"]), (adamw, rates["adamw"])):
-            optimiser.param_groups[0]["lr"] = rate * rate_at(step, steps)
-        tokens = train.batch(windows, torch_stream("pretrain", step)).to(device())
-        with autocast():
-            loss = compiled_loss(model, tokens)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser in (muon, adamw):
-            optimiser.step()
-            optimiser.zero_grad()
-        numbers = {"loss": loss.item()}
-        if (step + 1) % LOOK_EVERY == 0:
+    with checkpoint:
+        for step in checkpoint.steps(progress, steps, "language modelling"):
+            model.train()
+            for optimiser, rate in ((muon, rates["muon"]), (adamw, rates["adamw"])):
+                optimiser.param_groups[0]["lr"] = rate * rate_at(step, steps)
+            tokens = train.batch(windows, torch_stream("pretrain", step)).to(device())
             with autocast():
-                numbers["validation"] = validation_loss(model, validation)
-        checkpoint.history.append(numbers)
-        progress.log(**numbers)
+                loss = compiled_loss(model, tokens)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser in (muon, adamw):
+                optimiser.step()
+                optimiser.zero_grad()
+            numbers = {"loss": loss.item()}
+            if (step + 1) % LOOK_EVERY == 0:
+                with autocast():
+                    numbers["validation"] = validation_loss(model, validation)
+            checkpoint.history.append(numbers)
+            progress.log(**numbers)
 
     model.to(torch.bfloat16).save_pretrained(out)  # the rounded weights are θ_sft
     looks = [{"step": k} | row for k, row in enumerate(checkpoint.history, start=1) if "validation" in row]

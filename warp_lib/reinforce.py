@@ -48,15 +48,19 @@ def reinforce(
 
     def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
         x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
-        y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()))
-        r = reward(learner.texts(y)).to(machine.device())
+        y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()), progress)
+        r = reward(texts := learner.texts(y)).to(machine.device())
+        progress.show(texts, r.tolist())
+        progress.check()  # often, so that Stop answers within a second
         with machine.autocast():
             log_pi = learner.log_probs(y, s.temperature).sum(1)
+            progress.check()
             with torch.no_grad():
                 kl = log_pi - anchor.log_probs(y, s.temperature).sum(1)
                 numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.log_probs(y, s.temperature).sum(1)).mean().item()}
+        progress.check()
         value = policy_gradient_loss(log_pi, r - s.beta * kl, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
-        return value, numbers | {"reward": r.mean().item(), "kl_anchor": kl.mean().item()}
+        return value, {"reward": r.mean().item(), "kl_anchor": kl.mean().item()} | numbers
 
     return train(
         loss, inputs, theta_init, seed, policy=policy, settings=s, steps=steps or s.steps, keep_every=keep_every,

@@ -167,21 +167,24 @@ def train_encoder_scorer(
         )
         checkpoint = Checkpoint(folder, {"encoder": scorer.model}, [optimiser])
         positive, negative = (texts[labels == k] for k in (1, 0))
-        for step in checkpoint.steps(progress, steps, f"{seed[0]} · {layers} layers"):
-            optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
-            draw = numpy_stream(*seed, "reviews", step)
-            n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
-            chosen = np.concatenate([draw.choice(positive, n), draw.choice(negative, n)])
-            if machine.device().type == "cpu":  # its fused kernel's backward is twice as fast on whole reviews, half as fast on crops
-                scorer.model.set_attn_implementation(attention if n == WHOLE else "eager")
-            scores = scorer.logits([crop(text, words, draw) for text in chosen])
-            margins = scores[:n, None] - scores[None, n:]
-            loss = -F.logsigmoid(margins).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            checkpoint.history.append(numbers := {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()})
-            progress.log(**numbers)
+        with checkpoint:
+            for step in checkpoint.steps(progress, steps, f"{seed[0]} · {layers} layers"):
+                optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
+                draw = numpy_stream(*seed, "reviews", step)
+                n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
+                chosen = np.concatenate([draw.choice(positive, n), draw.choice(negative, n)])
+                if machine.device().type == "cpu":  # its fused kernel's backward is twice as fast on whole reviews, half as fast on crops
+                    scorer.model.set_attn_implementation(attention if n == WHOLE else "eager")
+                scores = scorer.logits([crop(text, words, draw) for text in chosen])
+                margins = scores[:n, None] - scores[None, n:]
+                loss = -F.logsigmoid(margins).mean()
+                optimiser.zero_grad()
+                progress.check()
+                loss.backward()
+                progress.check()
+                optimiser.step()
+                checkpoint.history.append(numbers := {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()})
+                progress.log(**numbers)
         save_tensors(folder / "model.safetensors", weights_of(scorer.model))
         scorer.model.set_attn_implementation(attention)
         checkpoint.remove()

@@ -122,6 +122,22 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+def typed(name: str, text: str) -> int | float | str:
+    """What a person typed as a value of the setting `name`."""
+    kinds = {f.name: f.type for f in fields(Settings)} | {"profile": str}
+    return text if kinds.get(name) is str else number(text)
+
+
+def number(text: str) -> int | float | str:
+    """A number where `text` is one; anything else is left for Settings to refuse, which says what is allowed."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
 def _checked(f: dataclasses.Field, value: Any) -> Any:
     """`value`, as the field's type, or a ValueError that says what is allowed."""
     allowed = f.metadata

@@ -7,7 +7,7 @@ files' digests. It is made in ``….part`` and renamed when complete, under one 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,7 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
 
     Damaged entries (a missing file, another digest, an unreadable record) are thrown away and made anew.
     """
-    inputs = inputs | {
-        "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    inputs = inputs | surroundings()
     key = f"{kind}-{digest(inputs)}"
     folder, part = RUNS / "store" / key, RUNS / "store" / f"{key}.part"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +77,21 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
         write_json(part / "record.json", record | {"digest": digest(record)})
         part.rename(folder)
         return Entry(folder, record["result"])
+
+
+def surroundings() -> dict[str, Any]:
+    """What every result depends on beside its inputs."""
+    return {
+        "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def records(kind: str) -> Iterator[dict[str, Any]]:
+    """The records (inputs, result) of all stored computations of a kind, the latest first. Their other files are not looked at."""
+    files = (RUNS / "store").glob(f"{kind}-*/record.json")
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        yield json.loads(file.read_text())
 
 
 def _intact(folder: Path) -> dict | None:

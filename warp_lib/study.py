@@ -5,6 +5,7 @@ validation prompts, which choose (trials, points of a front), and on test prompt
 """
 
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -21,9 +22,11 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from . import machine
 from .aligner import Aligner, Seed
+from .best_of_n import best_of, kl_of_best
 from .dpo import Pairs, for_all_runs
 from .experiment import Experiment, Point, reinforce_points, warp_points
 from .merging import Weights, geometry, interpolate, lerp, slerp
@@ -32,11 +35,12 @@ from .paths import ROOT, write_whole
 from .progress import Progress
 from .results import COLUMNS
 from .reward import Reward
+from .seeds import torch_stream
 from .settings import Settings
 from .store import digest, save_tensors, write_json
-from .warp import warp
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of seed 0
+BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n chooses from, at most
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
@@ -68,9 +72,7 @@ def by_warp(experiment: Experiment, reward: Reward, progress: Progress) -> Train
 def _warp_of(experiment: Experiment, align: Aligner) -> Trained:
     """WARP on an aligner, with the angles between each iteration's runs."""
     s = experiment.settings
-    iterations = list(
-        warp(experiment.theta_sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=experiment.merge, seed=s.seed)
-    )
+    iterations = experiment.warp(align)
     angles = [{"iteration": i.number} | row for i in iterations for row in geometry(i.init, [run.weights for run in i.runs])]
     return warp_points(experiment.theta_sft, iterations, s), {"geometry": angles}
 
@@ -156,7 +158,6 @@ class Unit:
 
     experiment: str
     arm: str
-    train: Train
     settings: Settings
 
     @property
@@ -177,6 +178,82 @@ class Unit:
     @property
     def title(self) -> str:
         return f"{self.experiment}: {self.arm}, seed {self.settings.seed}"
+
+    def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> "Found":
+        """What the unit is run for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a unit measured: rows of its table; score → for each row of a split the value of each prompt; completions; its record."""
+
+    rows: list[dict[str, Any]]
+    scores: dict[str, list[Tensor]]
+    shown: list[dict[str, Any]]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training(Unit):
+    """An arm trained on one seed."""
+
+    train: Train
+
+    def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
+        """Train, and evaluate the checkpoints on validation prompts and, but for trials, on test prompts."""
+        s = self.settings
+        points, record = self.train(experiment, rewards["reward"], progress)
+        splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
+        rows, scores, shown = [], {}, []
+        for point in progress.track(list(points), "evaluation"):
+            place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
+            if "pairs_from" not in record:  # DPO samples before it trains
+                place["completions"] = point.steps * s.batch_size
+            for split in splits:
+                prompts = experiment.held_out_prompts(split)
+                seen = experiment.evaluate(point.theta, rewards, list(prompts.values()), progress=progress)
+                rows.append({"arm": self.arm, "split": split} | place | seen.summary)
+                for score, values in seen.scores.items():
+                    scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
+            texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
+            for k, review in list(enumerate(prompts))[: SHOWN if s.seed else SHOWN_OF_FIRST]:
+                one = k * s.test_samples
+                shown.append({"point": len(rows) // len(splits) - 1, "split": split, "review": review, "completion": texts[one]})
+        return Found(rows, scores, shown, record)
+
+
+class BestOfN(Unit):
+    """No training at all: of n completions of SFT the best, for n of 1, 2, 4 … up to all that are sampled, on test prompts."""
+
+    def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
+        prompts, s = experiment.held_out_prompts("test"), self.settings
+        sampled = []
+        for part in progress.track(range(BEST_OF // SAMPLED_AT_ONCE), "samples"):
+            # The evaluation's stream is one and the same for everything it evaluates; here every part needs its own.
+            y = experiment.policy.load(experiment.theta_sft).sample(
+                [x for x in prompts.values() for _ in range(SAMPLED_AT_ONCE)], s.max_new_tokens, s.temperature,
+                torch_stream("best of n", s.seed, part, device=machine.device()), progress,
+            )  # fmt: skip
+            texts = experiment.policy.texts(y)
+            scores = {name: reward(texts).view(len(prompts), -1) for name, reward in rewards.items()}
+            sampled.append((scores, experiment.policy.tokenizer.batch_decode(y.completions)))
+        scores = {name: torch.cat([part[name] for part, _ in sampled], 1) for name in rewards}
+        rows, kept, shown, n = [], {}, [], 1
+        while n <= BEST_OF:
+            row = {"arm": self.arm, "split": "test", "method": "best-of-n", "seed": s.seed, "n": n, "kl": kl_of_best(n), "kl_se": 0.0}
+            for name, values in scores.items():
+                by_prompt = best_of(scores["reward"], values, n)
+                row |= {name: by_prompt.mean().item(), f"{name}_se": by_prompt.std().item() / math.sqrt(len(by_prompt))}
+                kept.setdefault(f"test.{name}", []).append(by_prompt)
+            kept.setdefault("test.kl", []).append(torch.full((len(prompts),), kl_of_best(n)))
+            for k, review in list(enumerate(prompts))[:SHOWN_OF_FIRST]:
+                best = int(scores["reward"][k, :n].argmax())
+                text = sampled[best // SAMPLED_AT_ONCE][1][k * SAMPLED_AT_ONCE + best % SAMPLED_AT_ONCE]
+                shown.append({"point": len(rows), "split": "test", "review": review, "completion": text})
+            rows.append(row | {"completions": n * len(prompts)})
+            n *= 2
+        return Found(rows, kept, shown, {})
 
 
 # ------------------------------------------------------------------------------------------------------------ the experiments
@@ -275,7 +352,12 @@ def reference() -> list[Unit]:
     return [_unit("reference", name, DPO[name], seed, given[name]) for seed in range(5) for name in given]
 
 
-NOW: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary, "grid": grid, "merges": merges}
+def best_of_n() -> list[Unit]:
+    """Best-of-n from SFT, by the reward that trains the others."""
+    return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study"))]
+
+
+NOW: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary, "best-of-n": best_of_n, "grid": grid, "merges": merges}
 LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "duration": duration, "more-runs": more_runs, "restarts": restarts}
 LATER |= {"dpo-tuning": dpo_tuning, "dpo": dpo, "reference": reference}
 TUNED = {"tuning": tuple(PRIMARY), "dpo-tuning": ("warp-dpo", "dpo")}  # the arms whose settings an experiment decides when it ends
@@ -283,7 +365,7 @@ EXPERIMENTS = NOW | LATER
 
 
 def _unit(experiment: str, name: str, arm: Arm, seed: int, given: dict[str, Any]) -> Unit:
-    return Unit(experiment, name, arm.train, Settings.profile(**COMMON | given | arm.changes, seed=seed, name="study"))
+    return Training(experiment, name, Settings.profile(**COMMON | given | arm.changes, seed=seed, name="study"), arm.train)
 
 
 def _tuned(experiment: str, name: str, arm: Arm, like: str, seed: int) -> Unit:
@@ -336,34 +418,19 @@ def _run_quietly(unit: Unit) -> None:
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
-    """Train an arm on one seed, evaluate its checkpoints and keep what came out. Its trained weights stay in the store of runs."""
+    """Measure, and keep what came out whole. Weights that it trains stay in the store of runs."""
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
     rewards = experiment.rewards(progress)
     made_with = {"reward_model": rewards["reward"].identity, "sft": digest(experiment.theta_sft)}
     _refuse_others(unit, made_with)
-    points, record = unit.train(experiment, rewards["reward"], progress)
-    splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
-    rows, scores, shown = [], {}, []
-    for point in progress.track(list(points), "evaluation"):
-        place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
-        if "pairs_from" not in record:  # DPO samples before it trains
-            place["completions"] = point.steps * s.batch_size
-        for split in splits:
-            prompts = experiment.held_out_prompts(split)
-            seen = experiment.evaluate(point.theta, rewards, list(prompts.values()))
-            rows.append({"arm": unit.arm, "split": split} | place | seen.summary)
-            for score, values in seen.scores.items():
-                scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
-        texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
-        for k, review in list(enumerate(prompts))[: SHOWN if s.seed else SHOWN_OF_FIRST]:
-            one = k * s.test_samples
-            shown.append({"point": len(rows) // len(splits) - 1, "split": split, "review": review, "completion": texts[one]})
+    found = unit.measure(experiment, rewards, progress)
+    columns = ["arm", "split", *COLUMNS, *(name for name in found.rows[0] if name not in {"arm", "split", *COLUMNS})]
     unit.file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(unit.file.with_suffix(".csv"), pd.DataFrame(rows).reindex(columns=["arm", "split", *COLUMNS]).to_csv(index=False))
-    save_tensors(unit.file.with_suffix(".safetensors"), {name: torch.stack(values).float() for name, values in scores.items()})
-    record |= {
-        "settings": s.asdict(), **made_with, "real_positive": experiment.real_positive(rewards["reward"]), "completions": shown,
+    write_whole(unit.file.with_suffix(".csv"), pd.DataFrame(found.rows).reindex(columns=columns).to_csv(index=False))
+    save_tensors(unit.file.with_suffix(".safetensors"), {name: torch.stack(values).float() for name, values in found.scores.items()})
+    record = found.record | {
+        "settings": s.asdict(), **made_with, "real_positive": experiment.real_positive(rewards["reward"]), "completions": found.shown,
         "seconds": time.perf_counter() - began, "date": date.today().isoformat(), "commit": COMMIT, "machine": _machine(),
         "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]),
     }  # fmt: skip

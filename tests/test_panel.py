@@ -1,0 +1,278 @@
+"""The knobs: what a run costs before it begins, the command that does the same, refusals in words; and as a person uses them in Lab."""
+
+import dataclasses
+import html
+import re
+import shlex
+import sys
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import serving
+from papermill.cli import papermill as papermill_command
+from playwright.sync_api import Page, expect
+
+from warp_lib import cost as cost_module
+from warp_lib import panel as panel_module
+from warp_lib.cost import cost
+from warp_lib.experiment import Experiment
+from warp_lib.live import Watched
+from warp_lib.panel import Panel, command, knobs, run
+from warp_lib.paths import ROOT
+from warp_lib.progress import Progress, Stopped
+from warp_lib.settings import PROFILES, Settings
+
+TOY = {"iterations": 2, "runs": 2, "steps": 5, "name": "toy"}
+
+
+@pytest.fixture
+def toy(folders, store):
+    """An experiment on tiny models, and its rewards."""
+    experiment = Experiment(Settings.profile("smoke", **folders | TOY))
+    return experiment, experiment.rewards(Progress())
+
+
+class StopAfter(Progress):
+    """Asks to stop after so many steps of training."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.left = steps
+
+    def log(self, **numbers: float) -> None:
+        self.left -= 1
+        if not self.left:
+            self.stop.set()
+
+
+def train(experiment: Experiment, rewards: dict, progress: Progress) -> None:
+    experiment.warp(experiment.aligner(rewards["reward"], progress))
+
+
+def test_cost_counts_what_is_stored(toy):
+    """Guards: finished runs, or the steps of an unfinished one, counted as to do; runs of other settings counted as stored."""
+    experiment, rewards = toy
+    with pytest.raises(Stopped):
+        train(experiment, rewards, StopAfter(8))
+    found = cost(experiment, rewards)
+    assert (found.steps, found.stored, found.runs, found.recorded) == (20, 8, 4, True)
+    longer = experiment.under(dataclasses.replace(experiment.settings, runs=3, iterations=1))
+    assert (cost(longer, rewards).steps, cost(longer, rewards).stored) == (15, 8)
+    for knob, value in {"beta": 0.7, "seed": 5, "temperature": 0.9, "mu": 0.5, "learning_rate": 1e-3, "steps": 6}.items():
+        other = experiment.under(dataclasses.replace(experiment.settings, **{knob: value}))
+        assert cost(other, rewards).stored == 0, knob
+    train(experiment, rewards, Progress())
+    assert cost(experiment, rewards).stored == 20 and "nothing to train" in str(cost(experiment, rewards))
+    merged_otherwise = experiment.under(dataclasses.replace(experiment.settings, merge="lerp"))
+    assert cost(merged_otherwise, rewards).stored == 10  # the first iteration's runs are the same
+
+
+def test_cost_trains_nothing_when_a_pace_is_on_record(toy, monkeypatch):
+    """Guards: a question that trains; the pace of another batch, or a constant."""
+    experiment, rewards = toy
+    train(experiment, rewards, Progress())
+    (record, *_) = cost_module.records("run")
+    pace = pd.Series([row["seconds"] for row in record["result"]["history"]]).median()
+    monkeypatch.setattr(cost_module, "_timed_pace", None)
+    other = experiment.under(dataclasses.replace(experiment.settings, seed=3))
+    found = cost(other, rewards)
+    assert found.pace == pytest.approx(pace) and found.seconds == pytest.approx(20 * pace) and found.stored == 0
+    assert cost_module.recorded_pace(experiment.under(dataclasses.replace(experiment.settings, batch_size=4))) is None
+
+
+def test_cost_times_the_first_steps_and_keeps_them(toy):
+    experiment, rewards = toy
+    began = time.perf_counter()
+    found = cost(experiment, rewards)
+    assert not found.recorded and found.stored == cost_module.TIMED < 5
+    assert 0 < found.pace < time.perf_counter() - began and "measured" in str(found)
+    short = experiment.under(dataclasses.replace(experiment.settings, steps=1, runs=1, iterations=1))
+    assert cost(short, rewards).stored == 1  # it is finished then
+
+
+def test_a_panels_run_is_the_notebooks(toy, store):
+    """Guards: rewards standardised at another temperature, a policy shared with the notebook, a table of another name."""
+    experiment, rewards = toy
+    before = {name: w.clone() for name, w in experiment.policy.weights().items()}
+    settings = dataclasses.replace(experiment.settings, temperature=1.5, name="warm", iterations=1)
+    run(experiment.under(settings), rewards, watched := Watched())
+    assert all((w == before[name]).all() for name, w in experiment.policy.weights().items())
+    whole = Experiment(settings)
+    train(whole, whole.rewards(Progress()), Unwilling())  # whose settings are the notebook's
+    assert [loop.title for loop in watched.loops][:2] == ["warp, i = 1, m = 1", "warp, i = 1, m = 2"]
+    assert (pd.read_csv(store / "warm" / "results.csv")["method"] == "run").sum() == 2
+
+
+class Unwilling(Progress):
+    """Fails when anything is trained."""
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        pytest.fail(f"{title} was not in the store")
+
+
+CHANGES = [
+    {"iterations": 3, "learning_rate": 3e-5, "merge": "lerp"},
+    {"name": "007", "beta": 0.0},
+    {"name": "a.b-c", "eta": 0.123456789},
+]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("changes", CHANGES)
+def test_command_gives_the_same_settings(profile, changes, monkeypatch):
+    """Guards: a setting left out, a name that papermill reads as a number, digits lost, words that the shell splits."""
+    given = []
+    monkeypatch.setattr("papermill.cli.execute_notebook", lambda **options: given.append(options))
+    settings = Settings.profile(profile, **changes, policy="a folder/it's")
+    program, *words = shlex.split(command(settings))
+    papermill_command.main(words, standalone_mode=False)
+    assert program == "papermill" and (ROOT / given[0]["input_path"]).exists() and given[0]["kernel_name"] == "python3"
+    assert Settings.profile(**given[0]["parameters"]) == settings
+
+
+def test_without_a_front_end_there_is_text(toy, monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setattr(panel_module, "Panel", None)
+    experiment, rewards = toy
+    train(experiment, rewards, Progress())
+    text = knobs(experiment, rewards).data
+    assert "20 steps in 4 runs, all of them stored" in text and command(experiment.settings) in text
+
+
+@pytest.mark.parametrize(("knob", "value"), [("runs", "0"), ("eta", "1.5"), ("steps", "many"), ("beta", ""), ("name", "<b>../x")])
+def test_bad_values_are_refused_in_the_settings_words(toy, knob, value):
+    """Guards: a run that begins with another value than it shows; words of the panel's own; a person's text as HTML."""
+    opened = Panel(*toy)
+    assert not opened.start.disabled and "papermill" in opened.command.value
+    good = opened.controls[knob].value
+    opened.controls[knob].value = value
+    with pytest.raises(ValueError, match=f"^{knob} must be") as refusal:
+        opened.settings()
+    assert opened.said.value == f"<b>{html.escape(str(refusal.value))}</b>"
+    assert opened.start.disabled and opened.command.value == ""
+    opened.controls[knob].value = good
+    assert not opened.start.disabled and "steps in" in opened.said.value
+
+
+def test_every_knob_has_its_settings_words(toy):
+    opened, docs = Panel(*toy), {f.name: f.metadata["doc"] for f in dataclasses.fields(Settings)}
+    assert {name: control.tooltip for name, control in opened.controls.items()} == {name: docs[name] for name in opened.controls}
+    wanted = {"iterations", "runs", "steps", "mu", "beta", "eta", "temperature", "learning_rate", "seed", "merge"}
+    assert wanted <= opened.controls.keys()
+    assert opened.settings() == dataclasses.replace(toy[0].settings, name="toy-mine")
+
+
+# ------------------------------------------------------------------------------------------------------------ as a person uses it
+
+SETUP = """
+from warp_lib.experiment import Experiment
+from warp_lib.live import live
+from warp_lib.panel import knobs
+from warp_lib.progress import Progress
+from warp_lib.settings import Settings
+
+experiment = Experiment(Settings.profile("smoke", iterations=1, runs=1, name="lab", **{folders}))
+rewards = experiment.rewards(Progress())
+"""
+LIVE = """
+def train(progress):
+    return experiment.aligner(rewards["reward"], progress)(experiment.theta_sft, (0, "cell", 1, 2), steps=9000)
+
+
+run = await live(train, title="WARP")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, folders, tmp_path_factory) -> Page:
+    """JupyterLab with a notebook of a panel and a long cell, both cells begun."""
+    folder = tmp_path_factory.mktemp("lab")
+    cells = [
+        nbformat.v4.new_code_cell(source) for source in (SETUP.replace("{folders}", repr(folders)), "knobs(experiment, rewards)", LIVE)
+    ]
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), folder / "panel.ipynb")
+    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
+    server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    around = {"WARP_RUNS": folder / "runs", "PYTHONPATH": ROOT, "HF_DATASETS_CACHE": folder / "cache", "JUPYTER_CONFIG_DIR": folder / "c"}
+    around |= {"JUPYTERLAB_SETTINGS_DIR": folder / "s", "JUPYTERLAB_WORKSPACES_DIR": folder / "w"}
+    with serving(*server, log=folder / "log", env={name: str(value) for name, value in around.items()}) as address:
+        page = chromium.new_page(viewport={"width": 1300, "height": 2200})
+        page.runs = folder / "runs"
+        page.goto(f"{address}lab/tree/panel.ipynb")
+        page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=60_000)
+        menu(page, "Run", "Run All Cells")
+        page.get_by_role("button", name="Start", exact=True).wait_for(timeout=60_000)
+        yield page
+        page.close()
+
+
+def menu(page: Page, name: str, item: str) -> None:
+    page.locator(".lm-MenuBar-item").filter(has_text=re.compile(f"^{name}$")).click()
+    page.locator(".lm-Menu-item").filter(has_text=re.compile(f"^{item}")).first.click()
+
+
+def steps_done(label) -> int:
+    """Where a run's bar stands."""
+    expect(label).to_have_text(re.compile(r", i = 1, m = \d . [1-9]\d*/"), timeout=30_000)
+    return int(re.search(r"(\d+)/", label.inner_text())[1])
+
+
+def test_lab_interrupt_keeps_what_is_finished(lab):
+    """A long cell shows its curves and completions; the kernel's Interrupt ends it in a line; run again, it goes on."""
+    cell = lab.locator(".jp-Notebook .jp-Cell").nth(2)
+    label = cell.locator(".widget-label").filter(has_text="cell, i = 1, m = 2")
+    before = steps_done(label)
+    expect(cell.locator(".js-plotly-plot .scatterlayer .js-line").first).to_be_visible(timeout=30_000)
+    expect(cell.locator("table")).to_be_visible()
+    menu(lab, "Kernel", "Interrupt Kernel")
+    expect(cell.get_by_text("What is finished is kept")).to_be_visible(timeout=5_000)
+    stopped = steps_done(label)
+    assert stopped >= before and "Traceback" not in cell.inner_text()
+    cell.locator(".cm-content").click()
+    lab.keyboard.press("Control+Enter")
+    expect(cell.get_by_text("What is finished is kept")).to_have_count(0)
+    assert steps_done(label) >= stopped
+    cell.get_by_role("button", name="Stop", exact=True).click()
+    expect(cell.get_by_role("button", name="Stopped")).to_be_visible(timeout=2_000)
+
+
+def test_lab_starts_stops_and_goes_on(lab):
+    """The panel says what a run costs, trains it, stops within a second, keeps what was done, and ends with its front and table."""
+    panel = lab.locator(".jp-Notebook .jp-Cell").nth(1)
+    steps, total = panel.get_by_label("T steps"), 300
+    steps.fill(str(total))
+    steps.press("Enter")
+    said = panel.locator(".widget-html").filter(has_text="steps in 1 run")
+    timed = cost_module.TIMED  # nothing else has been trained to its end here
+    expect(said).to_contain_text(f"{total} steps in 1 run, {timed} of them stored; the other {total - timed} take about", timeout=10_000)
+    expect(panel.get_by_label("in a terminal")).to_have_value(re.compile(f"-p steps {total}"))
+    panel.get_by_role("button", name="Start", exact=True).click()
+    label = panel.locator(".widget-label").filter(has_text="warp, i = 1, m = 1")
+    steps_done(label)
+    expect(steps).to_be_disabled()
+    panel.get_by_role("button", name="Stop", exact=True).click()
+    expect(panel.get_by_text("Start goes on from there")).to_be_visible(timeout=1_000)
+    expect(said).to_contain_text("of them stored")
+    stored = int(re.search(r"(\d+) of them stored", said.inner_text())[1])
+    assert timed < stored < total
+    panel.get_by_role("button", name="Start", exact=True).click()
+    assert steps_done(label) >= stored
+    expect(panel.get_by_text("Done: its points are in")).to_be_visible(timeout=60_000)
+    expect(said).to_contain_text("nothing to train")
+    expect(panel.locator(".js-plotly-plot .scatterlayer .point").first).to_be_visible()
+    assert (pd.read_csv(lab.runs / "lab-mine" / "results.csv")["steps"] == total).any()
+
+
+def test_lab_refuses_a_bad_value_in_words(lab):
+    panel = lab.locator(".jp-Notebook .jp-Cell").nth(1)
+    eta, start = panel.get_by_label("η eta"), panel.get_by_role("button", name="Start", exact=True)
+    eta.fill("1.5")
+    eta.press("Tab")
+    expect(panel.get_by_text("eta must be a number from 0 to 1, not 1.5.")).to_be_visible()
+    expect(start).to_be_disabled()
+    eta.fill("0.5")
+    eta.press("Tab")
+    expect(start).to_be_enabled()

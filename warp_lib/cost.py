@@ -1,0 +1,130 @@
+"""What a run of WARP would cost here, before it begins: its steps, how many of them are stored already, and the minutes of the rest."""
+
+import statistics
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .aligner import Run, Seed
+from .experiment import Experiment
+from .live import duration
+from .merging import Weights
+from .progress import Progress, Stopped
+from .reward import Reward
+from .store import records, surroundings
+
+TIMED = 3  # steps that are timed where none is on record; the first is not counted, it warms up
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A run's optimiser steps and those that are stored; its M · I runs; seconds a step takes, and whether an earlier run says so."""
+
+    steps: int
+    stored: int
+    runs: int
+    pace: float
+    recorded: bool
+
+    @property
+    def seconds(self) -> float:
+        """Training time that is left."""
+        return (self.steps - self.stored) * self.pace
+
+    def __str__(self) -> str:
+        whole = f"{self.steps:,} steps in {self.runs} {'runs' if self.runs > 1 else 'run'}"
+        if self.stored == self.steps:
+            return f"{whole}, all of them stored: nothing to train, only to evaluate."
+        source = "as an earlier run took" if self.recorded else f"measured on {TIMED - 1} steps"
+        left = f"{self.steps - self.stored:,} take about {duration(self.seconds)} here ({self.pace:.2g} s a step, {source})"
+        return f"{whole}, {self.stored:,} of them stored; the other {left}, and the evaluation comes after them."
+
+
+def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
+    """The cost of WARP with the experiment's settings.
+
+    Nothing is trained, unless this machine has no run of this size on record: then the first steps of the run itself are timed, and kept.
+    A run that another process is training is waited for.
+
+    Args:
+        rewards: as `Experiment.rewards` gave them, under whatever temperature.
+    """
+    s = experiment.settings
+    stored = _stored(experiment, rewards)
+    pace, recorded = recorded_pace(experiment), True
+    if pace is None:
+        reward = experiment.standardised(rewards, Progress())["reward"]
+        pace, recorded = _timed_pace(experiment, reward), False
+        stored = _stored(experiment, rewards)
+    return Cost(s.iterations * s.runs * s.steps, stored, s.iterations * s.runs, pace, recorded)
+
+
+def recorded_pace(experiment: Experiment) -> float | None:
+    """Seconds a step took in the latest stored run of this policy, batch and length on this machine; None if there is none."""
+    s = experiment.settings
+    like = surroundings() | {"policy": experiment.policy.identity, "batch_size": s.batch_size, "max_new_tokens": s.max_new_tokens}
+    for record in records("run"):
+        if all(record["inputs"].get(name) == value for name, value in like.items()):
+            return statistics.median(row["seconds"] for row in record["result"]["history"])
+    return None
+
+
+class _Lookup(Progress):
+    """Lets nothing be computed: what is not in the store raises `_Missing`, with the steps that its checkpoint holds."""
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        raise _Missing(done)
+
+    def check(self) -> None:
+        raise _Missing(0)
+
+
+class _Missing(Exception):
+    pass
+
+
+def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
+    """Steps of the runs in the store, in their order up to the first that is missing, and those of its checkpoint.
+
+    What comes after a missing run is not known: another initialisation follows from it.
+    """
+    lookup, found = _Lookup(), 0
+    try:
+        align = experiment.aligner(experiment.standardised(rewards, lookup)["reward"], lookup)
+
+        def count(theta: Weights, seed: Seed) -> Run:
+            nonlocal found
+            run = align(theta, seed)
+            found += len(run.history)
+            return run
+
+        experiment.warp(count)
+    except _Missing as missing:
+        found += missing.args[0]
+    return found
+
+
+class _Watch(Progress):
+    """Notes when steps end, and stops after `TIMED`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        self.began = time.perf_counter()
+
+    def advance(self) -> None:
+        self.ends.append(time.perf_counter())
+        if len(self.ends) == TIMED:
+            self.stop.set()
+
+
+def _timed_pace(experiment: Experiment, reward: Reward) -> float:
+    """Seconds a step takes, from the first steps of the first run that is not stored; its checkpoint keeps them."""
+    watch = _Watch()
+    with suppress(Stopped):
+        experiment.warp(experiment.aligner(reward, watch))
+    moments = watch.ends if len(watch.ends) > 1 else [watch.began, *watch.ends]
+    return statistics.median(b - a for a, b in pairwise(moments))

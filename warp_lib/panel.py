@@ -1,0 +1,142 @@
+"""WARP's knobs: a panel of the settings that says what a run costs here, starts and stops it, and how a terminal does the same."""
+
+import asyncio
+import dataclasses
+import html
+import shlex
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+from IPython.display import Markdown
+
+from . import plots
+from .cost import cost
+from .experiment import Experiment, warp_points
+from .live import StoppedByHand, Watched, WidgetView, follow, front_end
+from .progress import Progress
+from .reward import Reward
+from .settings import PROFILES, Settings, typed
+
+SYMBOLS = {
+    "iterations": "I", "runs": "M", "steps": "T", "mu": "μ", "beta": "β", "eta": "η", "temperature": "τ", "learning_rate": "",
+    "seed": "", "merge": "", "name": "",
+}  # fmt: skip
+NOTEBOOK = "03_warp"
+
+
+def knobs(experiment: Experiment, rewards: dict[str, Reward]) -> widgets.Widget | Markdown:
+    """The panel where someone can turn widgets; elsewhere what these settings cost, and the command that runs others.
+
+    Args:
+        experiment: whose models and reviews are used; its settings are what the knobs begin at.
+        rewards: as `Experiment.rewards` gave them.
+    """
+    if front_end():
+        return Panel(experiment, rewards).box
+    return Markdown(
+        "In JupyterLab and Voilà knobs stand here; without them, a terminal turns them. "
+        f"These settings: {cost(experiment.under(experiment.settings), rewards)}\n\n```\n{command(experiment.settings)}\n```"
+    )
+
+
+def command(settings: Settings) -> str:
+    """The papermill command that runs notebook 03 with these settings: the profile that is nearest, and what differs from it."""
+    wanted = settings.asdict()
+    others = {}
+    for profile in PROFILES:
+        given = Settings.profile(profile).asdict()
+        others[profile] = {name: value for name, value in wanted.items() if value != given[name]}
+    nearest = min(others, key=lambda profile: len(others[profile]))
+    words = ["papermill", f"notebooks/{NOTEBOOK}.ipynb", "out.ipynb", "-k", "python3"]
+    for name, value in ({"profile": nearest} | others[nearest]).items():
+        words += ["-r" if isinstance(value, str) else "-p", name, str(value)]  # -r: a name like 007 stays a name
+    return shlex.join(words)
+
+
+def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> go.Figure:
+    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does with these settings. Returns its front's figure."""
+    rewards = experiment.standardised(rewards, progress)
+    trained = experiment.warp(experiment.aligner(rewards["reward"], progress))
+    points = warp_points(experiment.theta_sft, trained, experiment.settings)
+    results = experiment.measure(NOTEBOOK, points, rewards, progress)
+    return plots.pareto(results, experiment.real_positive(rewards["reward"]))
+
+
+class Panel:
+    """The controls, what is said of their values, Start, and below it the run: its bar with Stop, its figure, its front."""
+
+    def __init__(self, experiment: Experiment, rewards: dict[str, Reward]) -> None:
+        self.experiment, self.rewards = experiment, rewards
+        given = dataclasses.replace(experiment.settings, name=f"{experiment.settings.name}-mine")
+        known = {f.name: f for f in fields(Settings)}
+        self.controls = {name: _control(known[name], getattr(given, name)) for name in SYMBOLS}
+        for control in self.controls.values():
+            control.observe(lambda _: self.tell(), "value")
+        wide = widgets.Layout(width="100%")
+        self.said = widgets.HTML(layout=wide)
+        self.command = widgets.Textarea(
+            description="in a terminal", tooltip="the same settings for the whole notebook, to copy", rows=3, layout=wide,
+            style={"description_width": "8em"},
+        )  # fmt: skip
+        self.start = widgets.Button(description="Start", tooltip="Train with these settings; what is stored is not trained again")
+        self.start.on_click(lambda _: asyncio.get_running_loop().create_task(self.train()))
+        self.ended = widgets.HTML(layout=wide)
+        self.area = widgets.VBox()
+        rows = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        self.box = widgets.VBox([rows, self.said, self.command, self.start, self.ended, self.area])
+        self.tell()
+
+    def settings(self) -> Settings:
+        """What the controls say. Raises ValueError in one sentence."""
+        return dataclasses.replace(self.experiment.settings, **{name: typed(name, c.value.strip()) for name, c in self.controls.items()})
+
+    def tell(self) -> None:
+        """Say what the controls' values cost, or why there is no such run; then Start is off."""
+        self.start.disabled = True
+        try:
+            settings = self.settings()
+        except ValueError as error:
+            self.said.value, self.command.value = f"<b>{html.escape(str(error))}</b>", ""
+            return
+        self.said.value, self.command.value = "looking into the store …", command(settings)
+        self.said.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))
+        self.start.disabled = False
+
+    async def train(self) -> None:
+        """Run what the controls say in a thread, with its progress below them, until it ends or Stop ends it."""
+        settings = self.settings()
+        progress = Watched()
+        view = WidgetView(progress)
+        self.ended.value, self.area.children = "", (view.box,)
+        self.enable(False)
+        try:
+            front = await follow(partial(run, self.experiment.under(settings), self.rewards), progress, view, "WARP")
+        except StoppedByHand:
+            self.ended.value = "Stopped. What is finished is kept; Start goes on from there."
+        except Exception as error:  # whatever it is, it is said here: no cell awaits it
+            self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
+        else:
+            self.ended.value = f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, and in the explorer of notebook 5."
+            self.area.children = (view.box, go.FigureWidget(front))
+        finally:
+            self.enable(True)
+            self.tell()
+
+    def enable(self, able: bool) -> None:
+        """Let the controls be turned, or not while a run goes on with their values."""
+        for control in (*self.controls.values(), self.start):
+            control.disabled = not able
+
+
+def _control(f: dataclasses.Field, value: Any) -> widgets.Widget:
+    """A list for a setting that is one of a few, else a line of text, so that a bad value is refused in words and not silently mended."""
+    about = {
+        "description": f"{SYMBOLS[f.name]} {f.name}".strip(), "tooltip": f.metadata["doc"], "style": {"description_width": "8em"},
+        "layout": widgets.Layout(width="19em"),
+    }  # fmt: skip
+    if among := f.metadata["among"]:
+        return widgets.Dropdown(options=among, value=value, **about)
+    return widgets.Text(value=f"{value}", continuous_update=False, **about)
