@@ -85,7 +85,7 @@ def explore() -> widgets.Widget | go.Figure:
     if front_end():
         return Explorer(points).box
     view, chosen = VIEWS["reward against KL"], {name: s.of(points) for name, s in opening(points).items()}
-    return go.Figure(traces(chosen, view, intervals=False), layout(view, pd.concat(chosen.values())))
+    return go.Figure(traces(chosen, view, intervals=True), layout(view, pd.concat(chosen.values())))
 
 
 def opening(points: pd.DataFrame) -> dict[str, Selection]:
