@@ -19,6 +19,7 @@ from playwright.sync_api import Page, expect
 from warp_lib import deltas, playground, task_vectors
 from warp_lib.deltas import norm, pack, unpack
 from warp_lib.merging import between, interpolate, slerp
+from warp_lib.outcomes import outcome
 from warp_lib.paths import ROOT
 from warp_lib.playground import Completion, Desk, NotStored, Place, Playground, by_token, find_reward, page, sentence_ends, split
 from warp_lib.policy import Policy
@@ -94,6 +95,11 @@ def test_committed_vectors():
     for name, delta in vectors.items():
         assert norm(delta) == pytest.approx(said["vectors"][name]["norm"], rel=2**-8)
         assert (task_vectors.FOLDER / said["vectors"][name]["file"]).stat().st_size == said["vectors"][name]["bytes"]
+    for name, arm, method in (("WARP", "warp", "slerp"), ("REINFORCE", "reinforce", "reinforce")):  # the very ones that the study evaluated
+        rows = outcome("primary", arm, said["settings"]["seed"]).rows.query("split == 'test'")
+        row = rows[rows["method"] == method].iloc[-1]
+        for score in ("reward", "kl"):
+            assert said["vectors"][name][score]["true"] == pytest.approx([row[score], row[f"{score}_se"]])
     with pytest.raises(ValueError, match="belong to policy='reviews-gpt2' as it was"):
         task_vectors.committed({name: t + 1 for name, t in sft.items()})
 
