@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -198,6 +199,8 @@ def test_app_opens_the_point_that_is_clicked(app):
     app.mouse.up()
     table = app.locator("table").filter(has_text="SFT goes on")
     expect(table).to_be_visible(timeout=20_000)
+    if shots := os.environ.get("WARP_SCREENSHOTS"):  # for the README: a folder
+        app.screenshot(path=Path(shots) / "explorer.png")
     assert table.locator("tr").count() == 21
     chosen = app.get_by_label("point", exact=True).locator("option:checked").inner_text().replace("\xa0", " ")
     assert re.search(r"A · primary · warp · final front over η, seed 0, .*KL [\d.]+ nats", chosen)

@@ -263,7 +263,7 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
         for eta in (0.8, 0.6, 0.2):
             desk.eta.value = eta
         await asyncio.sleep(0.5)
-        assert len(visited.x) == 2 and desk.shown.value != first and "η = 0.2 of WARP" in desk.said.value
+        assert len(visited.x) == len(visited.error_y.array) == 2 and desk.shown.value != first and "η = 0.2 of WARP" in desk.said.value
         assert desk.layers.data[1].z[2][-1] == pytest.approx(0.2 * desk.layers.data[1].z[0][-1], rel=1e-5)
         desk.prompt.value = ""
         await asyncio.sleep(0.5)
@@ -303,6 +303,9 @@ def lab(chromium, tmp_path_factory) -> Page:
     server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
     server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     around = {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "c")}
+    quiet = folder / "s" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false"}')  # or Lab asks, above the notebook
     around |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "s"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "w")}
     with serving(*server, log=folder / "log", env=around) as address:
         page = chromium.new_page(viewport={"width": 1300, "height": 1700})
@@ -316,7 +319,7 @@ def lab(chromium, tmp_path_factory) -> Page:
 
 
 def said(page: Page):
-    return page.locator(".widget-html").filter(has_text="means of 3 completions")
+    return page.locator(".widget-html").filter(has_text="mean of 8 completions")
 
 
 def test_sliding_eta_by_keyboard_changes_the_texts(lab):

@@ -107,7 +107,7 @@ class Chooser:
 
     def __init__(self, name: str, colour: str, points: pd.DataFrame, first: Selection, changed: Callable[[], None]) -> None:
         points = points[points["method"] != "sft"]
-        self.series = _list("series", list(points["series"].unique()), first.series, rows=9, width="100%")
+        self.series = _list("series", list(points["series"].unique()), first.series, rows=12, width="100%")
         self.numbers = {
             "iterations": _list("I", _whole(points["iteration"])), "runs": _list("M", _whole(points["runs"])),
             "seeds": _list("seed", _whole(points["seed"])),

@@ -23,7 +23,7 @@ from .progress import Progress
 from .reward import Reward, train_tfidf_scorer
 from .seeds import torch_stream
 
-COMPLETIONS = 3  # of a prompt, each time
+COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
 TOLD = 3  # tokens of a completion that are also named in words, those of the largest KL
 SETTLED = 0.15  # seconds without a change before new texts are written: a slider held down asks once
@@ -257,13 +257,19 @@ class Desk:
             self.said.value = html.escape(str(error))
             return
         took = time.perf_counter() - began
-        reward, kl = (sum(values) / len(written) for values in ([w.reward for w in written], [sum(w.kl) for w in written]))
+        reward, kl = (torch.tensor(values).double() for values in ([w.reward for w in written], [sum(w.kl) for w in written]))
+        twice = {name: (2 * x.std() / len(x) ** 0.5).item() for name, x in (("reward", reward), ("kl", kl))}
+        reward, kl = reward.mean().item(), kl.mean().item()
         where = html.escape(str(place))
-        self.said.value = f"<b>{where}: r̃ {reward:+.2f}, KL {kl:.2f} nats</b> (means of {len(written)} completions, {took:.1f} s)"
-        self.shown.value = page(written)
+        self.said.value = (
+            f"<b>{where}: r̃ {reward:+.2f} ± {twice['reward']:.2f}, KL {kl:.2f} ± {twice['kl']:.2f} nats</b> "
+            f"(mean of {len(written)} completions ± 2 standard errors, {took:.1f} s; {READ} of them:)"
+        )
+        self.shown.value = page(written[:READ])
         with self.trail.batch_update():
             visited, here = self.trail.data
             visited.x, visited.y, visited.text = (*visited.x, kl), (*visited.y, reward), (*visited.text, where)
+            visited.error_x.array, visited.error_y.array = (*visited.error_x.array, twice["kl"]), (*visited.error_y.array, twice["reward"])
             here.x, here.y = [kl], [reward]
         drawn = plots.layers(self.playground.layers(place), self.names(place))
         with self.layers.batch_update():

@@ -349,7 +349,8 @@ def trail() -> go.Figure:
     """An empty plane of reward against KL for a playground: where one has been, and where one is."""
     figure = go.Figure()
     figure.add_scatter(
-        x=[], y=[], text=[], name="visited", mode="lines+markers", line=dict(color=SKY, width=1), marker=dict(color=SKY, size=7),
+        x=[], y=[], text=[], name="visited (± 2 standard errors over completions)", mode="lines+markers", line=dict(color=SKY, width=1),
+        marker=dict(color=SKY, size=7), error_x=dict(array=[], color=SKY, thickness=1), error_y=dict(array=[], color=SKY, thickness=1),
         hovertemplate="%{text}<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(x=[], y=[], name="here", mode="markers", marker=dict(color=ORANGE, symbol="star", size=14), hoverinfo="skip")
