@@ -181,10 +181,10 @@ def _paragraph(one: Completion) -> str:
         words.append(f'<span style="background: {colour}" title="{tip}">{html.escape(piece)}</span>')
         if k in gains:
             words.append(f' <sub title="what this sentence adds to r̃">{gains[k]:+.2f}</sub>')
-    furthest = sorted(range(len(one.kl)), key=lambda k: -one.kl[k])[:TOLD]
+    furthest = [k for k in sorted(range(len(one.kl)), key=lambda k: -one.kl[k])[:TOLD] if one.kl[k] >= 0.005]
     named = ", ".join(f"“{html.escape(one.pieces[k].strip())}” {one.kl[k]:.2f}" for k in furthest)
     return (
-        f'<p style="line-height: 1.6"><b>r̃ {one.reward:+.2f} · KL {sum(one.kl):.2f} nats</b> · furthest from SFT: {named}<br>'
+        f'<p style="line-height: 1.6"><b>r̃ {one.reward:+.2f} · KL {sum(one.kl):.2f} nats</b> · furthest from SFT: {named or "nowhere"}<br>'
         f'{html.escape(one.prompt)} <sub title="r̃ of the prompt alone">{one.before:+.2f}</sub>{"".join(words)}</p>'
     )
 
