@@ -51,7 +51,8 @@ def test_the_unit_keeps_what_it_samples(folder, monkeypatch):
     shown = outcomes.outcome("best-of-n", "sft", 0).record["completions"]
     last = [one["completion"] for one in shown if one["point"] == 3]
     assert len(shown) == 4 * 8 and len(set(last)) == 8
-    assert last != [one["completion"] for one in shown if one["point"] == 0]
+    of_first_part = [one["completion"] for one in shown if one["point"] == 1]  # the best of 2, and a part has 2
+    assert last != of_first_part != [one["completion"] for one in shown if one["point"] == 0]
 
 
 def test_difference_from_best_of_n_is_at_the_same_kl(folder):
