@@ -21,9 +21,9 @@ from warp_lib.deltas import norm, pack, unpack
 from warp_lib.merging import between, interpolate, slerp
 from warp_lib.outcomes import outcome
 from warp_lib.paths import ROOT
-from warp_lib.playground import Completion, Desk, NotStored, Place, Playground, by_token, find_reward, page, sentence_ends, split
+from warp_lib.playground import Completion, Desk, Place, Playground, by_token, find_reward, page, sentence_ends, split
 from warp_lib.policy import Policy
-from warp_lib.progress import Progress
+from warp_lib.progress import NotStored, OnlyStored, Progress
 from warp_lib.reward import Reward
 from warp_lib.settings import Settings
 
@@ -289,7 +289,7 @@ def test_stand_in_where_the_reward_model_is_not_stored(monkeypatch):
     experiment.reward = lambda progress: "stored"
     assert find_reward(experiment, Progress()) == ("the reward model", "stored")
     with pytest.raises(NotStored):
-        trains(playground._OnlyStored())
+        trains(OnlyStored())
 
 
 # ------------------------------------------------------------------------------------------------------------ as a person uses it

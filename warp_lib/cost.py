@@ -10,7 +10,7 @@ from .aligner import Run, Seed
 from .experiment import Experiment
 from .live import duration
 from .merging import Weights
-from .progress import Progress, Stopped
+from .progress import NotStored, OnlyStored, Progress, Stopped
 from .reward import Reward
 from .store import records, surroundings
 
@@ -70,26 +70,12 @@ def recorded_pace(experiment: Experiment) -> float | None:
     return None
 
 
-class _Lookup(Progress):
-    """Lets nothing be computed: what is not in the store raises `_Missing`, with the steps that its checkpoint holds."""
-
-    def begin(self, title: str, done: int, total: int) -> None:
-        raise _Missing(done)
-
-    def check(self) -> None:
-        raise _Missing(0)
-
-
-class _Missing(Exception):
-    pass
-
-
 def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
     """Steps of the runs in the store, in their order up to the first that is missing, and those of its checkpoint.
 
     What comes after a missing run is not known: another initialisation follows from it.
     """
-    lookup, found = _Lookup(), 0
+    lookup, found = OnlyStored(), 0
     try:
         align = experiment.aligner(experiment.standardised(rewards, lookup)["reward"], lookup)
 
@@ -100,8 +86,8 @@ def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
             return run
 
         experiment.warp(count)
-    except _Missing as missing:
-        found += missing.args[0]
+    except NotStored as missing:
+        found += missing.steps
     return found
 
 

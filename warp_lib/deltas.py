@@ -1,8 +1,8 @@
 """Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row, and what is left squeezed by Huffman's code.
 
 Weights that moved little become 0, the others of a row one size: their mean. All sizes are then scaled together, so that the task vector
-keeps its length: without that it loses an eighth, and the policy a fifth of its KL to SFT. What is left is noise, half as long as the
-vector itself; how much it changes the policy is measured where the vectors are made (`task_vectors`).
+keeps its length, which the zeros would take from it. What is left is noise; how much there is of it, and what it does to the policy, is
+measured where the vectors are made (`task_vectors`).
 """
 
 import math

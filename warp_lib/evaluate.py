@@ -102,11 +102,16 @@ def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: floa
 
 
 def exact_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Σ_s KL(p(·|y_<s) ‖ q(·|y_<s)) over the vocabulary at each position of a sampled completion: (n, new, vocabulary) → (n,), nats.
+    """Σ_s KL(p(·|y_<s) ‖ q(·|y_<s)) over the positions of a sampled completion: (n, new, vocabulary) → (n,), nats.
 
     The Rao–Blackwellised estimator of KL(π‖π_sft) (arXiv 2504.10637): unbiased, and of no more variance than the log-ratio (kl_k1).
     """
-    return (p * (log_p - log_q)).sum((1, 2))
+    return kl_by_token(p, log_p, log_q).sum(1)
+
+
+def kl_by_token(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) over the vocabulary at each position: (n, new, vocabulary) → (n, new), nats."""
+    return (p * (log_p - log_q)).sum(2)
 
 
 def summarise(scores: dict[str, Tensor], completions: Tensor) -> dict[str, float]:

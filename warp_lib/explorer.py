@@ -225,7 +225,7 @@ def export(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals
     figure = go.Figure(traces(selections, view, intervals), layout(view, rows))
     export_figure(figure, folder, "explorer")
     figure.write_html(folder / "explorer.html", include_plotlyjs=True, config={"displaylogo": False})
-    paths.write_whole(folder / "explorer.csv", rows.drop(columns=["file", "row"]).to_csv(index=False))
+    paths.write_whole(folder / "explorer.csv", rows.drop(columns="file").to_csv(index=False))
     return [file for kind in ("html", "svg", "png", "csv") if (file := folder / f"explorer.{kind}").exists()]
 
 

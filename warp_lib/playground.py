@@ -15,11 +15,12 @@ from IPython.display import HTML
 from torch import Tensor
 
 from . import machine, plots
+from .evaluate import kl_by_token
 from .experiment import Experiment
 from .live import front_end
 from .merging import Weights, between, geometry, interpolate
 from .policy import Policy, Rollouts
-from .progress import Progress
+from .progress import NotStored, OnlyStored, Progress
 from .reward import Reward, train_tfidf_scorer
 from .seeds import torch_stream
 
@@ -60,21 +61,10 @@ class Completion:
     sentences: list[tuple[int, float]]
 
 
-class NotStored(Exception):
-    """Something would have to be trained first."""
-
-
-class _OnlyStored(Progress):
-    """Lets nothing begin: what is not in the store is not made."""
-
-    def begin(self, title: str, done: int, total: int) -> None:
-        raise NotStored(title)
-
-
 def find_reward(experiment: Experiment, progress: Progress) -> tuple[str, Reward]:
     """What rewards here, by name: the reward model where the store has it, else the TF-IDF judge, which takes seconds and no training."""
     try:
-        return "the reward model", experiment.reward(_OnlyStored())
+        return "the reward model", experiment.reward(OnlyStored())
     except NotStored:
         scorer = train_tfidf_scorer(experiment.reviews.judges)
         return "the TF-IDF judge, a stand-in (the reward model is not in the store yet)", Reward.standardised(scorer, experiment.sft_texts)
@@ -141,7 +131,7 @@ def by_token(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float
         logits_p, logits_q = policy.logits(rollouts), sft.logits(rollouts)
     log_p, log_q = policy.log_distribution(logits_p, temperature), sft.log_distribution(logits_q, temperature)
     log_ratio = (log_p - log_q).gather(-1, rollouts.completions[..., None])[..., 0]
-    return (log_p.exp() * (log_p - log_q)).sum(-1).cpu(), log_ratio.cpu()
+    return kl_by_token(log_p.exp(), log_p, log_q).cpu(), log_ratio.cpu()
 
 
 def split(policy: Policy, prompt: Sequence[int], completion: Sequence[int]) -> list[str]:

@@ -30,7 +30,7 @@ def all_points() -> pd.DataFrame:
     """
     tables = []
     for record in sorted(outcomes.FOLDER.glob("*/*.json")):
-        rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(names="row")
+        rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(drop=True)
         rows["source"], rows["file"], rows["point"] = record.parent.name, str(record.with_suffix(".csv")), range(len(rows))
         tables.append(rows)
     for file in sorted(paths.RUNS.glob("*/results/*.csv")):

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(ABC):
     """One seed of one arm of one experiment: what is run, kept and committed as a whole."""
 
     experiment: str
@@ -179,9 +180,9 @@ class Unit:
     def title(self) -> str:
         return f"{self.experiment}: {self.arm}, seed {self.settings.seed}"
 
+    @abstractmethod
     def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> "Found":
         """What the unit is run for."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from .progress import Progress
 from .settings import Settings
 from .store import digest, save_tensors, write_json
 from .study import COMMIT
-from .warp import warp
 
 FOLDER = ROOT / "data" / "task_vectors"
 RECORD = FOLDER / "task_vectors.json"
@@ -30,7 +29,7 @@ def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
     """
     s, sft = experiment.settings, experiment.theta_sft
     align = experiment.aligner(experiment.reward(progress), progress)
-    *_, last = warp(sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=experiment.merge, seed=s.seed)
+    last = experiment.warp(align)[-1]
     long = align(sft, (s.seed, "reinforce"), steps=s.iterations * s.runs * s.steps, keep_every=s.steps)
     return {"WARP": last.merged} | {f"run {m}": run.weights for m, run in enumerate(last.runs, 1)} | {"REINFORCE": long.weights}
 
