@@ -258,7 +258,9 @@ def test_lab_starts_stops_and_goes_on(lab):
     expect(said).to_contain_text("of them stored")
     stored = int(re.search(r"(\d+) of them stored", said.inner_text())[1])
     assert timed < stored < total
+    expect(label).to_contain_text(f"{stored}/{total}")
     panel.get_by_role("button", name="Start", exact=True).click()
+    expect(panel.get_by_role("button", name="Stopped")).to_have_count(0)  # from here on the label is the new run's
     assert steps_done(label) >= stored
     expect(panel.get_by_text("Done: its points are in")).to_be_visible(timeout=60_000)
     expect(said).to_contain_text("nothing to train")

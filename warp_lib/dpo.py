@@ -152,21 +152,40 @@ def dpo(
     s = settings
     if not s.beta:
         raise ValueError("beta must be above 0 for DPO: at 0 no pair is worth anything.")
-    given = pairs(theta_init, seed)
+    given, count = pairs(theta_init, seed), steps or s.steps
     inputs = {"pairs": given.identity, "loss": loss.__name__, "temperature": s.temperature, "batch_size": s.batch_size, "beta": s.beta}
 
-    def step(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
-        rows = torch.tensor(batch(range(len(given)), s.batch_size // 2, 1, seed, t))
-        y = together([part.rows(rows).to(machine.device()) for part in (given.chosen, given.rejected)])
+    def rows(t: int) -> list[int]:
+        return batch(range(len(given)), s.batch_size // 2, 1, seed, t)
+
+    def both(chosen: list[int]) -> Rollouts:
+        picked = torch.tensor(chosen)
+        return together([part.rows(picked).to(machine.device()) for part in (given.chosen, given.rejected)])
+
+    def log_p(model: Policy, y: Rollouts) -> Tensor:
         with machine.autocast():
-            log_pi = learner.log_probs(y, s.temperature).sum(1)
-            with torch.no_grad():
-                log_ref = anchor.log_probs(y, s.temperature).sum(1)
-        better, worse = (log_pi - log_ref).chunk(2)
+            return model.log_probs(y, s.temperature).sum(1)
+
+    fixed: dict[int, Tensor] = {}  # pair → log π_ref of its completions, (2,), where the reference stays
+
+    @torch.no_grad()
+    def log_reference(t: int, y: Rollouts, anchor: Policy) -> Tensor:
+        if s.mu:
+            return log_p(anchor, y)
+        if not fixed:  # once for all pairs that the run will see, so that a resumed run has the same to the last digit
+            seen = sorted({k for t in range(count) for k in rows(t)})
+            for start in range(0, len(seen), s.batch_size // 2):
+                progress.check()
+                few = seen[start : start + s.batch_size // 2]
+                fixed.update(zip(few, log_p(anchor, both(few)).view(2, -1).T, strict=True))
+        return torch.stack([fixed[k] for k in rows(t)], 1).flatten()
+
+    def step(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
+        y = both(rows(t))
+        better, worse = (log_p(learner, y) - log_reference(t, y, anchor)).chunk(2)
         value, h = loss(better - worse, s.beta).mean(), (better - worse).detach()
         return value, {"loss": value.item(), "ordered": (h > 0).float().mean().item(), "log_ratio": better.mean().item()}
 
     return train(
-        step, inputs, theta_init, seed, policy=policy, settings=s, steps=steps or s.steps, keep_every=keep_every,
-        progress=progress,
+        step, inputs, theta_init, seed, policy=policy, settings=s, steps=count, keep_every=keep_every, progress=progress,
     )  # fmt: skip

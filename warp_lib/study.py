@@ -335,9 +335,10 @@ PAIRS = {"pair_prompts": 800, "mu": 0.0}
 
 
 def dpo_tuning() -> list[Unit]:
-    """Learning rate and β of WARP-DPO and of DPO, by the trials that the primary contrast had."""
+    """Learning rate and β of WARP-DPO and of DPO, by the trials that the primary contrast had; no judge takes part in choosing."""
     arms = [(f"{name}-{trial}", DPO[name], TRIALS[trial]) for trial in TRIALS for name in TUNED["dpo-tuning"]]
-    return [_unit("dpo-tuning", name, arm, TUNING_SEED, given | PAIRS | {"held_out": "validation"}) for name, arm, given in arms]
+    common = PAIRS | {"held_out": "validation", "judge_steps": 0}
+    return [_unit("dpo-tuning", name, arm, TUNING_SEED, given | common) for name, arm, given in arms]
 
 
 def dpo() -> list[Unit]:
