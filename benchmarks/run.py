@@ -37,7 +37,7 @@ from warp_lib.policy import Policy
 from warp_lib.progress import Progress
 from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
-from warp_lib.reward import EncoderScorer, Reward, _fresh
+from warp_lib.reward import EncoderScorer, Reward, untrained
 from warp_lib.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -210,7 +210,7 @@ def step_parts() -> dict[str, Any]:
     """The parts of the laptop profile's step, and the share of each that its matrix products alone would take."""
     settings, steps = Settings.profile("laptop"), 4 * SFT_EVERY
     experiment = Experiment(settings)
-    reward = Reward(_fresh(settings.encoder, settings.reward_layers, ("bench",)), 0.0, 1.0)  # untrained: as fast as a trained one
+    reward = Reward(untrained(settings.encoder, settings.reward_layers, ("bench",)), 0.0, 1.0)  # untrained: as fast as a trained one
     parts = Parts()
     with (
         parts.timed(Policy, "sample", lambda: "sampling"),
@@ -249,7 +249,7 @@ def growth() -> list[dict[str, Any]]:
     config.update({"n_embd": 640, "n_layer": 8, "n_head": 10})
     GPT2LMHeadModel(config).save_pretrained(wider)
     small.tokenizer.save_pretrained(wider)
-    reward = Reward(_fresh("minilm", 6, ("bench",)), 0.0, 1.0)
+    reward = Reward(untrained("minilm", 6, ("bench",)), 0.0, 1.0)
     rows = []
     changes = [{"batch_size": n} for n in (16, 32, 64, 128)] + [{"max_new_tokens": n} for n in (13, 26, 106)] + [{"policy": str(wider)}]
     for change in changes:

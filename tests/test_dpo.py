@@ -114,6 +114,16 @@ def test_pairs_share_a_prompt_and_differ_in_reward(store, rank):
     assert prompts[0] == prompts[1] and {tuple(p) for p in prompts[0]} <= {tuple(p) for p in PROMPTS}
 
 
+def test_pairs_can_be_read(store):
+    """Guards: chosen and rejected exchanged, padding or a part of the prompt shown as text."""
+    pairs = made()
+    rows = pairs.readable(tiny_policy(), 2)
+    assert len(rows) == 2 and all(token_ids(row["prompt"]) in PROMPTS for row in rows)
+    for row, margin in zip(rows, pairs.margin.tolist(), strict=False):
+        assert sum(token_ids(row["chosen"])) - sum(token_ids(row["rejected"])) == row["margin, r̃"] == margin
+        assert len(token_ids(row["chosen"])) == len(token_ids(row["rejected"])) == 4
+
+
 def test_pairs_are_made_once_for_their_inputs(store, monkeypatch):
     """Every input is in the key; the same pairs come from the store."""
     first = made()

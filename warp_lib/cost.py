@@ -12,7 +12,7 @@ from .live import duration
 from .merging import Weights
 from .progress import NotStored, OnlyStored, Progress, Stopped
 from .reward import Reward
-from .store import records, surroundings
+from .store import records, remember, surroundings
 
 TIMED = 3  # steps that are timed where none is on record; the first is not counted, it warms up
 
@@ -44,7 +44,8 @@ class Cost:
 def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     """The cost of WARP with the experiment's settings.
 
-    Nothing is trained, unless this machine has no run of this size on record: then the first steps of the run itself are timed, and kept.
+    Nothing is trained, unless this machine has no run of this size on record: then the first steps of the run itself are timed, once, and
+    kept.
     A run that another process is training is waited for.
 
     Args:
@@ -55,19 +56,25 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     pace, recorded = recorded_pace(experiment), True
     if pace is None:
         reward = experiment.standardised(rewards, Progress())["reward"]
-        pace, recorded = _timed_pace(experiment, reward), False
+        timed = remember("pace", _size(experiment), lambda _: {"seconds": _timed_pace(experiment, reward)})
+        pace, recorded = timed.record["seconds"], False
         stored = _stored(experiment, rewards)
     return Cost(s.iterations * s.runs * s.steps, stored, s.iterations * s.runs, pace, recorded)
 
 
 def recorded_pace(experiment: Experiment) -> float | None:
     """Seconds a step took in the latest stored run of this policy, batch and length on this machine; None if there is none."""
-    s = experiment.settings
-    like = surroundings() | {"policy": experiment.policy.identity, "batch_size": s.batch_size, "max_new_tokens": s.max_new_tokens}
+    like = surroundings() | _size(experiment)
     for record in records("run"):
         if all(record["inputs"].get(name) == value for name, value in like.items()):
             return statistics.median(row["seconds"] for row in record["result"]["history"])
     return None
+
+
+def _size(experiment: Experiment) -> dict[str, str | int]:
+    """What a step's time depends on, beside the machine."""
+    s = experiment.settings
+    return {"policy": experiment.policy.identity, "batch_size": s.batch_size, "max_new_tokens": s.max_new_tokens}
 
 
 def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:

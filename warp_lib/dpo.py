@@ -39,6 +39,14 @@ class Pairs:
         """A digest of the pairs, for keys."""
         return digest(self.chosen.tokens, self.rejected.tokens, self.chosen.mask, self.margin)
 
+    def readable(self, policy: Policy, count: int) -> list[dict[str, str | float]]:
+        """The first `count` pairs for a person to read: prompt, both completions and the margin, a row each."""
+        decode, new = policy.tokenizer.batch_decode, self.chosen.new
+        starts = [tokens[mask][:-new] for tokens, mask in zip(self.chosen.tokens[:count], self.chosen.mask[:count], strict=True)]
+        texts = zip(decode(starts), decode(self.chosen.completions[:count]), decode(self.rejected.completions[:count]), strict=True)
+        margins = self.margin[:count].tolist()
+        return [{"prompt": x, "chosen": y, "rejected": z, "margin, r̃": m} for (x, y, z), m in zip(texts, margins, strict=True)]
+
 
 Rank = Callable[[Tensor], Tensor]
 """From the rewards of each prompt's completions, (prompts, completions), the pairs to learn from, (pairs, 3): prompt, better, worse."""

@@ -105,20 +105,20 @@ class Experiment:
         return Reward.standardised(scorer, self.sft_texts)
 
     def rewards(self, progress: Progress) -> dict[str, Reward]:
-        """The reward, and the judges that reward nothing: judge_tfidf, and judge (the full MiniLM) if the settings give it steps.
+        """The reward and the `judges`."""
+        return {"reward": self.reward(progress)} | self.judges(progress)
 
-        The judges learn from the other half of the labels.
-        """
+    def judges(self, progress: Progress) -> dict[str, Reward]:
+        """What rewards nothing, and learns from the other half of the labels: judge_tfidf; judge (the full MiniLM) if it is given steps."""
         s = self.settings
-        rewards = {"reward": self.reward(progress)}
-        rewards["judge_tfidf"] = Reward.standardised(train_tfidf_scorer(self.reviews.judges), self.sft_texts)
+        judges = {"judge_tfidf": Reward.standardised(train_tfidf_scorer(self.reviews.judges), self.sft_texts)}
         if s.judge_steps:
             scorer = train_encoder_scorer(
                 "minilm", MINILM_LAYERS, MINILM_LAYERS, self.reviews.judges,
                 steps=s.judge_steps, learning_rate=JUDGE_RATE, seed=("judge",), progress=progress,
             )  # fmt: skip
-            rewards["judge"] = Reward.standardised(scorer, self.sft_texts)
-        return rewards
+            judges["judge"] = Reward.standardised(scorer, self.sft_texts)
+        return judges
 
     def standardised(self, rewards: dict[str, Reward], progress: Progress) -> dict[str, Reward]:
         """The same scorers, standardised over what SFT writes under these settings."""

@@ -218,6 +218,11 @@ class WidgetView:
         parts = [" › ".join(each.title for each in running), f"{loop.done}/{loop.total}"]
         parts += [f"about {duration(to_go)} to go"] if to_go else []
         self.label.value = " · ".join([*parts, f"{duration(time.monotonic() - self.progress.began)} in all"])
+        if not self.progress.stop.is_set():  # making the figure takes a moment, and Stop answers first
+            self.draw_results()
+
+    def draw_results(self) -> None:
+        """Bring the figure and the completions up to date."""
         for number, each in enumerate(list(self.progress.loops)):
             if len(each.points) > self.drawn.get(number, 0):
                 self.drawn[number] = len(each.points)
@@ -266,10 +271,11 @@ class WidgetView:
         self.traces[number, name] = self.figure.data[-1]
 
     def close(self) -> None:
-        self.draw()
         self.button.disabled = True
         if self.progress.stop.is_set():
             self.button.description = "Stopped"
+        self.draw()
+        self.draw_results()
 
 
 def completions(rows: Sequence[tuple[str, float]]) -> str:

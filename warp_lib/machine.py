@@ -22,10 +22,13 @@ def fast_dtype() -> torch.dtype:
     """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower)."""
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device().type != "cpu":
-        return torch.float32
+    return torch.bfloat16 if device().type == "cpu" and processor_has_bfloat16() else torch.float32
+
+
+def processor_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware."""
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # from torch 2.12 on
-    return torch.bfloat16 if any(abilities.get(a) for a in ("amx_bf16", "avx512_bf16")) else torch.float32
+    return any(abilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def autocast() -> AbstractContextManager:

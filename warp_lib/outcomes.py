@@ -84,6 +84,12 @@ def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     return sorted(set.intersection(*ended))
 
 
+def tested(arms: dict[str, Iterable[str]]) -> dict[str, list[Outcome]]:
+    """Arm → its finished units in the order of their seeds, for the arms of each experiment that have any."""
+    found = {arm: (experiment, finished_seeds(experiment, [arm])) for experiment, names in arms.items() for arm in names}
+    return {arm: [outcome(experiment, arm, seed) for seed in seeds] for arm, (experiment, seeds) in found.items() if seeds}
+
+
 def trials(experiment: str, arm: str) -> dict[str, Outcome]:
     """The finished trials of an arm, by name."""
     files = sorted((FOLDER / experiment).glob(f"{arm}-?-{TUNING_SEED}.json"))
@@ -284,28 +290,58 @@ def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward
     return _paired(arm, "best-of-n", high, by_prompt, ends)
 
 
-def difference_of_gains(of: tuple[str, str, str], than: tuple[str, str, str], high: float) -> Contrast:
+Trained = tuple[str, str]
+"""An arm of the study: its experiment and its name."""
+
+
+def difference(arm: Trained, rival: Trained, high: float, scorer: str = "reward") -> Contrast:
+    """An arm against one rival, maybe of another experiment, over the seeds that both have finished (see `contrast`).
+
+    Raises ValueError when there is no such seed, or when they were scored by different reward models.
+    """
+    seeds, ends = _shared([arm, rival], high)
+    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed], scorer) for seed in seeds} for one in (arm, rival))
+    return _paired(arm[1], rival[1], high, {seed: a[seed] - b[seed] for seed in seeds}, ends)
+
+
+def differences(wanted: dict[str, tuple[Trained, Trained]], high: float) -> dict[str, Contrast]:
+    """Those of the `wanted` differences, by name, whose arms share a finished seed (see `difference`)."""
+    able = {name: pair for name, pair in wanted.items() if shared_seeds(pair)}
+    return {name: difference(*pair, high) for name, pair in able.items()}
+
+
+def difference_of_gains(of: tuple[Trained, Trained], than: tuple[Trained, Trained], high: float) -> Contrast:
     """How much more an arm gains over its rival than another arm over its own: (A − B) − (C − D), paired by seed and by prompt.
 
     Args:
-        of, than: experiment, arm and rival.
+        of, than: arm and rival.
         high: the largest KL, nats; a seed on which one of the four fronts ends before is compared as far as all of them reach.
 
     Raises ValueError when no seed has finished all four, or when they were scored by different reward models.
     """
-    four = [(experiment, name) for experiment, *names in (of, than) for name in names]
-    seeds = sorted(set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in four)))
-    if not seeds:
-        raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({experiment})' for experiment, name in four)}.")
-    ends = _ends(four, seeds, high)
+    four = [*of, *than]
+    seeds, ends = _shared(four, high)
     by_prompt = {}
     for seed in seeds:
-        a, b, c, d = (outcome(experiment, name, seed).along_front("test", ends[seed]) for experiment, name in four)
+        a, b, c, d = (outcome(*one, seed).along_front("test", ends[seed]) for one in four)
         by_prompt[seed] = (a - b) - (c - d)
-    return _paired(f"{of[1]} − {of[2]}", f"{than[1]} − {than[2]}", high, by_prompt, ends)
+    gains = [f"{arm} − {rival}" for (_, arm), (_, rival) in (of, than)]
+    return _paired(*gains, high, by_prompt, ends)
 
 
-def _ends(arms: list[tuple[str, str]], seeds: list[int], high: float) -> dict[int, float]:
+def shared_seeds(arms: Iterable[Trained]) -> list[int]:
+    """The seeds on which all of the arms have ended, each in its experiment."""
+    return sorted(set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in arms)))
+
+
+def _shared(arms: list[Trained], high: float) -> tuple[list[int], dict[int, float]]:
+    """The seeds that all arms have finished, and seed → where their comparison ends. Raises ValueError when there is none."""
+    if not (seeds := shared_seeds(arms)):
+        raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({experiment})' for experiment, name in arms)}.")
+    return seeds, _ends(arms, seeds, high)
+
+
+def _ends(arms: list[Trained], seeds: list[int], high: float) -> dict[int, float]:
     """Seed → the KL up to which all arms, given with their experiments, can be compared: `high`, or where the first of them ends.
 
     Raises ValueError when their rewards are not the same.

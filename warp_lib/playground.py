@@ -14,7 +14,7 @@ import torch
 from IPython.display import HTML
 from torch import Tensor
 
-from . import machine, plots
+from . import kept_reward, machine, plots
 from .evaluate import kl_by_token
 from .experiment import Experiment
 from .live import front_end
@@ -62,7 +62,9 @@ class Completion:
 
 
 def find_reward(experiment: Experiment, progress: Progress) -> tuple[str, Reward]:
-    """What rewards here, by name: the reward model where the store has it, else the TF-IDF judge, which takes seconds and no training."""
+    """What rewards here, by name: the study's reward model or the store's; else the TF-IDF judge, which takes seconds and no training."""
+    if kept := kept_reward.read(experiment.settings):
+        return "the study's reward model", kept
     try:
         return "the reward model", experiment.reward(OnlyStored())
     except NotStored:

@@ -152,7 +152,7 @@ def train_encoder_scorer(
     completion's to more than twice it, half of them openings as completions are; or, one step in `WHOLE_EVERY`, fewer but whole reviews.
     The embeddings are trained when all layers are.
     """
-    scorer = _fresh(encoder, layers, seed)
+    scorer = untrained(encoder, layers, seed)
     texts, labels = np.array(reviews["text"][:], dtype=object), np.array(reviews["label"][:])
     inputs = {
         "init": scorer.identity, "texts": digest(texts.tolist(), labels.tolist()), "trained": trained, "steps": steps,
@@ -275,7 +275,7 @@ def find_encoder(encoder: str, layers: int) -> tuple[str | Path, PreTrainedToken
     return source, tokenizer, config
 
 
-def _fresh(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
+def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`."""
     source, tokenizer, config = find_encoder(encoder, layers)
     with torch.random.fork_rng(devices=[]), _named(encoder):

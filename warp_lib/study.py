@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import machine
-from .aligner import Aligner, Seed
+from . import kept_reward, machine
+from .aligner import Aligner, Run, Seed
 from .best_of_n import best_of, kl_of_best
 from .dpo import Pairs, for_all_runs
 from .experiment import Experiment, Point, reinforce_points, warp_points
@@ -108,6 +108,17 @@ def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Traine
     """DPO by itself, on those same pairs, with as many optimiser steps as all of WARP's runs."""
     points, record = _long_run_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress), "dpo")
     return points, record | _pairs_from(experiment)
+
+
+def by_iterated_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """DPO on pairs made anew as often as WARP-DPO's, and nothing averaged: M = 1 and η = 1, looked at as often as DPO by itself."""
+    s, remade = experiment.settings, for_all_runs(experiment.pairs(reward, progress))
+    every = Settings.profile(**COMMON).steps
+    iterations = experiment.warp(partial(experiment.dpo_aligner(remade, progress), keep_every=every))
+    runs = [run for i in iterations for run in i.runs]
+    along = {k * s.steps + t: theta for k, run in enumerate(runs) for t, theta in run.along.items()}
+    whole = Run(runs[-1].weights, along, [row for run in runs for row in run.history], sum(run.seconds for run in runs))
+    return reinforce_points(experiment.theta_sft, whole, s, "dpo"), _pairs_from(experiment)
 
 
 def _pairs_from(experiment: Experiment) -> dict[str, int]:
@@ -329,7 +340,7 @@ DPO = {
     "warp-dpo": Arm(by_warp_dpo),
     "warp-dpo-once": Arm(by_warp_dpo_once),
     "dpo": Arm(by_dpo),
-    "dpo-iterated": Arm(by_warp_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),  # nothing averaged; 12 points, not 14
+    "dpo-iterated": Arm(by_iterated_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),
 }
 PAIRS = {"pair_prompts": 800, "mu": 0.0}
 
@@ -423,9 +434,12 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     """Measure, and keep what came out whole. Weights that it trains stay in the store of runs."""
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
-    rewards = experiment.rewards(progress)
-    made_with = {"reward_model": rewards["reward"].identity, "sft": digest(experiment.theta_sft)}
+    reward = kept_reward.read(s) or experiment.reward(progress)
+    made_with = {"reward_model": reward.identity, "sft": digest(experiment.theta_sft)}
     _refuse_others(unit, made_with)
+    if unit.experiment not in TUNED and not kept_reward.file().exists():
+        kept_reward.write(reward, s)
+    rewards = {"reward": reward} | experiment.judges(progress)
     found = unit.measure(experiment, rewards, progress)
     columns = ["arm", "split", *COLUMNS, *(name for name in found.rows[0] if name not in {"arm", "split", *COLUMNS})]
     unit.file.parent.mkdir(parents=True, exist_ok=True)
@@ -440,11 +454,18 @@ def run_unit(unit: Unit, progress: Progress) -> None:
 
 
 def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
-    """Raises ValueError when a finished unit of the experiment was made with another reward model or SFT: the two could not be compared."""
-    for file in unit.file.parent.glob("*.json"):
+    """Raises ValueError when a finished unit was made with another reward model or SFT: the two could not be compared.
+
+    What an experiment's trials decide is compared with nothing else: they need only agree with each other.
+    """
+    same = {unit.experiment} if unit.experiment in TUNED else EXPERIMENTS.keys() - TUNED.keys()
+    for file in sorted(file for file in FOLDER.glob("*/*.json") if file.parent.name in same | {unit.experiment}):
         record = json.loads(file.read_text())
         if odd := [name for name, value in made_with.items() if record.get(name) != value]:
-            raise ValueError(f"{unit.title} would be made with another {odd[0]} than {file.stem}; they could not be compared.")
+            raise ValueError(
+                f"{unit.title} would be made with another {odd[0]} than {file.parent.name}/{file.stem}; they could not be compared. "
+                "A machine of the kind that made those makes the same, and keeps its reward model in data/study for all others."
+            )
 
 
 def _machine() -> dict[str, Any]:
