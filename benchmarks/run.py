@@ -1,7 +1,8 @@
 """What a training step costs, part by part and beside TRL's; what a merge costs beside mergekit's. Run by ``make bench``.
 
 Every comparison runs both sides alternately, each in a process of its own, and gives the median of the pairs' ratios with the smallest and
-the largest. Results are kept as JSON in ``benchmarks/results/`` with machine, versions and command.
+the largest. Results are kept as JSON in ``benchmarks/results/`` with machine, versions and command, in a folder for each number format
+that machines are fast at.
 """
 
 import argparse
@@ -281,8 +282,9 @@ def keep(name: str, result: Any) -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         "result": result,
     }  # fmt: skip
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    folder = HERE / "results" / str(machine.fast_dtype()).removeprefix("torch.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 BENCHMARKS = {"step": step_parts, "trl": against_trl, "merging": against_mergekit, "growth": growth}

@@ -397,6 +397,21 @@ def test_angles_are_the_models(folder):
     assert angle_rows("e", "warp", [0]) == [{"seed": 0, "iteration": 1, "runs": "1 and 2", "Ω, degrees": 80.0, "‖δ‖": 1.0, "‖δ′‖": 2.0}]
 
 
+def test_layers_are_averaged_over_seeds(folder):
+    """Guards: iterations or layers mixed, the norm of one run only, degrees taken for radians."""
+    for seed, degrees in ((0, 60.0), (1, 120.0)):
+        keep(folder, "e", "warp", seed, [(0, 0), (2, 1)])
+        row = {"a": 1, "b": 2, "norm_a": 1.0, "norm_b": 3.0, "layer": "transformer.h.0"}
+        record = {"geometry": [row | {"iteration": 1, "degrees": degrees}, row | {"iteration": 2, "degrees": 90.0, "norm_b": 1.0}]}
+        (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
+    first, second = outcomes.by_layer("e", "warp", [0, 1]).to_dict("records")
+    assert (first["layer"], first["degrees"], first["norm"]) == ("h.0", 90.0, 2.0)
+    assert first["longer"] == pytest.approx((2 / 3**0.5 + 2) / 2)
+    assert first["degrees_half"] == pytest.approx(Interval.of([60.0, 120.0]).high - 90) and second["degrees_half"] == 0
+    assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(2**0.5)
+    assert len(plots.by_layer(outcomes.by_layer("e", "warp", [0, 1])).data) == 6
+
+
 def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
     keep(folder, "e", "reinforce-2b", 0, [(0, 0), (2, 1)])
     keep(folder, "e", "reinforce", 1, [(0, 0), (2, 1)])

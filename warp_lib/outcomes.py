@@ -155,6 +155,27 @@ def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str
     return rows
 
 
+def by_layer(experiment: str, arm: str, seeds: Iterable[int]) -> pd.DataFrame:
+    """Angle between two runs' task vectors and their norm, layer by layer and over the whole model: a row for each iteration and layer with
+    the mean over seeds and its 95% half width (`…_half`). Columns: iteration, layer, degrees, norm, longer.
+
+    norm: the mean of the two. longer: 1/cos(Ω/2), how many times as long SLERP's step at λ = ½ is as LERP's (exactly, whatever the norms).
+    """
+    found: dict[tuple[int, str], dict[str, list[float]]] = {}
+    for seed in seeds:
+        for row in outcome(experiment, arm, seed).record["geometry"]:
+            place = found.setdefault((row["iteration"], row["layer"].removeprefix("transformer.")), {})
+            longer = 1 / math.cos(math.radians(row["degrees"]) / 2)
+            for name, value in (("degrees", row["degrees"]), ("norm", (row["norm_a"] + row["norm_b"]) / 2), ("longer", longer)):
+                place.setdefault(name, []).append(value)
+    table = []
+    for (iteration, layer), values in found.items():
+        intervals = {name: Interval.of(numbers) for name, numbers in values.items()}
+        means = {name: i.mean for name, i in intervals.items()} | {f"{name}_half": i.high - i.mean for name, i in intervals.items()}
+        table.append({"iteration": iteration, "layer": layer} | means)
+    return pd.DataFrame(table)
+
+
 def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
     """What each unit's point of largest KL is on test prompts, a row each: reward, judges, and the texts' variety; ± 2 standard errors."""
     columns = {

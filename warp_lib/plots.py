@@ -245,6 +245,26 @@ def angles(geometry: list[dict]) -> go.Figure:
     return figure
 
 
+def by_layer(table: pd.DataFrame) -> go.Figure:
+    """Angles between WARP's runs, norms of their task vectors, and what SLERP makes of LERP, layer by layer (see `outcomes.by_layer`).
+
+    Means over seeds with their 95% intervals.
+    """
+    panels = {"degrees": "Ω (degrees)", "norm": "‖δ‖ of a run", "longer": "SLERP's step / LERP's, 1/cos(Ω/2)"}
+    figure = make_subplots(1, 3, horizontal_spacing=0.09)
+    for (iteration, rows), colour in zip(table.groupby("iteration"), PALETTE, strict=False):
+        for col, (column, title) in enumerate(panels.items(), start=1):
+            figure.add_scatter(
+                x=rows["layer"], y=rows[column], error_y=dict(array=rows[f"{column}_half"], color=colour, thickness=1, width=3),
+                mode="markers", marker=dict(color=colour, size=8), name=f"iteration {iteration}", legendgroup=str(iteration),
+                showlegend=col == 1, row=1, col=col,
+            )  # fmt: skip
+            figure.update_yaxes(title=title, row=1, col=col)
+    figure.update_xaxes(title="layer", type="category", tickangle=45)
+    figure.update_layout(**LAYOUT | dict(height=400, legend=dict(orientation="h", y=1.15)))
+    return figure
+
+
 def lines(table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[str, str]) -> go.Figure:
     """Columns of a table over column `x`; `columns` maps a column to its name in the legend. Whiskers where there is ``<column>_se``."""
     figure = go.Figure()

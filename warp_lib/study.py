@@ -217,6 +217,7 @@ class Training(Unit):
         s = self.settings
         points, record = self.train(experiment, rewards["reward"], progress)
         splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
+        choosing = {name: reward for name, reward in rewards.items() if name != "judge"}  # it counts nowhere there, and costs an encoder
         rows, scores, shown = [], {}, []
         for point in progress.track(list(points), "evaluation"):
             place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
@@ -224,7 +225,8 @@ class Training(Unit):
                 place["completions"] = point.steps * s.batch_size
             for split in splits:
                 prompts = experiment.held_out_prompts(split)
-                seen = experiment.evaluate(point.theta, rewards, list(prompts.values()), progress=progress)
+                asked = rewards if split == "test" else choosing
+                seen = experiment.evaluate(point.theta, asked, list(prompts.values()), progress=progress)
                 rows.append({"arm": self.arm, "split": split} | place | seen.summary)
                 for score, values in seen.scores.items():
                     scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
