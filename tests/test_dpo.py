@@ -1,6 +1,7 @@
 """DPO: losses as TRL computes them, pairs ranked by reward, and an aligner that WARP cannot tell from REINFORCE."""
 
 import math
+import shutil
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from warp_lib import machine
 from warp_lib.dpo import Pairs, best_against_worst, dpo, every_pair, for_all_runs, hinge_loss, ipo_loss, make_pairs, sigmoid_loss
 from warp_lib.merging import slerp
 from warp_lib.policy import together
-from warp_lib.progress import Progress
+from warp_lib.progress import Progress, Stopped
 from warp_lib.reward import Reward
 from warp_lib.settings import Settings
 from warp_lib.store import digest
@@ -42,12 +43,12 @@ def made(seed=(0, "warp", 1), theta=None, rank=best_against_worst, prompts=PROMP
     )  # fmt: skip
 
 
-def aligned(pairs, seed=(0, "warp", 1, 1), steps=4, loss=sigmoid_loss, **settings):
+def aligned(pairs, seed=(0, "warp", 1, 1), steps=4, loss=sigmoid_loss, progress=None, **settings):
     """A run from the tiny policy."""
     policy = tiny_policy()
     return dpo(
         policy.weights(), seed, policy=policy, pairs=lambda *_: pairs, loss=loss,
-        settings=Settings(**SETTINGS | settings), steps=steps, progress=Progress(),
+        settings=Settings(**SETTINGS | settings), steps=steps, progress=progress or Progress(),
     )  # fmt: skip
 
 
@@ -221,6 +222,34 @@ def test_reference_is_the_anchor(store, float32):
     moving, fixed = (aligned(pairs, steps=4, mu=mu, learning_rate=0.1).history for mu in (1.0, 0.0))
     assert all(row["loss"] == pytest.approx(math.log(2), abs=1e-5) for row in moving)
     assert fixed[-1]["loss"] < 0.9 * math.log(2)
+
+
+class StopAfter(Progress):
+    """Asks to stop after so many steps; counts from where it goes on."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.left = steps
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        self.done = done
+
+    def log(self, **numbers: float) -> None:
+        self.left -= 1
+        if not self.left:
+            self.stop.set()
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.1])
+def test_a_stopped_run_goes_on_bit_for_bit(store, mu):
+    """Guards: a reference that stays, read anew from the policy as it was stopped or in other batches."""
+    pairs, shape = made(), {"steps": 6, "batch_size": 4, "mu": mu}
+    whole = aligned(pairs, **shape).weights
+    shutil.rmtree(store / "store")
+    with pytest.raises(Stopped):
+        aligned(pairs, **shape, progress=StopAfter(3))
+    resumed = aligned(pairs, **shape, progress=(second := StopAfter(9))).weights
+    assert second.done == 3 and all(torch.equal(w, whole[name]) for name, w in resumed.items())
 
 
 def test_loss_is_in_the_key_and_runs_see_other_orders(store):

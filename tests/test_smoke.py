@@ -34,11 +34,11 @@ def test_report(runs):
     folder, said = runs
     assert str(folder / "smoke" / "report.html") in said
     page = (folder / "smoke" / "report.html").read_text()
-    for notebook in ("01_reward_model", "02_policy", "03_warp", "04_reinforce_baseline", "05_pareto", "06_ablations"):
+    for notebook in ("01_reward_model", "02_policy", "03_warp", "04_reinforce_baseline", "05_pareto", "06_ablations", "07_dpo"):
         assert f'id="{notebook}"' in page
     assert page.count("Plotly.newPlot(") >= 10 and 'src="http' not in page
-    assert page.count("<strong>Answer") == 12  # below each question, and where it is computed
-    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 1
+    assert page.count("<strong>Answer") == 14  # below each question, and where it is computed
+    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 2
     executed = (folder / "smoke" / "notebooks" / "05_pareto.ipynb").read_text()
     assert executed.count('"image/png"') == (5 if can_draw() else 0)  # beside each interactive figure
     results = pd.read_csv(folder / "smoke" / "results.csv")
