@@ -82,7 +82,7 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
     file.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
-    file.write_text(json.dumps({"settings": GIVEN, "real_positive": {"mean": 0.3, "p99": 1.4}}))
+    file.write_text(json.dumps({"settings": GIVEN, "reward_model": "kept", "real_positive": {"mean": 0.3, "p99": 1.4}}))
 
 
 @pytest.fixture

@@ -225,14 +225,14 @@ def test_reference_is_the_anchor(store, float32):
 
 
 class StopAfter(Progress):
-    """Asks to stop after so many steps; counts from where it goes on."""
+    """Asks to stop after so many steps; notes where a loop that was begun before goes on."""
 
     def __init__(self, steps: int):
         super().__init__()
-        self.left = steps
+        self.left, self.done = steps, 0
 
     def begin(self, title: str, done: int, total: int) -> None:
-        self.done = done
+        self.done = max(self.done, done)
 
     def log(self, **numbers: float) -> None:
         self.left -= 1

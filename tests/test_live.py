@@ -107,7 +107,11 @@ def test_stop_button_and_figure(monkeypatch):
             super().__init__(progress)
             views.append(self)
 
-    steps = []
+        def draw_results(self) -> None:
+            drawn.append((self.progress.stop.is_set(), self.button.description))
+            super().draw_results()
+
+    steps, drawn = [], []
 
     def work(progress: Progress) -> None:
         for _ in progress.track(range(5), "reward model"):
@@ -133,6 +137,7 @@ def test_stop_button_and_figure(monkeypatch):
     assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
     assert "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
     assert view.texts.value.count("+0.50") == live_module.SHOWN
+    assert {said for stopping, said in drawn if stopping} == {"Stopped"}  # drawing takes a moment: Stop answers first
     assert anchor.yaxis == sft.yaxis != reward.yaxis != loss.yaxis and view.panels[:2] == ["loss", "reward r̃"]
 
 

@@ -275,19 +275,21 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
     asyncio.run(use())
 
 
-def test_stand_in_where_the_reward_model_is_not_stored(monkeypatch):
+def test_stand_in_where_the_reward_model_is_not_stored(monkeypatch, folder):
     """Guards: a playground that trains for minutes; and one that hides that it could not."""
 
     def trains(progress: Progress) -> Reward:
         list(progress.track([1], "reward · 6 layers"))
         return "trained"
 
-    experiment = SimpleNamespace(reward=trains, reviews=SimpleNamespace(judges=None), sft_texts=["w1", "w2", "w4"])
+    experiment = SimpleNamespace(reward=trains, settings=Settings(), reviews=SimpleNamespace(judges=None), sft_texts=["w1", "w2", "w4"])
     monkeypatch.setattr(playground, "train_tfidf_scorer", lambda reviews: Letters())
     name, reward = find_reward(experiment, Progress())
     assert "stand-in" in name and isinstance(reward.raw, Letters)
     experiment.reward = lambda progress: "stored"
     assert find_reward(experiment, Progress()) == ("the reward model", "stored")
+    monkeypatch.setattr(playground.kept_reward, "read", lambda settings: "kept")
+    assert find_reward(experiment, Progress()) == ("the study's reward model", "kept")
     with pytest.raises(NotStored):
         trains(OnlyStored())
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -91,7 +92,9 @@ def test_a_kept_reward_model_rewards_alike(folder):
     settings = Settings.profile("smoke", name="study", reward_layers=2, reward_trained=1, reward_steps=2)
     reward = study.Experiment(settings).reward(Progress())
     assert kept_reward.read(settings) is None
+    reward = replace(reward, mean=5.0, sd=2.0)  # as another machine's completions might give
     kept_reward.write(reward, settings)
+    kept_reward.write(replace(reward, mean=6.0), settings)  # comes too late
     kept, texts = kept_reward.read(settings), ["A wonderful film.", "Awful, from the first minute to the last."]
     assert torch.equal(kept(texts), reward(texts)) and kept.identity == reward.identity
     for change in ({"reward_steps": 3}, {"temperature": 1.0}):
@@ -108,9 +111,11 @@ def test_a_kept_reward_model_rewards_alike(folder):
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
     """Guards: rows of one split read with the scores of the other."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    unit = study.Training("primary", "reinforce", Settings.profile("smoke", name="study"), study.by_reinforce)
+    unit = study.Training("primary", "reinforce", Settings.profile("smoke", name="study", judge_steps=1), study.by_reinforce)
     study.run_unit(unit, Progress())
     found = outcome("primary", "reinforce", 0)
+    assert "test.judge" in found.scores and "validation.judge" not in found.scores  # choosing needs no judge
+    assert found.record["judges"].keys() == {"judge", "judge_tfidf"}
     for split in ("validation", "test"):
         rows = found.points(split)
         assert len(rows) == 1 + 3 + 3 and set(rows["split"]) == {split}  # after each of 4, 8, 12, 16 steps; a line of three
@@ -290,7 +295,7 @@ def test_units_of_different_reward_models_are_not_compared(folder):
     keep(folder, "e", "warp", 0, [(0, 0), (4, 4)])
     keep(folder, "e", "rival", 0, [(0, 0), (6, 3)])
     file = folder / "e" / "rival-0.json"
-    file.write_text(file.read_text().replace("1.4", "1.5"))
+    file.write_text(file.read_text().replace("kept", "another"))
     with pytest.raises(ValueError, match="different reward models"):
         contrast("e", "warp", ["rival"], high=3.0)
 
@@ -302,7 +307,14 @@ def test_a_judge_reads_the_fronts_that_the_reward_chose(folder):
         file = folder / "e" / f"{arm}-0.safetensors"
         scores = load_file(file)
         save_file(scores | {"test.judge": np.float32(judge) * scores["test.reward"]}, file)
+    for arm in ("warp", "weak", "strong"):  # a second seed, one arm of which another machine judged
+        for end in (".csv", ".json", ".safetensors"):
+            shutil.copy(folder / "e" / f"{arm}-0{end}", folder / "e" / f"{arm}-1{end}")
+    record = json.loads((folder / "e" / "weak-1.json").read_text())
+    (folder / "e" / "weak-1.json").write_text(json.dumps(record | {"judges": {"judge": "another"}}))
+    assert contrast("e", "warp", ["weak", "strong"], high=3.0).by_seed.keys() == {0, 1}
     found = contrast("e", "warp", ["weak", "strong"], high=3.0, scorer="judge")
+    assert found.by_seed.keys() == {0}
     assert found.rival == "strong" and found.by_seed[0].mean == pytest.approx(0.5 * (2.0 - 1.0), abs=1e-6)
 
 
@@ -323,7 +335,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
     assert list(across) == ["there"] and across["there"].over_seeds.n == 2
     assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx([1.0 * 2, 1.2 * 1.5], abs=1e-5)
     file = folder / "rl" / "warp-0.json"
-    file.write_text(file.read_text().replace("1.4", "1.5"))
+    file.write_text(file.read_text().replace("kept", "another"))
     outcome.cache_clear()
     with pytest.raises(ValueError, match="dpo and rl were scored by different reward models"):
         outcomes.difference_of_gains(of, than, high=3.0)
@@ -401,12 +413,16 @@ def test_layers_are_averaged_over_seeds(folder):
     """Guards: iterations or layers mixed, the norm of one run only, degrees taken for radians."""
     for seed, degrees in ((0, 60.0), (1, 120.0)):
         keep(folder, "e", "warp", seed, [(0, 0), (2, 1)])
-        row = {"a": 1, "b": 2, "norm_a": 1.0, "norm_b": 3.0, "layer": "transformer.h.0"}
-        record = {"geometry": [row | {"iteration": 1, "degrees": degrees}, row | {"iteration": 2, "degrees": 90.0, "norm_b": 1.0}]}
+        row = {"a": 1, "b": 2, "norm_a": 1.0, "norm_b": 3.0, "layer": "transformer.h.0", "iteration": 1}
+        third = row | {"b": 3, "degrees": degrees + 4}  # a pair more of the same seed
+        other = row | {"layer": "model", "degrees": 10.0}
+        record = {"geometry": [row | {"degrees": degrees - 4}, other, third, row | {"iteration": 2, "degrees": 90.0, "norm_b": 1.0}]}
         (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
-    first, second = outcomes.by_layer("e", "warp", [0, 1]).to_dict("records")
+    first, whole, second = outcomes.by_layer("e", "warp", [0, 1]).to_dict("records")
+    assert (whole["layer"], whole["degrees"], whole["degrees_half"]) == ("model", 10.0, 0.0)
     assert (first["layer"], first["degrees"], first["norm"]) == ("h.0", 90.0, 2.0)
-    assert first["longer"] == pytest.approx((2 / 3**0.5 + 2) / 2)
+    longer = [1 / math.cos(math.radians(degrees) / 2) for degrees in (56, 64, 116, 124)]
+    assert first["longer"] == pytest.approx(sum(longer) / 4)
     assert first["degrees_half"] == pytest.approx(Interval.of([60.0, 120.0]).high - 90) and second["degrees_half"] == 0
     assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(2**0.5)
     assert len(plots.by_layer(outcomes.by_layer("e", "warp", [0, 1])).data) == 6

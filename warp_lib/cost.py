@@ -45,8 +45,7 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     """The cost of WARP with the experiment's settings.
 
     Nothing is trained, unless this machine has no run of this size on record: then the first steps of the run itself are timed, once, and
-    kept.
-    A run that another process is training is waited for.
+    kept. A run that another process is training is waited for.
 
     Args:
         rewards: as `Experiment.rewards` gave them, under whatever temperature.

@@ -182,8 +182,7 @@ def dpo(
             return log_p(anchor, y)
         if not fixed:  # once for all pairs that the run will see, so that a resumed run has the same to the last digit
             seen = sorted({k for t in range(count) for k in rows(t)})
-            for start in range(0, len(seen), s.batch_size // 2):
-                progress.check()
+            for start in progress.track(range(0, len(seen), s.batch_size // 2), "the reference's log-probabilities"):
                 few = seen[start : start + s.batch_size // 2]
                 fixed.update(zip(few, log_p(anchor, both(few)).view(2, -1).T, strict=True))
         return torch.stack([fixed[k] for k in rows(t)], 1).flatten()

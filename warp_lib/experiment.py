@@ -23,7 +23,7 @@ from .prompts import PROMPT_TOKENS
 from .reinforce import reinforce
 from .results import write_results
 from .reviews import Reviews, load_reviews
-from .reward import Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
+from .reward import SEED, Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
 from .settings import Settings
 from .store import digest, remember, save_tensors, write_json
 from .warp import Iteration, warp
@@ -100,7 +100,7 @@ class Experiment:
         s = self.settings
         scorer = train_encoder_scorer(
             s.encoder, s.reward_layers, s.reward_trained, self.reviews.reward,
-            steps=s.reward_steps, learning_rate=s.reward_learning_rate, seed=("reward",), progress=progress,
+            steps=s.reward_steps, learning_rate=s.reward_learning_rate, seed=SEED, progress=progress,
         )  # fmt: skip
         return Reward.standardised(scorer, self.sft_texts)
 

@@ -5,21 +5,23 @@ ones cannot be compared.
 """
 
 import json
-import os
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from . import outcomes
 from .checkpoint import load, weights_of
-from .reward import EncoderScorer, Reward, untrained
+from .paths import RUNS
+from .reward import SEED, EncoderScorer, Reward, untrained
 from .settings import Settings
 from .store import save_tensors
 
-SEED = ("reward",)  # names the streams of its training, see `Experiment.reward`
-MADE_BY = ("encoder", "reviews", "policy", "reward_layers", "reward_trained", "reward_steps", "reward_learning_rate", "max_new_tokens")
+# What it depends on: its training, and the completions over which it is standardised.
+MADE_BY = ("encoder", "reviews", "reward_layers", "reward_trained", "reward_steps", "reward_learning_rate")
+MADE_BY += ("policy", "max_new_tokens", "temperature")
 
 
 def file() -> Path:
@@ -28,14 +30,15 @@ def file() -> Path:
 
 
 def write(reward: Reward, settings: Settings) -> None:
-    """Keep the reward model that was trained with these settings."""
+    """Keep the reward model that was trained with these settings, unless one is kept already: units may be run side by side."""
     trained, before = weights_of(reward.raw.model), weights_of(_untrained(settings).model)
     changed = {name: weight for name, weight in trained.items() if not torch.equal(weight, before[name])}
     said = {"mean": reward.mean, "sd": reward.sd, "identity": reward.identity, "settings": _made_by(settings)}
-    file().parent.mkdir(parents=True, exist_ok=True)
-    part = file().with_name(f"{file().name}.{os.getpid()}")  # units may be run side by side
-    save_tensors(part, changed, {"record": json.dumps(said)})
-    part.replace(file())
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with FileLock(RUNS / "kept-reward.lock"):
+        if not file().exists():
+            file().parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(file(), changed, {"record": json.dumps(said)})
 
 
 def read(settings: Settings) -> Reward | None:
@@ -62,5 +65,4 @@ def _untrained(settings: Settings) -> EncoderScorer:
 
 
 def _made_by(settings: Settings) -> dict[str, str | int | float]:
-    """What the reward model depends on: its training, and the completions that it is standardised over."""
-    return {name: getattr(settings, name) for name in (*MADE_BY, "temperature")}
+    return {name: getattr(settings, name) for name in MADE_BY}

@@ -84,10 +84,10 @@ def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     return sorted(set.intersection(*ended))
 
 
-def tested(arms: dict[str, Iterable[str]]) -> dict[str, list[Outcome]]:
-    """Arm → its finished units in the order of their seeds, for the arms of each experiment that have any."""
-    found = {arm: (experiment, finished_seeds(experiment, [arm])) for experiment, names in arms.items() for arm in names}
-    return {arm: [outcome(experiment, arm, seed) for seed in seeds] for arm, (experiment, seeds) in found.items() if seeds}
+def tested(arms: dict[str, str]) -> dict[str, list[Outcome]]:
+    """Arm → its finished units in the order of their seeds, for those of `arms`, each with its experiment, that have any."""
+    ended = {arm: finished_seeds(experiment, [arm]) for arm, experiment in arms.items()}
+    return {arm: [outcome(arms[arm], arm, seed) for seed in seeds] for arm, seeds in ended.items() if seeds}
 
 
 def trials(experiment: str, arm: str) -> dict[str, Outcome]:
@@ -163,10 +163,13 @@ def by_layer(experiment: str, arm: str, seeds: Iterable[int]) -> pd.DataFrame:
     """
     found: dict[tuple[int, str], dict[str, list[float]]] = {}
     for seed in seeds:
-        for row in outcome(experiment, arm, seed).record["geometry"]:
-            place = found.setdefault((row["iteration"], row["layer"].removeprefix("transformer.")), {})
-            longer = 1 / math.cos(math.radians(row["degrees"]) / 2)
-            for name, value in (("degrees", row["degrees"]), ("norm", (row["norm_a"] + row["norm_b"]) / 2), ("longer", longer)):
+        rows = pd.DataFrame(outcome(experiment, arm, seed).record["geometry"])
+        rows["norm"] = (rows["norm_a"] + rows["norm_b"]) / 2
+        rows["longer"] = 1 / np.cos(np.radians(rows["degrees"]) / 2)
+        means = rows.groupby(["iteration", "layer"], sort=False)[["degrees", "norm", "longer"]].mean()  # a seed counts once, whatever its M
+        for (iteration, layer), row in means.iterrows():
+            place = found.setdefault((iteration, layer.removeprefix("transformer.")), {})
+            for name, value in row.items():
                 place.setdefault(name, []).append(value)
     table = []
     for (iteration, layer), values in found.items():
@@ -276,13 +279,15 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: 
 
     The fronts and the better rival are those of the reward; `scorer` may be a judge, which then says how far they really are apart.
 
-    A seed on which one of the fronts ends before `high` is compared as far as all of them reach. Raises ValueError when no seed is
-    finished, or when units were scored by different reward models.
+    A seed on which one of the fronts ends before `high` is compared as far as all of them reach; one whose arms had different judges is
+    left out where the judge is asked. Raises ValueError when no seed is left, or when units were scored by different reward models.
     """
     arms = [arm, *rivals]
     seeds = finished_seeds(experiment, arms)
+    if scorer != "reward":
+        seeds = [seed for seed in seeds if _scored_alike([outcome(experiment, name, seed) for name in arms], scorer)]
     if not seeds:
-        raise ValueError(f"no seed of {experiment} has finished all of {', '.join(arms)}.")
+        raise ValueError(f"no seed of {experiment} has finished all of {', '.join(arms)}, scored by one {scorer}.")
     ends = _ends([(experiment, name) for name in arms], seeds, high)
 
     def score(name: str, seed: int, split: str, scorer: str = "reward") -> np.ndarray:
@@ -295,13 +300,15 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: 
 def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:
     """An arm's fronts against best-of-n from SFT, at the KL that bounds it (see `best_of_n.kl_of_best`): in truth it may be cheaper.
 
-    Compared as far as the largest n reaches. Raises ValueError when best-of-n has not been measured or no seed of the arm has finished, or
-    when they were scored by different reward models.
+    Compared as far as the largest n reaches; seeds with another judge than best-of-n are left out where the judge is asked. Raises
+    ValueError when best-of-n has not been measured or no seed of the arm is left, or when they were scored by different reward models.
     """
-    seeds = finished_seeds(experiment, [arm])
-    if not seeds or not finished_seeds("best-of-n", ["sft"]):
+    best = outcome("best-of-n", "sft", 0) if finished_seeds("best-of-n", ["sft"]) else None
+    seeds = finished_seeds(experiment, [arm]) if best else []
+    if scorer != "reward":
+        seeds = [seed for seed in seeds if _scored_alike([best, outcome(experiment, arm, seed)], scorer)]
+    if not seeds:
         raise ValueError(f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured: `python -m warp_lib study`.")
-    best = outcome("best-of-n", "sft", 0)
     _refuse_different([best, *(outcome(experiment, arm, seed) for seed in seeds)], ["best-of-n", experiment])
     kl, reward = best.kl("test"), best.reward("test", scorer)
     ends = {seed: min(high, kl.max(), *(outcome(experiment, arm, seed).reach(s) for s in ("validation", "test"))) for seed in seeds}
@@ -311,27 +318,27 @@ def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward
     return _paired(arm, "best-of-n", high, by_prompt, ends)
 
 
-Trained = tuple[str, str]
-"""An arm of the study: its experiment and its name."""
+Place = tuple[str, str]
+"""Where an arm stands in the study: its experiment and its name."""
 
 
-def difference(arm: Trained, rival: Trained, high: float, scorer: str = "reward") -> Contrast:
+def difference(arm: Place, rival: Place, high: float) -> Contrast:
     """An arm against one rival, maybe of another experiment, over the seeds that both have finished (see `contrast`).
 
     Raises ValueError when there is no such seed, or when they were scored by different reward models.
     """
     seeds, ends = _shared([arm, rival], high)
-    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed], scorer) for seed in seeds} for one in (arm, rival))
+    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed]) for seed in seeds} for one in (arm, rival))
     return _paired(arm[1], rival[1], high, {seed: a[seed] - b[seed] for seed in seeds}, ends)
 
 
-def differences(wanted: dict[str, tuple[Trained, Trained]], high: float) -> dict[str, Contrast]:
+def differences(wanted: dict[str, tuple[Place, Place]], high: float) -> dict[str, Contrast]:
     """Those of the `wanted` differences, by name, whose arms share a finished seed (see `difference`)."""
     able = {name: pair for name, pair in wanted.items() if shared_seeds(pair)}
     return {name: difference(*pair, high) for name, pair in able.items()}
 
 
-def difference_of_gains(of: tuple[Trained, Trained], than: tuple[Trained, Trained], high: float) -> Contrast:
+def difference_of_gains(of: tuple[Place, Place], than: tuple[Place, Place], high: float) -> Contrast:
     """How much more an arm gains over its rival than another arm over its own: (A − B) − (C − D), paired by seed and by prompt.
 
     Args:
@@ -350,19 +357,19 @@ def difference_of_gains(of: tuple[Trained, Trained], than: tuple[Trained, Traine
     return _paired(*gains, high, by_prompt, ends)
 
 
-def shared_seeds(arms: Iterable[Trained]) -> list[int]:
+def shared_seeds(arms: Iterable[Place]) -> list[int]:
     """The seeds on which all of the arms have ended, each in its experiment."""
     return sorted(set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in arms)))
 
 
-def _shared(arms: list[Trained], high: float) -> tuple[list[int], dict[int, float]]:
+def _shared(arms: list[Place], high: float) -> tuple[list[int], dict[int, float]]:
     """The seeds that all arms have finished, and seed → where their comparison ends. Raises ValueError when there is none."""
     if not (seeds := shared_seeds(arms)):
         raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({experiment})' for experiment, name in arms)}.")
     return seeds, _ends(arms, seeds, high)
 
 
-def _ends(arms: list[Trained], seeds: list[int], high: float) -> dict[int, float]:
+def _ends(arms: list[Place], seeds: list[int], high: float) -> dict[int, float]:
     """Seed → the KL up to which all arms, given with their experiments, can be compared: `high`, or where the first of them ends.
 
     Raises ValueError when their rewards are not the same.
@@ -372,9 +379,15 @@ def _ends(arms: list[Trained], seeds: list[int], high: float) -> dict[int, float
     return {seed: min(high, *(one.reach(split) for one in units for split in ("validation", "test"))) for seed, units in found.items()}
 
 
+def _scored_alike(units: list[Outcome], scorer: str) -> bool:
+    """Whether units have the same scorer: the reward model, or a judge, which every machine trains for itself. Units from before judges
+    were recorded are of one kind of machine."""
+    return len({one.record["reward_model"] if scorer == "reward" else one.record.get("judges", {}).get(scorer) for one in units}) == 1
+
+
 def _refuse_different(units: list[Outcome], names: list[str]) -> None:
     """Raises ValueError when units of the experiments `names` have not the same rewards."""
-    if len({json.dumps(one.record["real_positive"]) for one in units}) > 1:
+    if not _scored_alike(units, "reward"):
         raise ValueError(f"the units of {' and '.join(names)} were scored by different reward models, and cannot be compared.")
 
 

@@ -41,6 +41,7 @@ WORDS = (24, 120)  # shortest and longest crop; a completion with its prompt has
 WHOLE_EVERY = 6  # steps: one of them reads whole reviews
 SHAPES = 16  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
 LONGEST = 512  # tokens of a review that are read
+SEED = ("reward",)  # names the streams from which the reward model is trained
 
 
 @dataclass(frozen=True)

@@ -436,19 +436,22 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     """Measure, and keep what came out whole. Weights that it trains stay in the store of runs."""
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
-    reward = kept_reward.read(s) or experiment.reward(progress)
+    trial = unit.experiment in TUNED  # its rewards need only be those of the other trials
+    reward = (None if trial else kept_reward.read(s)) or experiment.reward(progress)
     made_with = {"reward_model": reward.identity, "sft": digest(experiment.theta_sft)}
     _refuse_others(unit, made_with)
-    if unit.experiment not in TUNED and not kept_reward.file().exists():
+    if not trial and not kept_reward.file().exists():
         kept_reward.write(reward, s)
-    rewards = {"reward": reward} | experiment.judges(progress)
+    judges = experiment.judges(progress)
+    rewards = {"reward": reward} | judges
     found = unit.measure(experiment, rewards, progress)
     columns = ["arm", "split", *COLUMNS, *(name for name in found.rows[0] if name not in {"arm", "split", *COLUMNS})]
     unit.file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(unit.file.with_suffix(".csv"), pd.DataFrame(found.rows).reindex(columns=columns).to_csv(index=False))
     save_tensors(unit.file.with_suffix(".safetensors"), {name: torch.stack(values).float() for name, values in found.scores.items()})
     record = found.record | {
-        "settings": s.asdict(), **made_with, "real_positive": experiment.real_positive(rewards["reward"]), "completions": found.shown,
+        "settings": s.asdict(), **made_with, "judges": {name: judge.identity for name, judge in judges.items()},
+        "real_positive": experiment.real_positive(rewards["reward"]), "completions": found.shown,
         "seconds": time.perf_counter() - began, "date": date.today().isoformat(), "commit": COMMIT, "machine": _machine(),
         "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]),
     }  # fmt: skip
@@ -464,9 +467,10 @@ def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
     for file in sorted(file for file in FOLDER.glob("*/*.json") if file.parent.name in same | {unit.experiment}):
         record = json.loads(file.read_text())
         if odd := [name for name, value in made_with.items() if record.get(name) != value]:
+            like = f" ({record['machine']['dtype']}, {record['machine']['device']})" if "machine" in record else ""
             raise ValueError(
                 f"{unit.title} would be made with another {odd[0]} than {file.parent.name}/{file.stem}; they could not be compared. "
-                "A machine of the kind that made those makes the same, and keeps its reward model in data/study for all others."
+                f"A machine like the one that made that{like} makes the same."
             )
 
 
