@@ -161,13 +161,14 @@ def test_every_experiment_has_units_of_different_files(folder):
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 1 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 20 + 10
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 1 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 25 + 10
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
         for u in units
         if isinstance(u, study.Training) and "tuning" not in u.experiment
     }
-    borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
+    borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "warp-dpo-own": "warp-dpo"}
+    borrowed |= {"restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
     for (experiment, arm), (rate, beta) in given.items():
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
         like = like if like in rates else like.split("-")[0]
@@ -393,6 +394,8 @@ def test_figures_show_what_is_compared(folder):
     scores = load_file(folder / "e" / "warp-0.safetensors")
     save_file(scores | {"test.judge": scores["test.reward"] * 2}, folder / "e" / "warp-0.safetensors")
     one, band = outcome("e", "warp", 0), {"mean": 0.3, "p99": 1.4}
+    looks = {(trace.line.color, trace.line.dash) for trace in plots.fronts({f"arm {k}": [one] for k in range(8)}, 2.5, band).data}
+    assert len(looks) == 8
     line = plots.fronts({"warp": [one]}, 2.5, band).data[0]
     assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
     points, alike = plots.judged({"warp": [one]}, "judge", band).data

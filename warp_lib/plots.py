@@ -5,6 +5,7 @@ Every reward axis is in r̃ and shows where real positive reviews lie; every poi
 
 import html
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -141,12 +142,13 @@ def fronts(
             mode="lines+markers", marker=dict(size=6, symbol="x"), line=dict(color=GREY, dash="dash"), text=best_of_n.rows["n"],
             hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
         )  # fmt: skip
-    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
+    looks = list(product(("solid", "dot"), PALETTE))  # more arms than colours come dotted
+    for (arm, seeds), (dash, colour) in zip(outcomes.items(), looks, strict=False):
         for k, one in enumerate(seeds):
             kl, reward = one.line(split)
             figure.add_scatter(
                 x=kl, y=reward.mean(1), error_y=_two_errors(reward, colour), name=arm, legendgroup=arm, showlegend=not k,
-                mode="lines+markers", marker=dict(size=5), line=dict(color=colour, width=1.5), opacity=0.8,
+                mode="lines+markers", marker=dict(size=5), line=dict(color=colour, width=1.5, dash=dash), opacity=0.8,
                 hovertemplate=f"{html.escape(arm)}, seed {one.rows['seed'].iloc[0]}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, annotation_text="compared", annotation_position="bottom left")

@@ -104,6 +104,14 @@ def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress)
     return points, record | _pairs_from(experiment)
 
 
+def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """WARP on DPO where each run makes pairs of its own before each iteration, from its share of the prompts: runs differ in their data."""
+    s = experiment.settings
+    own = partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs)
+    points, record = _warp_of(experiment, experiment.dpo_aligner(own, progress))
+    return points, record | _pairs_from(experiment)
+
+
 def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """DPO by itself, on those same pairs, with as many optimiser steps as all of WARP's runs."""
     points, record = _long_run_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress), "dpo")
@@ -340,6 +348,7 @@ def restarts() -> list[Unit]:
 # All of them spend 400 steps on pairs of the completions of 2 · 800 prompts.
 DPO = {
     "warp-dpo": Arm(by_warp_dpo),
+    "warp-dpo-own": Arm(by_warp_dpo_own),
     "warp-dpo-once": Arm(by_warp_dpo_once),
     "dpo": Arm(by_dpo),
     "dpo-iterated": Arm(by_iterated_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),
@@ -356,7 +365,7 @@ def dpo_tuning() -> list[Unit]:
 
 def dpo() -> list[Unit]:
     """WARP on DPO with pairs made anew, and what tells its causes apart. Each at the settings of the tuned one that is trained alike."""
-    alike = {"warp-dpo": "warp-dpo", "warp-dpo-once": "warp-dpo", "dpo": "dpo", "dpo-iterated": "dpo"}
+    alike = {name: "warp-dpo" if name.startswith("warp") else "dpo" for name in DPO}
     given = {name: _decided("dpo-tuning", tuned) | PAIRS for name, tuned in alike.items()}
     return [_unit("dpo", name, arm, seed, given[name]) for seed in range(5) for name, arm in DPO.items()]
 
