@@ -315,7 +315,7 @@ def lab(chromium, tmp_path_factory) -> Page:
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
         page.locator(".lm-MenuBar-item").filter(has_text=re.compile("^Run$")).click()
         page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        page.get_by_role("slider").first.wait_for(timeout=90_000)
+        page.get_by_role("slider").first.wait_for(timeout=300_000)  # the judge is trained first
         yield page
         page.close()
 

@@ -192,6 +192,7 @@ class WidgetView:
 
     def __init__(self, progress: Watched) -> None:
         import ipywidgets
+        from plotly.graph_objects import FigureWidget  # noqa: F401  seconds, the first time: now, while there is nothing to stop
 
         self.progress, self.figure = progress, None
         self.panels: list[str] = []
