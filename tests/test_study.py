@@ -57,10 +57,15 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
         study.run(["tuning"], Progress())
 
 
-def test_units_of_another_reward_model_are_refused_before_they_are_trained(folder):
-    keep(folder, "x", "reinforce", 0, [(0, 0), (2, 1)])
-    unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), lambda *_: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="another reward_model than x/reinforce-0"):
+def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(folder):
+    """Guards: arms of a seed that cannot be compared; a seed refused for what another one was made with, or another experiment's."""
+    keep(folder, "x", "reinforce", 4, [(0, 0), (2, 1)])
+    unit = study.Training("x", "warp", Settings.profile("smoke", name="study", seed=4), lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="x: warp, seed 4 would be made with another reward_model than x/reinforce-4"):
+        study.run_unit(unit, Progress())
+    (folder / "x" / "reinforce-4.json").rename(folder / "x" / "reinforce-14.json")
+    keep(folder, "y", "reinforce", 4, [(0, 0), (2, 1)])
+    with pytest.raises(pytest.fail.Exception, match="trained"):
         study.run_unit(unit, Progress())
 
 
@@ -80,11 +85,6 @@ def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
         study.run_unit(unit("primary", seed=1), Progress())
     digests = [outcome("primary", "warp", seed).record["reward_model"] for seed in (0, 1)]
     assert digests[0] == digests[1] and finished_seeds("primary", ["warp"]) == [0, 1]
-    record = folder / "primary" / "warp-0.json"
-    record.write_text(record.read_text().replace(digests[0], "another"))
-    grid = study.Training("grid", "warp-m1", Settings.profile("smoke", name="study"), lambda *_: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="grid: warp-m1, seed 0 would be made with another reward_model than primary/warp-0"):
-        study.run_unit(grid, Progress())
 
 
 def test_a_kept_reward_model_rewards_alike(folder):
@@ -292,12 +292,19 @@ def test_a_front_that_ends_early_shortens_its_seed_and_says_so(folder):
     assert not found.short and found.by_seed[0].mean == pytest.approx((1.5 * 1 + 2.5 + 3.5 + 4 * 2) / 5 - 1.75, abs=1e-6)
 
 
-def test_units_of_different_reward_models_are_not_compared(folder):
-    keep(folder, "e", "warp", 0, [(0, 0), (4, 4)])
-    keep(folder, "e", "rival", 0, [(0, 0), (6, 3)])
-    file = folder / "e" / "rival-0.json"
-    file.write_text(file.read_text().replace("kept", "another"))
-    with pytest.raises(ValueError, match="different reward models"):
+def test_arms_are_compared_where_one_reward_model_scored_both(folder):
+    """Guards: a seed whose arms had different reward models taken for a pair; one left out because another seed had another."""
+    for seed in range(3):
+        keep(folder, "e", "warp", seed, [(0, 0), (4, 4)])
+        keep(folder, "e", "rival", seed, [(0, 0), (6, 3)])
+    for name in ("rival-0", "rival-1", "warp-1"):
+        file = folder / "e" / f"{name}.json"
+        file.write_text(file.read_text().replace("kept", "another"))
+    assert contrast("e", "warp", ["rival"], high=3.0).by_seed.keys() == {1, 2}
+    assert outcomes.difference(("e", "warp"), ("e", "rival"), 3.0).by_seed.keys() == {1, 2}
+    for seed in (1, 2):
+        (folder / "e" / f"warp-{seed}.json").unlink()
+    with pytest.raises(ValueError, match=r"no seed has finished all of warp \(e\), rival \(e\), scored by one reward"):
         contrast("e", "warp", ["rival"], high=3.0)
 
 
@@ -338,8 +345,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
     file = folder / "rl" / "warp-0.json"
     file.write_text(file.read_text().replace("kept", "another"))
     outcome.cache_clear()
-    with pytest.raises(ValueError, match="dpo and rl were scored by different reward models"):
-        outcomes.difference_of_gains(of, than, high=3.0)
+    assert outcomes.difference_of_gains(of, than, high=3.0).by_seed.keys() == {1}
 
 
 def test_end_rows_show_the_point_of_largest_kl(folder):

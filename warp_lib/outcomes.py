@@ -279,16 +279,10 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: 
 
     The fronts and the better rival are those of the reward; `scorer` may be a judge, which then says how far they really are apart.
 
-    A seed on which one of the fronts ends before `high` is compared as far as all of them reach; one whose arms had different judges is
-    left out where the judge is asked. Raises ValueError when no seed is left, or when units were scored by different reward models.
+    A seed on which one of the fronts ends before `high` is compared as far as all of them reach; one whose arms had different reward
+    models, or different judges where the judge is asked, is left out. Raises ValueError when no seed is left.
     """
-    arms = [arm, *rivals]
-    seeds = finished_seeds(experiment, arms)
-    if scorer != "reward":
-        seeds = [seed for seed in seeds if _scored_alike([outcome(experiment, name, seed) for name in arms], scorer)]
-    if not seeds:
-        raise ValueError(f"no seed of {experiment} has finished all of {', '.join(arms)}, scored by one {scorer}.")
-    ends = _ends([(experiment, name) for name in arms], seeds, high)
+    seeds, ends = _shared([(experiment, name) for name in [arm, *rivals]], high, scorer)
 
     def score(name: str, seed: int, split: str, scorer: str = "reward") -> np.ndarray:
         return outcome(experiment, name, seed).along_front(split, ends[seed], scorer)
@@ -300,16 +294,14 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: 
 def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:
     """An arm's fronts against best-of-n from SFT, at the KL that bounds it (see `best_of_n.kl_of_best`): in truth it may be cheaper.
 
-    Compared as far as the largest n reaches; seeds with another judge than best-of-n are left out where the judge is asked. Raises
-    ValueError when best-of-n has not been measured or no seed of the arm is left, or when they were scored by different reward models.
+    Compared as far as the largest n reaches, on the seeds that were scored alike. Raises ValueError when best-of-n has not been measured or
+    no such seed is left.
     """
     best = outcome("best-of-n", "sft", 0) if finished_seeds("best-of-n", ["sft"]) else None
     seeds = finished_seeds(experiment, [arm]) if best else []
-    if scorer != "reward":
-        seeds = [seed for seed in seeds if _scored_alike([best, outcome(experiment, arm, seed)], scorer)]
+    seeds = [seed for seed in seeds if _scored_alike([best, outcome(experiment, arm, seed)], scorer)]
     if not seeds:
         raise ValueError(f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured: `python -m warp_lib study`.")
-    _refuse_different([best, *(outcome(experiment, arm, seed) for seed in seeds)], ["best-of-n", experiment])
     kl, reward = best.kl("test"), best.reward("test", scorer)
     ends = {seed: min(high, kl.max(), *(outcome(experiment, arm, seed).reach(s) for s in ("validation", "test"))) for seed in seeds}
     by_prompt = {
@@ -325,7 +317,7 @@ Place = tuple[str, str]
 def difference(arm: Place, rival: Place, high: float) -> Contrast:
     """An arm against one rival, maybe of another experiment, over the seeds that both have finished (see `contrast`).
 
-    Raises ValueError when there is no such seed, or when they were scored by different reward models.
+    Raises ValueError when there is no such seed.
     """
     seeds, ends = _shared([arm, rival], high)
     a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed]) for seed in seeds} for one in (arm, rival))
@@ -345,7 +337,7 @@ def difference_of_gains(of: tuple[Place, Place], than: tuple[Place, Place], high
         of, than: arm and rival.
         high: the largest KL, nats; a seed on which one of the four fronts ends before is compared as far as all of them reach.
 
-    Raises ValueError when no seed has finished all four, or when they were scored by different reward models.
+    Raises ValueError when no seed has finished all four, scored by one reward model.
     """
     four = [*of, *than]
     seeds, ends = _shared(four, high)
@@ -357,38 +349,28 @@ def difference_of_gains(of: tuple[Place, Place], than: tuple[Place, Place], high
     return _paired(*gains, high, by_prompt, ends)
 
 
-def shared_seeds(arms: Iterable[Place]) -> list[int]:
-    """The seeds on which all of the arms have ended, each in its experiment."""
-    return sorted(set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in arms)))
+def shared_seeds(arms: Iterable[Place], scorer: str = "reward") -> list[int]:
+    """The seeds on which all of the arms have ended, each in its experiment, and were scored alike."""
+    seeds = set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in arms))
+    return sorted(seed for seed in seeds if _scored_alike([outcome(*one, seed) for one in arms], scorer))
 
 
-def _shared(arms: list[Place], high: float) -> tuple[list[int], dict[int, float]]:
-    """The seeds that all arms have finished, and seed → where their comparison ends. Raises ValueError when there is none."""
-    if not (seeds := shared_seeds(arms)):
-        raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({experiment})' for experiment, name in arms)}.")
-    return seeds, _ends(arms, seeds, high)
+def _shared(arms: list[Place], high: float, scorer: str = "reward") -> tuple[list[int], dict[int, float]]:
+    """The seeds that all arms share, and seed → the KL up to which they can be compared: `high`, or where the first of them ends.
 
-
-def _ends(arms: list[Place], seeds: list[int], high: float) -> dict[int, float]:
-    """Seed → the KL up to which all arms, given with their experiments, can be compared: `high`, or where the first of them ends.
-
-    Raises ValueError when their rewards are not the same.
+    Raises ValueError when there is no such seed.
     """
-    found = {seed: [outcome(experiment, name, seed) for experiment, name in arms] for seed in seeds}
-    _refuse_different([one for units in found.values() for one in units], list(dict(arms)))
-    return {seed: min(high, *(one.reach(split) for one in units for split in ("validation", "test"))) for seed, units in found.items()}
+    if not (seeds := shared_seeds(arms, scorer)):
+        raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({e})' for e, name in arms)}, scored by one {scorer}.")
+    reach = {seed: min(outcome(*one, seed).reach(split) for one in arms for split in ("validation", "test")) for seed in seeds}
+    return seeds, {seed: min(high, end) for seed, end in reach.items()}
 
 
 def _scored_alike(units: list[Outcome], scorer: str) -> bool:
-    """Whether units have the same scorer: the reward model, or a judge, which every machine trains for itself. Units from before judges
-    were recorded are of one kind of machine."""
-    return len({one.record["reward_model"] if scorer == "reward" else one.record.get("judges", {}).get(scorer) for one in units}) == 1
-
-
-def _refuse_different(units: list[Outcome], names: list[str]) -> None:
-    """Raises ValueError when units of the experiments `names` have not the same rewards."""
-    if not _scored_alike(units, "reward"):
-        raise ValueError(f"the units of {' and '.join(names)} were scored by different reward models, and cannot be compared.")
+    """Whether units have the same reward model and, if `scorer` is a judge, the same of those, which every machine trains for itself.
+    Units from before judges were recorded are of one kind of machine."""
+    judges = {one.record.get("judges", {}).get(scorer) for one in units}
+    return len({one.record["reward_model"] for one in units}) == len(judges) == 1
 
 
 def _paired(arm: str, rival: str, high: float, by_prompt: dict[int, np.ndarray], ends: dict[int, float]) -> Contrast:
