@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from safetensors.numpy import save_file
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import WordLevel
@@ -220,6 +221,40 @@ def serving(*command: str, log: Path, env: dict[str, str] | None = None) -> Iter
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(20)
+
+
+@contextmanager
+def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Path) -> Iterator[Page]:
+    """JupyterLab on a notebook's folder, with `around` in its environment: the page, all of its cells begun.
+
+    What goes wrong while it is open is raised with what the page and the server say.
+    """
+    folder, log = notebook.parent, notebook.parent / "log"
+    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
+    server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    around |= {"PYTHONPATH": paths.ROOT, "JUPYTER_CONFIG_DIR": folder / "c"}
+    around |= {"JUPYTERLAB_SETTINGS_DIR": folder / "s", "JUPYTERLAB_WORKSPACES_DIR": folder / "w"}
+    quiet = folder / "s" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false"}')  # or Lab asks, above the notebook
+    with serving(*server, log=log, env={name: str(value) for name, value in around.items()}) as address:
+        page = chromium.new_page(viewport={"width": 1300, "height": height})
+        try:
+            page.goto(f"{address}lab/tree/{notebook.name}")
+            # Only a kernel that has started takes all cells.
+            page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=90_000)
+            menu(page, "Run", "Run All Cells")
+            yield page
+        except BaseException as error:
+            error.add_note(f"The page:\n{page.locator('body').inner_text()}\nThe server:\n{log.read_text()}")
+            raise
+        finally:
+            page.close()
+
+
+def menu(page: Page, name: str, item: str) -> None:
+    page.locator(".lm-MenuBar-item").filter(has_text=re.compile(f"^{name}$")).click()
+    page.locator(".lm-Menu-item").filter(has_text=re.compile(f"^{item}")).first.click()
 
 
 def _answers(address: str) -> bool:

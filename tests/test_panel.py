@@ -4,13 +4,12 @@ import dataclasses
 import html
 import re
 import shlex
-import sys
 import time
 
 import nbformat
 import pandas as pd
 import pytest
-from conftest import serving
+from conftest import menu, running_in_lab
 from papermill.cli import papermill as papermill_command
 from playwright.sync_api import Page, expect
 
@@ -195,24 +194,10 @@ def lab(chromium, folders, tmp_path_factory) -> Page:
     ]
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), folder / "panel.ipynb")
-    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
-    server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    around = {"WARP_RUNS": folder / "runs", "PYTHONPATH": ROOT, "HF_DATASETS_CACHE": folder / "cache", "JUPYTER_CONFIG_DIR": folder / "c"}
-    around |= {"JUPYTERLAB_SETTINGS_DIR": folder / "s", "JUPYTERLAB_WORKSPACES_DIR": folder / "w"}
-    with serving(*server, log=folder / "log", env={name: str(value) for name, value in around.items()}) as address:
-        page = chromium.new_page(viewport={"width": 1300, "height": 2200})
+    with running_in_lab(chromium, folder / "panel.ipynb", 2200, WARP_RUNS=folder / "runs", HF_DATASETS_CACHE=folder / "cache") as page:
         page.runs = folder / "runs"
-        page.goto(f"{address}lab/tree/panel.ipynb")
-        page.locator(".jp-Notebook .jp-Cell").nth(2).wait_for(timeout=60_000)
-        menu(page, "Run", "Run All Cells")
         page.get_by_role("button", name="Start", exact=True).wait_for(timeout=60_000)
         yield page
-        page.close()
-
-
-def menu(page: Page, name: str, item: str) -> None:
-    page.locator(".lm-MenuBar-item").filter(has_text=re.compile(f"^{name}$")).click()
-    page.locator(".lm-Menu-item").filter(has_text=re.compile(f"^{item}")).first.click()
 
 
 def steps_done(label) -> int:

@@ -6,14 +6,13 @@ import math
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import END, padded, plain_log_probs, plain_logits, serving, tiny_policy, token_ids
+from conftest import END, padded, plain_log_probs, plain_logits, running_in_lab, tiny_policy, token_ids
 from playwright.sync_api import Page, expect
 
 from warp_lib import deltas, playground, task_vectors
@@ -299,25 +298,11 @@ def test_stand_in_where_the_reward_model_is_not_stored(monkeypatch, folder):
 
 @pytest.fixture(scope="module")
 def lab(chromium, tmp_path_factory) -> Page:
-    """The notebook in JupyterLab, all of its cells run, in a store where nothing has been trained."""
-    folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(ROOT / "notebooks" / "08_playground.ipynb", folder)
-    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
-    server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    around = {"PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "c")}
-    quiet = folder / "s" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false"}')  # or Lab asks, above the notebook
-    around |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "s"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "w")}
-    with serving(*server, log=folder / "log", env=around) as address:
-        page = chromium.new_page(viewport={"width": 1300, "height": 1700})
-        page.goto(f"{address}lab/tree/08_playground.ipynb")
-        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
-        page.locator(".lm-MenuBar-item").filter(has_text=re.compile("^Run$")).click()
-        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        page.get_by_role("slider").first.wait_for(timeout=300_000)  # the judge is trained first
+    """The notebook in JupyterLab, all of its cells run."""
+    notebook = Path(shutil.copy(ROOT / "notebooks" / "08_playground.ipynb", tmp_path_factory.mktemp("lab")))
+    with running_in_lab(chromium, notebook, 1700) as page:
+        page.get_by_role("slider").first.wait_for(timeout=180_000)
         yield page
-        page.close()
 
 
 def said(page: Page):

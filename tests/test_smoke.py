@@ -12,9 +12,9 @@ from warp_lib.paths import ROOT
 from warp_lib.rendering import can_draw
 
 
-def report(runs, *options: str) -> str:
-    command = [sys.executable, "-m", "warp_lib", "report", "--profile", "smoke", *options]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"WARP_RUNS": str(runs)}, capture_output=True, text=True, timeout=500)
+def run(command: list[str], runs) -> str:
+    around = {name: value for name, value in os.environ.items() if name != "JUPYTER_PATH"} | {"WARP_RUNS": str(runs)}
+    done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -26,7 +26,7 @@ def entries(runs) -> set[str]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return folder, report(folder)
+    return folder, run([sys.executable, "-m", "warp_lib", "report", "--profile", "smoke"], folder)
 
 
 def test_report(runs):
@@ -53,11 +53,13 @@ def test_report(runs):
     assert AutoModelForCausalLM.from_pretrained(folder / "smoke" / "models" / "warp").config.vocab_size == 8192
 
 
-def test_second_report_trains_nothing_and_more_runs_reuse(runs):
-    """What is stored is not computed again: only the third run of each iteration, its merges and the longer baseline are new."""
+def test_more_runs_reuse_what_is_stored(runs):
+    """Two of the notebooks through papermill, with a third run: that one of each iteration, its merges and the longer baseline are new."""
     folder, _ = runs
     before = entries(folder)
-    report(folder, "--runs", "3")
+    for notebook in ("03_warp", "04_reinforce_baseline"):
+        command = [sys.executable, "-m", "papermill", f"{ROOT}/notebooks/{notebook}.ipynb", f"{folder}/{notebook}.ipynb"]
+        run([*command, "--kernel", "python3", "-p", "profile", "smoke", "-p", "runs", "3"], folder)
     new = entries(folder) - before
     # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are new; and the baseline is longer.
     assert sum(name.startswith("run-") for name in new) == 5
