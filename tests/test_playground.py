@@ -20,9 +20,9 @@ from warp_lib.deltas import norm, pack, unpack
 from warp_lib.merging import between, interpolate, slerp
 from warp_lib.outcomes import outcome
 from warp_lib.paths import ROOT
-from warp_lib.playground import Completion, Desk, Place, Playground, by_token, find_reward, page, sentence_ends, split
+from warp_lib.playground import Completion, Desk, Place, Playground, by_token, page, sentence_ends, split
 from warp_lib.policy import Policy
-from warp_lib.progress import NotStored, OnlyStored, Progress
+from warp_lib.progress import Progress
 from warp_lib.reward import Reward
 from warp_lib.settings import Settings
 
@@ -272,25 +272,6 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
         assert "<img" not in desk.shown.value and len(visited.x) == 3
 
     asyncio.run(use())
-
-
-def test_stand_in_where_the_reward_model_is_not_stored(monkeypatch, folder):
-    """Guards: a playground that trains for minutes; and one that hides that it could not."""
-
-    def trains(progress: Progress) -> Reward:
-        list(progress.track([1], "reward · 6 layers"))
-        return "trained"
-
-    experiment = SimpleNamespace(reward=trains, settings=Settings(), reviews=SimpleNamespace(judges=None), sft_texts=["w1", "w2", "w4"])
-    monkeypatch.setattr(playground, "train_tfidf_scorer", lambda reviews: Letters())
-    name, reward = find_reward(experiment, Progress())
-    assert "stand-in" in name and isinstance(reward.raw, Letters)
-    experiment.reward = lambda progress: "stored"
-    assert find_reward(experiment, Progress()) == ("the reward model", "stored")
-    monkeypatch.setattr(playground.kept_reward, "read", lambda settings: "kept")
-    assert find_reward(experiment, Progress()) == ("the study's reward model", "kept")
-    with pytest.raises(NotStored):
-        trains(OnlyStored())
 
 
 # ------------------------------------------------------------------------------------------------------------ as a person uses it

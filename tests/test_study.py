@@ -16,7 +16,7 @@ from conftest import GIVEN, keep
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import kept_reward, outcomes, plots, study
+from warp_lib import kept_reward, outcomes, plots, study, task_vectors
 from warp_lib.aligner import Run
 from warp_lib.fronts import Interval
 from warp_lib.merging import interpolate
@@ -106,6 +106,18 @@ def test_a_kept_reward_model_rewards_alike(folder):
     save_file({name: t + np.float32(1e-3) for name, t in tensors.items()}, kept_reward.file(), said)
     with pytest.raises(ValueError, match="not the one that was kept"):
         kept_reward.read(settings)
+
+
+def test_committed_units_have_the_reward_model_that_they_are_compared_by():
+    """The kept one reads back and rewarded all units of its seeds; the arms of a seed have one."""
+    kept = kept_reward.read(task_vectors.settings()).identity
+    found = {}
+    for file in outcomes.FOLDER.glob("*/*.json"):
+        record = json.loads(file.read_text())
+        if file.parent.name != "tuning":  # its records are older
+            found.setdefault((file.parent.name, record["settings"]["seed"]), set()).add(record["reward_model"])
+    assert all(len(models) == 1 for models in found.values())
+    assert all(models == {kept} for (_, seed), models in found.items() if seed in study.SEEDS) and ("primary", 0) in found
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):

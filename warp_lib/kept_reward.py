@@ -1,7 +1,7 @@
-"""The study's one reward model, kept in the repository: whatever machine goes on with the study, its units are rewarded alike.
+"""The study's reward model, kept in the repository: whatever machine goes on with the study, its units are rewarded alike.
 
-Two machines that train it from the same seed get two reward models, for they round differently; units that were rewarded by different
-ones cannot be compared.
+Two machines that train it from the same seed get two reward models, for they round differently; what was rewarded by different ones cannot
+be compared.
 """
 
 import json

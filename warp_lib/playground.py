@@ -14,14 +14,13 @@ import torch
 from IPython.display import HTML
 from torch import Tensor
 
-from . import kept_reward, machine, plots
+from . import machine, plots
 from .evaluate import kl_by_token
 from .experiment import Experiment
 from .live import front_end
 from .merging import Weights, between, geometry, interpolate
 from .policy import Policy, Rollouts
-from .progress import NotStored, OnlyStored, Progress
-from .reward import Reward, train_tfidf_scorer
+from .reward import Reward
 from .seeds import torch_stream
 
 COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
@@ -59,17 +58,6 @@ class Completion:
     reward: float
     before: float
     sentences: list[tuple[int, float]]
-
-
-def find_reward(experiment: Experiment, progress: Progress) -> tuple[str, Reward]:
-    """What rewards here, by name: the study's reward model or the store's; else the TF-IDF judge, which takes seconds and no training."""
-    if kept := kept_reward.read(experiment.settings):
-        return "the study's reward model", kept
-    try:
-        return "the reward model", experiment.reward(OnlyStored())
-    except NotStored:
-        scorer = train_tfidf_scorer(experiment.reviews.judges)
-        return "the TF-IDF judge, a stand-in (the reward model is not in the store yet)", Reward.standardised(scorer, experiment.sft_texts)
 
 
 class Playground:

@@ -227,14 +227,14 @@ class Training(Unit):
         s = self.settings
         points, record = self.train(experiment, rewards["reward"], progress)
         splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
+        held_out = {split: experiment.held_out_prompts(split) for split in splits}
         choosing = {name: reward for name, reward in rewards.items() if name != "judge"}  # it counts nowhere there, and costs an encoder
         rows, scores, shown = [], {}, []
         for point in progress.track(list(points), "evaluation"):
             place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
             if "pairs_from" not in record:  # DPO samples before it trains
                 place["completions"] = point.steps * s.batch_size
-            for split in splits:
-                prompts = experiment.held_out_prompts(split)
+            for split, prompts in held_out.items():
                 asked = rewards if split == "test" else choosing
                 seen = experiment.evaluate(point.theta, asked, list(prompts.values()), progress=progress)
                 rows.append({"arm": self.arm, "split": split} | place | seen.summary)
