@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import pandas as pd
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from safetensors.numpy import save_file
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tokenizers.models import WordLevel
@@ -83,7 +84,8 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
     file.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
-    file.write_text(json.dumps({"settings": GIVEN, "reward_model": "kept", "real_positive": {"mean": 0.3, "p99": 1.4}}))
+    found = {"settings": GIVEN, "reward_model": "kept", "real_positive": {"mean": 0.3, "p99": 1.4}}
+    file.write_text(json.dumps(found | {"machine": {"dtype": str(machine.fast_dtype())}}))
 
 
 @pytest.fixture
@@ -227,7 +229,7 @@ def serving(*command: str, log: Path, env: dict[str, str] | None = None) -> Iter
 def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Path) -> Iterator[Page]:
     """JupyterLab on a notebook's folder, with `around` in its environment: the page, all of its cells begun.
 
-    What goes wrong while it is open is raised with what the page and the server say.
+    What goes wrong before a fixture hands it on is raised with what the page and the server say.
     """
     folder, log = notebook.parent, notebook.parent / "log"
     server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
@@ -246,7 +248,9 @@ def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Pat
             menu(page, "Run", "Run All Cells")
             yield page
         except BaseException as error:
-            error.add_note(f"The page:\n{page.locator('body').inner_text()}\nThe server:\n{log.read_text()}")
+            with suppress(PlaywrightError):
+                error.add_note(f"The page:\n{page.locator('body').inner_text()}")
+            error.add_note(f"The server:\n{log.read_text()}")
             raise
         finally:
             page.close()

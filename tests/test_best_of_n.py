@@ -63,5 +63,14 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     found = outcomes.over_best_of_n("x", "warp", 3.0)
     assert found.by_seed[0].mean == pytest.approx(0.1) and found.over_seeds.mean == pytest.approx(0.2)
     assert found.short == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
+    for file in (folder / "x").glob("warp-[12].json"):  # seed 1 had another reward model, seed 4 of best-of-n had it too
+        file.write_text(file.read_text().replace("kept", "another"))
+    outcomes.outcome.cache_clear()
+    assert outcomes.over_best_of_n("x", "warp", 3.0).by_seed.keys() == {0}
+    keep(folder, "best-of-n", "sft", 4, [(0.0, 0.1), (1.0, 1.1), (2.5, 1.85)], method="best-of-n")
+    file = folder / "best-of-n" / "sft-4.json"
+    file.write_text(file.read_text().replace("kept", "another"))
+    found = outcomes.over_best_of_n("x", "warp", 3.0)
+    assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx([0.1, 0.2])
     with pytest.raises(ValueError, match="no seed of x for dpo"):
         outcomes.over_best_of_n("x", "dpo", 3.0)

@@ -78,14 +78,15 @@ def test_selection_keeps_points_without_the_number_asked_for(own):
 
 
 def test_hypervolumes_are_paired_by_seed():
-    """Guards: a difference of unpaired means, seeds pooled into one front."""
-    a = pd.DataFrame({"seed": [1, 2, 3], "kl": [1.0, 2.0, 3.0], "reward": [1.0, 1.0, 1.0]})
+    """Guards: a difference of unpaired means, seeds pooled into one front, pairs that different reward models scored."""
+    a = pd.DataFrame({"seed": [1, 2, 3], "kl": [1.0, 2.0, 3.0], "reward": [1.0, 1.0, 1.0], "reward_model": "m"})
     b = a[a["seed"] < 3].assign(reward=0.5)
     deep = CORNER[0]
-    assert hypervolumes(a, "reward") == {1: deep - 1, 2: deep - 2, 3: deep - 3}
+    assert hypervolumes(a, "reward") == {(1, "m"): deep - 1, (2, "m"): deep - 2, (3, "m"): deep - 3}
     found = comparison(a, b, "reward")
     assert found["A − B"].n == 2 and found["A − B"].mean == pytest.approx(((deep - 1) + (deep - 2)) / 4) and found["A"].n == 3
     assert comparison(a, b[:0], "reward").keys() == {"A"}
+    assert "A − B" not in comparison(a, b.assign(reward_model="another"), "reward")
 
 
 def test_completions_stand_beside_sft_on_the_same_prompts(own):

@@ -54,10 +54,10 @@ def test_report(runs):
 
 
 def test_more_runs_reuse_what_is_stored(runs):
-    """Two of the notebooks through papermill, with a third run: that one of each iteration, its merges and the longer baseline are new."""
+    """Notebooks through papermill, with a third run: that one of each iteration, its merges, the longer baseline."""
     folder, _ = runs
     before = entries(folder)
-    for notebook in ("03_warp", "04_reinforce_baseline"):
+    for notebook in ("01_reward_model", "03_warp", "04_reinforce_baseline"):
         command = [sys.executable, "-m", "papermill", f"{ROOT}/notebooks/{notebook}.ipynb", f"{folder}/{notebook}.ipynb"]
         run([*command, "--kernel", "python3", "-p", "profile", "smoke", "-p", "runs", "3"], folder)
     new = entries(folder) - before

@@ -16,7 +16,7 @@ from conftest import GIVEN, keep
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import kept_reward, outcomes, plots, study, task_vectors
+from warp_lib import kept_reward, machine, outcomes, plots, study, task_vectors
 from warp_lib.aligner import Run
 from warp_lib.fronts import Interval
 from warp_lib.merging import interpolate
@@ -67,10 +67,16 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     keep(folder, "y", "reinforce", 4, [(0, 0), (2, 1)])
     with pytest.raises(pytest.fail.Exception, match="trained"):
         study.run_unit(unit, Progress())
+    file, made = folder / "x" / "other-4.json", json.loads((folder / "y" / "reinforce-4.json").read_text())
+    made |= {"reward_model": kept_reward.read(unit.settings).identity, "sft": digest(study.Experiment(unit.settings).theta_sft)}
+    for kind, refusal in ((str(machine.fast_dtype()), "trained"), ("torch.float8", "another dtype than x/other-4")):
+        file.write_text(json.dumps(made | {"machine": {"dtype": kind}}))
+        with pytest.raises((pytest.fail.Exception, ValueError), match=refusal):
+            study.run_unit(unit, Progress())
 
 
 def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
-    """Guards: a reward model trained anew on another machine; one kept from the trials, which are compared with nothing else."""
+    """Guards: a reward model trained anew on another machine."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
 
     def unit(experiment: str, seed: int = 0) -> study.Training:
@@ -78,13 +84,10 @@ def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
         return study.Training(experiment, arms[experiment], Settings.profile("smoke", name="study", steps=1, seed=seed), study.by_warp)
 
     study.run_unit(unit("tuning"), Progress())
-    assert not kept_reward.file().exists()
-    study.run_unit(unit("primary"), Progress())
     with monkeypatch.context() as another_machine:
         another_machine.setattr(study.Experiment, "reward", lambda *_: pytest.fail("trained anew"))
         study.run_unit(unit("primary", seed=1), Progress())
-    digests = [outcome("primary", "warp", seed).record["reward_model"] for seed in (0, 1)]
-    assert digests[0] == digests[1] and finished_seeds("primary", ["warp"]) == [0, 1]
+    assert outcome("tuning", "warp-a", 0).record["reward_model"] == outcome("primary", "warp", 1).record["reward_model"]
 
 
 def test_a_kept_reward_model_rewards_alike(folder):
@@ -117,7 +120,8 @@ def test_committed_units_have_the_reward_model_that_they_are_compared_by():
         if file.parent.name != "tuning":  # its records are older
             found.setdefault((file.parent.name, record["settings"]["seed"]), set()).add(record["reward_model"])
     assert all(len(models) == 1 for models in found.values())
-    assert all(models == {kept} for (_, seed), models in found.items() if seed in study.SEEDS) and ("primary", 0) in found
+    assert all(models == {kept} for (_, seed), models in found.items() if seed in (*outcomes.SEEDS, outcomes.TUNING_SEED))
+    assert found["dpo-tuning", outcomes.TUNING_SEED] and found["primary", 0] == found["best-of-n", 0] != {kept}
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
@@ -313,7 +317,10 @@ def test_arms_are_compared_where_one_reward_model_scored_both(folder):
         file = folder / "e" / f"{name}.json"
         file.write_text(file.read_text().replace("kept", "another"))
     assert contrast("e", "warp", ["rival"], high=3.0).by_seed.keys() == {1, 2}
-    assert outcomes.difference(("e", "warp"), ("e", "rival"), 3.0).by_seed.keys() == {1, 2}
+    found = outcomes.difference(("e", "warp"), ("e", "rival"), 3.0)
+    assert found.by_seed.keys() == {1, 2} and list(outcomes.by_reward_model("e", found)) == ["seeds 1", "seeds 2"]
+    pair = {"e": (("e", "warp"), ("e", "rival"))}
+    assert outcomes.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {2} and not outcomes.differences(pair, 3.0, [0])
     for seed in (1, 2):
         (folder / "e" / f"warp-{seed}.json").unlink()
     with pytest.raises(ValueError, match=r"no seed has finished all of warp \(e\), rival \(e\), scored by one reward"):
@@ -351,7 +358,8 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
     assert found.over_seeds.n == 2 and found.arm == "warp-dpo − dpo" and found.rival == "warp − reinforce"
     with pytest.raises(ValueError, match=r"no seed has finished all of warp-dpo \(dpo\)"):
         outcomes.difference_of_gains(of, (("rl", "warp"), ("rl", "absent")), high=3.0)
-    across = outcomes.differences({"there": (("dpo", "warp-dpo"), ("rl", "reinforce")), "not yet": (of[0], ("rl", "absent"))}, high=3.0)
+    pairs = {"there": (("dpo", "warp-dpo"), ("rl", "reinforce")), "not yet": (of[0], ("rl", "absent"))}
+    across = outcomes.differences(pairs, 3.0, range(3))
     assert list(across) == ["there"] and across["there"].over_seeds.n == 2
     assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx([1.0 * 2, 1.2 * 1.5], abs=1e-5)
     file = folder / "rl" / "warp-0.json"

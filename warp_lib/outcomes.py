@@ -17,6 +17,8 @@ from .paths import ROOT
 
 FOLDER = ROOT / "data" / "study"
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
+# Seeds 0 to 3 had a reward model that was not kept: what is begun now has the kept one, and seeds of its own. Of seed 3 an arm is missing.
+EARLIER, SEEDS = (0, 1, 2), (4, 5, 6, 7, 8)
 LOW = 1.0  # nats of KL where the mean of a front begins
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
@@ -84,9 +86,9 @@ def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     return sorted(set.intersection(*ended))
 
 
-def tested(arms: dict[str, str]) -> dict[str, list[Outcome]]:
-    """Arm → its finished units in the order of their seeds, for those of `arms`, each with its experiment, that have any."""
-    ended = {arm: finished_seeds(experiment, [arm]) for arm, experiment in arms.items()}
+def tested(arms: dict[str, str], among: Iterable[int]) -> dict[str, list[Outcome]]:
+    """Arm → its finished units in the order of their seeds, for those of `arms`, each with its experiment, that have any `among` them."""
+    ended = {arm: [seed for seed in finished_seeds(experiment, [arm]) if seed in among] for arm, experiment in arms.items()}
     return {arm: [outcome(arms[arm], arm, seed) for seed in seeds] for arm, seeds in ended.items() if seeds}
 
 
@@ -297,37 +299,47 @@ def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward
     Compared as far as the largest n reaches, on the seeds that were scored alike. Raises ValueError when best-of-n has not been measured or
     no such seed is left.
     """
-    best = outcome("best-of-n", "sft", 0) if finished_seeds("best-of-n", ["sft"]) else None
-    seeds = finished_seeds(experiment, [arm]) if best else []
-    seeds = [seed for seed in seeds if _scored_alike([best, outcome(experiment, arm, seed)], scorer)]
-    if not seeds:
+    best, ends, by_prompt = [outcome("best-of-n", "sft", seed) for seed in finished_seeds("best-of-n", ["sft"])], {}, {}
+    for seed in finished_seeds(experiment, [arm]):
+        one = outcome(experiment, arm, seed)
+        for n in [n for n in best if _scored_alike([n, one], scorer)][:1]:
+            kl = n.kl("test")
+            ends[seed] = min(high, kl.max(), *(one.reach(split) for split in ("validation", "test")))
+            by_prompt[seed] = one.along_front("test", ends[seed], scorer) - shares(kl, LOW, ends[seed]) @ n.reward("test", scorer)
+    if not ends:
         raise ValueError(f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured: `python -m warp_lib study`.")
-    kl, reward = best.kl("test"), best.reward("test", scorer)
-    ends = {seed: min(high, kl.max(), *(outcome(experiment, arm, seed).reach(s) for s in ("validation", "test"))) for seed in seeds}
-    by_prompt = {
-        seed: outcome(experiment, arm, seed).along_front("test", end, scorer) - shares(kl, LOW, end) @ reward for seed, end in ends.items()
-    }
     return _paired(arm, "best-of-n", high, by_prompt, ends)
+
+
+def by_reward_model(experiment: str, found: Contrast) -> dict[str, Interval]:
+    """A contrast's seeds apart by what rewarded them: their numbers → the interval over them."""
+    groups: dict[str, list[int]] = {}
+    for seed in found.by_seed:
+        groups.setdefault(outcome(experiment, found.arm, seed).record["reward_model"], []).append(seed)
+    return {f"seeds {', '.join(map(str, seeds))}": Interval.of([found.by_seed[seed].mean for seed in seeds]) for seeds in groups.values()}
 
 
 Place = tuple[str, str]
 """Where an arm stands in the study: its experiment and its name."""
 
 
-def difference(arm: Place, rival: Place, high: float) -> Contrast:
-    """An arm against one rival, maybe of another experiment, over the seeds that both have finished (see `contrast`).
+def difference(arm: Place, rival: Place, high: float, scorer: str = "reward", among: Iterable[int] | None = None) -> Contrast:
+    """An arm against one rival, maybe of another experiment, over the seeds (`among` these, if given) that both have finished.
 
-    Raises ValueError when there is no such seed.
+    See `contrast`. Raises ValueError when there is no such seed.
     """
-    seeds, ends = _shared([arm, rival], high)
-    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed]) for seed in seeds} for one in (arm, rival))
-    return _paired(arm[1], rival[1], high, {seed: a[seed] - b[seed] for seed in seeds}, ends)
+    seeds, ends = _shared([arm, rival], high, scorer)
+    kept = [seed for seed in seeds if among is None or seed in among]
+    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed], scorer) for seed in kept} for one in (arm, rival))
+    return _paired(arm[1], rival[1], high, {seed: a[seed] - b[seed] for seed in kept}, {seed: ends[seed] for seed in kept})
 
 
-def differences(wanted: dict[str, tuple[Place, Place]], high: float) -> dict[str, Contrast]:
-    """Those of the `wanted` differences, by name, whose arms share a finished seed (see `difference`)."""
-    able = {name: pair for name, pair in wanted.items() if shared_seeds(pair)}
-    return {name: difference(*pair, high) for name, pair in able.items()}
+def differences(
+    wanted: dict[str, tuple[Place, Place]], high: float, among: Iterable[int], scorer: str = "reward"
+) -> dict[str, Contrast]:  # fmt: skip
+    """Those of the `wanted` differences, by name, whose arms share a finished seed `among` these (see `difference`)."""
+    able = {name: pair for name, pair in wanted.items() if set(shared_seeds(pair, scorer)) & set(among)}
+    return {name: difference(*pair, high, scorer, among) for name, pair in able.items()}
 
 
 def difference_of_gains(of: tuple[Place, Place], than: tuple[Place, Place], high: float) -> Contrast:

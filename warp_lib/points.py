@@ -26,17 +26,19 @@ KINDS = {
 def all_points() -> pd.DataFrame:
     """Every evaluated point of the study on test prompts and of the runs under runs/, a row each.
 
-    Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there; series, what it is one of many of.
+    Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there; series, what it is one of many of;
+    reward_model, a digest ("" where none is on record).
     """
     tables = []
     for record in sorted(outcomes.FOLDER.glob("*/*.json")):
         rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(drop=True)
         rows["source"], rows["file"], rows["point"] = record.parent.name, str(record.with_suffix(".csv")), range(len(rows))
-        tables.append(rows)
+        tables.append(rows.assign(reward_model=json.loads(record.read_text()).get("reward_model", "")))
     for file in sorted(paths.RUNS.glob("*/results/*.csv")):
         rows = pd.read_csv(file)
         arms = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
-        tables.append(rows.assign(arm=arms, source=f"your run {file.parent.parent.name}", file=str(file), point=range(len(rows))))
+        place = {"source": f"your run {file.parent.parent.name}", "file": str(file), "reward_model": ""}
+        tables.append(rows.assign(arm=arms, point=range(len(rows)), **place))
     if not tables:
         raise ValueError("there is nothing to explore: data/study is empty, and no run has results under runs/ yet.")
     points = pd.concat(tables, ignore_index=True)
@@ -64,20 +66,21 @@ class Selection:
         return points[chosen & (points["eta"].between(low - 1e-9, high + 1e-9) | points["eta"].isna())]
 
 
-def hypervolumes(rows: pd.DataFrame, score: str) -> dict[int, float]:
-    """Seed → the hypervolume of its points. A seed is a whole pipeline, so its points alone make a front."""
+def hypervolumes(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], float]:
+    """Seed and reward model → the hypervolume of its points. A seed is a whole pipeline, so its points alone make a front."""
     return {
-        int(seed): hypervolume(own["kl"].to_list(), own[score].to_list(), CORNER)
-        for seed, own in rows.dropna(subset=[score]).groupby("seed")
+        (int(seed), model): hypervolume(own["kl"].to_list(), own[score].to_list(), CORNER)
+        for (seed, model), own in rows.dropna(subset=[score]).groupby(["seed", "reward_model"])
     }
 
 
 def comparison(a: pd.DataFrame, b: pd.DataFrame, score: str) -> dict[str, Interval]:
-    """Hypervolume of each selection that has points, over its seeds; and of A − B, paired over the seeds that both have."""
+    """Hypervolume of each selection that has points, over its seeds; and of A − B, paired over the seeds that both have
+    with one reward model."""
     volumes = {"A": hypervolumes(a, score), "B": hypervolumes(b, score)}
     found = {name: Interval.of(list(by_seed.values())) for name, by_seed in volumes.items() if by_seed}
     if both := sorted(volumes["A"].keys() & volumes["B"].keys()):
-        found["A − B"] = Interval.of([volumes["A"][seed] - volumes["B"][seed] for seed in both])
+        found["A − B"] = Interval.of([volumes["A"][pair] - volumes["B"][pair] for pair in both])
     return found
 
 

@@ -31,7 +31,7 @@ from .best_of_n import best_of, kl_of_best
 from .dpo import Pairs, for_all_runs
 from .experiment import Experiment, Point, reinforce_points, warp_points
 from .merging import Weights, geometry, interpolate, lerp, slerp
-from .outcomes import FOLDER, TUNING_SEED, settle, settled
+from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
 from .paths import ROOT, write_whole
 from .progress import Progress
 from .results import COLUMNS
@@ -40,9 +40,7 @@ from .seeds import torch_stream
 from .settings import Settings
 from .store import digest, save_tensors, write_json
 
-SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of seed 0
-# Seeds 0 to 3 had a reward model that was not kept: what is begun now has the kept one, and seeds of its own. Of seed 3 an arm is missing.
-EARLIER, SEEDS = (0, 1, 2), (4, 5, 6, 7, 8)
+SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of the first seed that a reward model had
 BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n chooses from, at most
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
@@ -241,7 +239,7 @@ class Training(Unit):
                 for score, values in seen.scores.items():
                     scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
-            for k, review in list(enumerate(prompts))[: SHOWN if s.seed else SHOWN_OF_FIRST]:
+            for k, review in list(enumerate(prompts))[: SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN]:
                 one = k * s.test_samples
                 shown.append({"point": len(rows) // len(splits) - 1, "split": split, "review": review, "completion": texts[one]})
         return Found(rows, scores, shown, record)
@@ -379,8 +377,8 @@ def reference() -> list[Unit]:
 
 
 def best_of_n() -> list[Unit]:
-    """Best-of-n from SFT, by the reward that trains the others."""
-    return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study"))]
+    """Best-of-n from SFT, by each of the rewards that train the others."""
+    return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study", seed=seeds[0])) for seeds in (EARLIER, SEEDS)]
 
 
 NOW: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary, "best-of-n": best_of_n, "grid": grid, "merges": merges}
@@ -447,12 +445,10 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     """Measure, and keep what came out whole. Weights that it trains stay in the store of runs."""
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
-    trial = unit.experiment in TUNED  # its rewards need only be those of the other trials
-    reward = (None if trial else kept_reward.read(s)) or experiment.reward(progress)
+    reward = kept_reward.read(s) or experiment.reward(progress)
     made_with = {"reward_model": reward.identity, "sft": digest(experiment.theta_sft)}
     _refuse_others(unit, made_with)
-    if not trial and not kept_reward.file().exists():
-        kept_reward.write(reward, s)
+    kept_reward.write(reward, s)
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
     found = unit.measure(experiment, rewards, progress)
@@ -470,10 +466,12 @@ def run_unit(unit: Unit, progress: Progress) -> None:
 
 
 def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
-    """Raises ValueError when a finished unit of the same experiment and seed was made with another reward model or SFT: arms are compared
-    seed by seed, and these two could not be."""
+    """Raises ValueError when a finished unit of the same experiment and seed was made with another reward model, SFT or number format: arms
+    are compared seed by seed, and these two could not be."""
+    made_with = made_with | {"dtype": str(machine.fast_dtype())}
     for file in sorted((FOLDER / unit.experiment).glob(f"*-{unit.settings.seed}.json")):
         record = json.loads(file.read_text())
+        record |= {"dtype": record["machine"]["dtype"]}
         if odd := [name for name, value in made_with.items() if record.get(name) != value]:
             raise ValueError(
                 f"{unit.title} would be made with another {odd[0]} than {file.parent.name}/{file.stem}, with which it is to be compared."
