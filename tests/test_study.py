@@ -177,7 +177,7 @@ def test_every_experiment_has_units_of_different_files(folder):
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 1 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 25 + 10
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 2 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 25 + 10
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
         for u in units
@@ -426,6 +426,7 @@ def test_figures_show_what_is_compared(folder):
     assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
     points, alike = plots.judged({"warp": [one]}, "judge", band).data
     assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(alike.y)
+    assert plots.intervals({}, "x").layout.annotations[0].text == "nothing to compare yet"
     forest = plots.intervals({"seed 0": Interval(0.2, 0.1, 0.3, 100), "over seeds": Interval(0.2, math.nan, math.nan, 1)}, "x").data[0]
     assert list(forest.x) == [0.2, 0.2] and list(forest.error_x.array) == pytest.approx([0.1, 0])
 

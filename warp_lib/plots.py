@@ -179,8 +179,11 @@ def _two_errors(scores: np.ndarray, colour: str) -> dict:
 
 
 def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
-    """Differences with their 95% intervals, one below the other, and a line at 0. A difference of n = 1 has none."""
+    """Differences with their 95% intervals, one below the other, and a line at 0. One of n = 1 has none; no rows are said to be."""
     figure = go.Figure()
+    if not rows:
+        figure.add_annotation(text="nothing to compare yet", x=0, y=0, showarrow=False, bgcolor="white")
+        figure.update_yaxes(showticklabels=False)
     means = np.array([row.mean for row in rows.values()])
     half = np.nan_to_num([row.high - row.mean for row in rows.values()])
     figure.add_scatter(
