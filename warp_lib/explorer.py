@@ -245,7 +245,8 @@ def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
     note = (
         f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a score of {CORNER[1]:g}, in nats × SFT "
         "standard deviations; its mean over seeds, with the 95% interval over them. A front is the best of its points on the prompts it is "
-        "drawn for, so it flatters whoever has more points; the study's own comparison, in 06_ablations, chooses them on other prompts."
+        "drawn for, so it flatters whoever has more points; the study's own comparison, in 06_ablations, chooses them on other prompts. "
+        "A − B pairs the seeds that one reward model scored."
     )
     return f"{' &emsp; '.join(lines) or 'No points chosen.'}<br><small>{note}</small>"
 
