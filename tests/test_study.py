@@ -57,7 +57,7 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
         study.run(["tuning"], Progress())
 
 
-def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(folder):
+def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(folder, monkeypatch, capsys):
     """Guards: arms of a seed that cannot be compared; a seed refused for what another one was made with, or another experiment's."""
     keep(folder, "x", "reinforce", 4, [(0, 0), (2, 1)])
     unit = study.Training("x", "warp", Settings.profile("smoke", name="study", seed=4), lambda *_: pytest.fail("trained"))
@@ -69,10 +69,17 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
         study.run_unit(unit, Progress())
     file, made = folder / "x" / "other-4.json", json.loads((folder / "y" / "reinforce-4.json").read_text())
     made |= {"reward_model": kept_reward.read(unit.settings).identity, "sft": digest(study.Experiment(unit.settings).theta_sft)}
+    monkeypatch.setattr(study, "EXPERIMENTS", {"x": lambda: [unit, replace(unit, arm="next", settings=replace(unit.settings, seed=5))]})
     for kind, refusal in ((str(machine.fast_dtype()), "trained"), ("torch.float8", "another dtype than x/other-4")):
         file.write_text(json.dumps(made | {"machine": {"dtype": kind}}))
         with pytest.raises((pytest.fail.Exception, ValueError), match=refusal):
             study.run_unit(unit, Progress())
+    with pytest.raises(pytest.fail.Exception, match="trained"):  # the next seed's turn comes
+        study.run(["x"], Progress())
+    assert (
+        "[2/2] x: next, seed 5" in (said := capsys.readouterr().out)
+        and "Left out: x: warp, seed 4 would be made with another dtype" in said
+    )
 
 
 def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):

@@ -406,7 +406,8 @@ def _decided(experiment: str, arm: str) -> dict[str, Any]:
 
 
 def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
-    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet, `jobs` of them at a time.
+    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet, `jobs` of them at a time. A unit whose seed
+    was begun on another kind of machine is left out.
 
     Raises ValueError for an unknown experiment, and RuntimeError, when all others have ended, for units that failed beside others.
     """
@@ -420,8 +421,11 @@ def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
         else:
             for unit in waiting:
                 print(f"[{units.index(unit) + 1}/{len(units)}] {unit.title}", flush=True)
-                run_unit(unit, progress)
-        if name in TUNED and not (FOLDER / f"{name}.json").exists():
+                try:
+                    run_unit(unit, progress)
+                except Unlike as error:  # another kind of machine will run it; the next seeds need not wait
+                    print(f"Left out: {error}", flush=True)
+        if name in TUNED and all(unit.finished for unit in units) and not (FOLDER / f"{name}.json").exists():
             write_json(FOLDER / f"{name}.json", settle(name, TUNED[name]))
 
 
@@ -465,15 +469,19 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     write_json(unit.file, record)
 
 
+class Unlike(ValueError):
+    """A unit that could not be compared with others of its seed, if it were run here."""
+
+
 def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
-    """Raises ValueError when a finished unit of the same experiment and seed was made with another reward model, SFT or number format: arms
+    """Raises Unlike when a finished unit of the same experiment and seed was made with another reward model, SFT or number format: arms
     are compared seed by seed, and these two could not be."""
     made_with = made_with | {"dtype": str(machine.fast_dtype())}
     for file in sorted((FOLDER / unit.experiment).glob(f"*-{unit.settings.seed}.json")):
         record = json.loads(file.read_text())
         record |= {"dtype": record["machine"]["dtype"]}
         if odd := [name for name, value in made_with.items() if record.get(name) != value]:
-            raise ValueError(
+            raise Unlike(
                 f"{unit.title} would be made with another {odd[0]} than {file.parent.name}/{file.stem}, with which it is to be compared."
             )
 
