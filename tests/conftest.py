@@ -243,9 +243,13 @@ def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Pat
         page = chromium.new_page(viewport={"width": 1300, "height": height})
         try:
             page.goto(f"{address}lab/tree/{notebook.name}")
-            # Only a kernel that has started takes all cells.
             page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=90_000)
-            menu(page, "Run", "Run All Cells")
+            begun = page.locator(".jp-CodeCell .jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]"))
+            for _ in range(10):  # an idle kernel that Lab is still connecting to can lose the cells
+                menu(page, "Run", "Run All Cells")
+                page.wait_for_timeout(4000)
+                if begun.count():
+                    break
             yield page
         except BaseException as error:
             with suppress(PlaywrightError):
