@@ -9,7 +9,6 @@ from conftest import keep
 from safetensors.numpy import load_file, save_file
 
 from warp_lib import outcomes, plots
-from warp_lib.fronts import Interval
 from warp_lib.paths import ROOT
 from warp_lib.settings import Settings
 
@@ -43,7 +42,7 @@ def answer(folder, monkeypatch):
 
     def run() -> str:
         names = {
-            "outcomes": outcomes, "plots": plots, "Interval": Interval, "Markdown": str, "settings": Settings(), "folder": lambda _: folder,
+            "outcomes": outcomes, "plots": plots, "Markdown": str, "settings": Settings(), "folder": lambda _: folder,
             "export_figure": lambda *_: None,
         }  # fmt: skip
         for source in cells[begin:-1]:

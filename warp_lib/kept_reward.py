@@ -31,16 +31,15 @@ def file() -> Path:
 
 def write(reward: Reward, settings: Settings) -> None:
     """Keep the reward model that was trained with these settings, unless one is kept already."""
-    if file().exists():
-        return
-    trained, before = weights_of(reward.raw.model), weights_of(_untrained(settings).model)
-    changed = {name: weight for name, weight in trained.items() if not torch.equal(weight, before[name])}
-    said = {"mean": reward.mean, "sd": reward.sd, "identity": reward.identity, "settings": _made_by(settings)}
     RUNS.mkdir(parents=True, exist_ok=True)
-    with FileLock(RUNS / "kept-reward.lock"):
-        if not file().exists():  # units may be run side by side
-            file().parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(file(), changed, {"record": json.dumps(said)})
+    with FileLock(RUNS / "kept-reward.lock"):  # units may be run side by side
+        if file().exists():
+            return
+        trained, before = weights_of(reward.raw.model), weights_of(_untrained(settings).model)
+        changed = {name: weight for name, weight in trained.items() if not torch.equal(weight, before[name])}
+        said = {"mean": reward.mean, "sd": reward.sd, "identity": reward.identity, "settings": _made_by(settings)}
+        file().parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(file(), changed, {"record": json.dumps(said)})
 
 
 def read(settings: Settings) -> Reward | None:

@@ -146,6 +146,13 @@ def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def trial_difference(experiment: str, arm: str, rival: str, high: float) -> Interval:
+    """The chosen trial of an arm less that of a rival: mean r̃ from `LOW` to `high` nats, over the prompts that chose both."""
+    chosen = settled(experiment)["chosen"]
+    a, b = (trials(experiment, name)[chosen[name]["trial"]].along_front("validation", high) for name in (arm, rival))
+    return Interval.of(a - b)
+
+
 def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
     """Angles and norms of the runs' task vectors over the whole model, a row for each seed, iteration and pair of runs."""
     rows = []
@@ -302,10 +309,10 @@ def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward
     best, ends, by_prompt = [outcome("best-of-n", "sft", seed) for seed in finished_seeds("best-of-n", ["sft"])], {}, {}
     for seed in finished_seeds(experiment, [arm]):
         one = outcome(experiment, arm, seed)
-        for n in [n for n in best if _scored_alike([n, one], scorer)][:1]:
-            kl = n.kl("test")
+        if yardstick := next((n for n in best if _scored_alike([n, one], scorer)), None):
+            kl, reward = yardstick.kl("test"), yardstick.reward("test", scorer)
             ends[seed] = min(high, kl.max(), *(one.reach(split) for split in ("validation", "test")))
-            by_prompt[seed] = one.along_front("test", ends[seed], scorer) - shares(kl, LOW, ends[seed]) @ n.reward("test", scorer)
+            by_prompt[seed] = one.along_front("test", ends[seed], scorer) - shares(kl, LOW, ends[seed]) @ reward
     if not ends:
         raise ValueError(f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured: `python -m warp_lib study`.")
     return _paired(arm, "best-of-n", high, by_prompt, ends)
@@ -324,21 +331,20 @@ Place = tuple[str, str]
 
 
 def difference(arm: Place, rival: Place, high: float, scorer: str = "reward", among: Iterable[int] | None = None) -> Contrast:
-    """An arm against one rival, maybe of another experiment, over the seeds (`among` these, if given) that both have finished.
+    """An arm against one rival, maybe of another experiment, over the seeds that they share (see `shared_seeds`, `contrast`).
 
-    See `contrast`. Raises ValueError when there is no such seed.
+    Raises ValueError when there is no such seed.
     """
-    seeds, ends = _shared([arm, rival], high, scorer)
-    kept = [seed for seed in seeds if among is None or seed in among]
-    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed], scorer) for seed in kept} for one in (arm, rival))
-    return _paired(arm[1], rival[1], high, {seed: a[seed] - b[seed] for seed in kept}, {seed: ends[seed] for seed in kept})
+    seeds, ends = _shared([arm, rival], high, scorer, among)
+    a, b = ({seed: outcome(*one, seed).along_front("test", ends[seed], scorer) for seed in seeds} for one in (arm, rival))
+    return _paired(arm[1], rival[1], high, {seed: a[seed] - b[seed] for seed in seeds}, ends)
 
 
 def differences(
     wanted: dict[str, tuple[Place, Place]], high: float, among: Iterable[int], scorer: str = "reward"
 ) -> dict[str, Contrast]:  # fmt: skip
-    """Those of the `wanted` differences, by name, whose arms share a finished seed `among` these (see `difference`)."""
-    able = {name: pair for name, pair in wanted.items() if set(shared_seeds(pair, scorer)) & set(among)}
+    """Those of the `wanted` differences, by name, whose arms share a seed `among` these (see `difference`)."""
+    able = {name: pair for name, pair in wanted.items() if shared_seeds(pair, scorer, among)}
     return {name: difference(*pair, high, scorer, among) for name, pair in able.items()}
 
 
@@ -361,18 +367,22 @@ def difference_of_gains(of: tuple[Place, Place], than: tuple[Place, Place], high
     return _paired(*gains, high, by_prompt, ends)
 
 
-def shared_seeds(arms: Iterable[Place], scorer: str = "reward") -> list[int]:
-    """The seeds on which all of the arms have ended, each in its experiment, and were scored alike."""
+def shared_seeds(arms: Iterable[Place], scorer: str = "reward", among: Iterable[int] | None = None) -> list[int]:
+    """The seeds (`among` these, if given) on which all of the arms have ended, each in its experiment, and were scored alike."""
     seeds = set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in arms))
-    return sorted(seed for seed in seeds if _scored_alike([outcome(*one, seed) for one in arms], scorer))
+    return sorted(
+        seed for seed in seeds if (among is None or seed in among) and _scored_alike([outcome(*one, seed) for one in arms], scorer)
+    )
 
 
-def _shared(arms: list[Place], high: float, scorer: str = "reward") -> tuple[list[int], dict[int, float]]:
+def _shared(
+    arms: list[Place], high: float, scorer: str = "reward", among: Iterable[int] | None = None
+) -> tuple[list[int], dict[int, float]]:
     """The seeds that all arms share, and seed → the KL up to which they can be compared: `high`, or where the first of them ends.
 
     Raises ValueError when there is no such seed.
     """
-    if not (seeds := shared_seeds(arms, scorer)):
+    if not (seeds := shared_seeds(arms, scorer, among)):
         raise ValueError(f"no seed has finished all of {', '.join(f'{name} ({e})' for e, name in arms)}, scored by one {scorer}.")
     reach = {seed: min(outcome(*one, seed).reach(split) for one in arms for split in ("validation", "test")) for seed in seeds}
     return seeds, {seed: min(high, end) for seed, end in reach.items()}

@@ -421,10 +421,7 @@ def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
         else:
             for unit in waiting:
                 print(f"[{units.index(unit) + 1}/{len(units)}] {unit.title}", flush=True)
-                try:
-                    run_unit(unit, progress)
-                except Unlike as error:  # another kind of machine will run it; the next seeds need not wait
-                    print(f"Left out: {error}", flush=True)
+                _run_or_leave(unit, progress)
         if name in TUNED and all(unit.finished for unit in units) and not (FOLDER / f"{name}.json").exists():
             write_json(FOLDER / f"{name}.json", settle(name, TUNED[name]))
 
@@ -433,7 +430,7 @@ def _run_side_by_side(units: list[Unit], jobs: int, progress: Progress) -> None:
     """Run units in processes of their own: on an accelerator, which one small policy leaves idle most of the time."""
     failed = []
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        running = {pool.submit(_run_quietly, unit): unit for unit in units}
+        running = {pool.submit(_run_or_leave, unit): unit for unit in units}
         for done in progress.track(as_completed(running), "units", 0, len(units)):
             if error := done.exception():
                 failed.append(f"{running[done].title} ({type(error).__name__}: {error})")
@@ -441,8 +438,12 @@ def _run_side_by_side(units: list[Unit], jobs: int, progress: Progress) -> None:
         raise RuntimeError(f"{len(failed)} failed: {'; '.join(failed)}")
 
 
-def _run_quietly(unit: Unit) -> None:
-    run_unit(unit, Progress())
+def _run_or_leave(unit: Unit, progress: Progress | None = None) -> None:
+    """Run a unit, but for one that another kind of machine must run: the next seeds need not wait for it."""
+    try:
+        run_unit(unit, progress or Progress())
+    except Unlike as error:
+        print(f"Left out: {error}", flush=True)
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
