@@ -37,8 +37,9 @@ report: setup ## run the whole report
 study: setup ## run what is left of the study (ARGS: tuning primary grid …), ten minutes and more each unit
 	$(BIN)/python -m warp_lib study $(ARGS)
 
+# Two processes of one thread: most tests are too small to gain from a second one. A file's tests share what it sets up, and so a process.
 test: setup ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff, notebooks included
 	$(BIN)/ruff check .

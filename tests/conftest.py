@@ -52,6 +52,10 @@ GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` ma
 END = 3  # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token unless it is masked
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem != "test_smoke")  # the longest file: beside all others, not after them
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)
 
@@ -80,11 +84,12 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
     for split, points in (("validation", validation), ("test", test or validation)):
         rows += [{"arm": arm, "split": split, "method": method, "kl": kl, "reward": reward} for kl, reward in points]
         scores[f"{split}.reward"] = np.array([[reward + 0.1, reward - 0.1] for _, reward in points], dtype=np.float32)
+        scores[f"{split}.kl"] = np.array([[kl, kl] for kl, _ in points], dtype=np.float32)
     file = folder / experiment / f"{arm}-{seed}.json"
     file.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
-    found = {"settings": GIVEN, "reward_model": "kept", "real_positive": {"mean": 0.3, "p99": 1.4}}
+    found = {"settings": GIVEN, "reward_model": "kept", "sft": "sft", "real_positive": {"mean": 0.3, "p99": 1.4}}
     file.write_text(json.dumps(found | {"machine": {"dtype": str(machine.fast_dtype())}}))
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import serving
 from playwright.sync_api import Page, expect
 
-from warp_lib import explorer, outcomes, paths, results
+from warp_lib import explorer, outcomes, paths, plots, results
 from warp_lib.explorer import VIEWS, Explorer, explore, export, layout, traces
 from warp_lib.paths import ROOT
 from warp_lib.points import CORNER, Selection, all_points, comparison, completions, hypervolumes
@@ -40,8 +40,8 @@ def own(store, monkeypatch) -> pd.DataFrame:
         },
     ]
     shown = [{"point": k, "prompt": f"{EVIL} p", "completion": f"{EVIL} {k}", "reward": k - 0.5} for k in (0, 1)]
-    results.write_results(f"mine{EVIL[:1]}", "03_warp", rows, shown)
-    results.write_results("silent", "03_warp", rows, [])
+    results.write_results(f"mine{EVIL[:1]}", "03_warp", rows, shown, {"reward": "mine"})
+    results.write_results("silent", "03_warp", rows, [], {})
     (store / "silent" / "results" / "03_warp.json").unlink()
     (store / f"mine{EVIL[:1]}" / "real_positive.json").write_text(json.dumps({"mean": 0.3, "p99": 1.4}))
     return all_points()
@@ -79,14 +79,14 @@ def test_selection_keeps_points_without_the_number_asked_for(own):
 
 def test_hypervolumes_are_paired_by_seed():
     """Guards: a difference of unpaired means, seeds pooled into one front, pairs that different reward models scored."""
-    a = pd.DataFrame({"seed": [1, 2, 3], "kl": [1.0, 2.0, 3.0], "reward": [1.0, 1.0, 1.0], "reward_model": "m"})
+    a = pd.DataFrame({"seed": [1, 2, 3], "kl": [1.0, 2.0, 3.0], "reward": [1.0, 1.0, 1.0], "reward_by": "m"})
     b = a[a["seed"] < 3].assign(reward=0.5)
     deep = CORNER[0]
     assert hypervolumes(a, "reward") == {(1, "m"): deep - 1, (2, "m"): deep - 2, (3, "m"): deep - 3}
     found = comparison(a, b, "reward")
     assert found["A − B"].n == 2 and found["A − B"].mean == pytest.approx(((deep - 1) + (deep - 2)) / 4) and found["A"].n == 3
     assert comparison(a, b[:0], "reward").keys() == {"A"}
-    assert "A − B" not in comparison(a, b.assign(reward_model="another"), "reward")
+    assert "A − B" not in comparison(a, b.assign(reward_by="another"), "reward")
 
 
 def test_completions_stand_beside_sft_on_the_same_prompts(own):
@@ -112,6 +112,7 @@ def test_own_runs_stand_beside_the_study(own, monkeypatch):
     mine, silent = (own.index[(own["source"] == f"your run {name}") & (own["method"] == "warp")][0] for name in ("mine<", "silent"))
     assert [(row["sft"], row["completion"], row["reward"]) for row in completions(own, mine)] == [(f"{EVIL} 0", f"{EVIL} 1", 0.5)]
     assert completions(own, silent) == []
+    assert own.loc[[mine, silent], "reward_by"].tolist() == ["mine", "your run silent"]  # on record or not: paired with nothing else
     opened = Explorer(own)
     opened.choosers["A"].series.value = (own.loc[mine, "series"],)
     opened.point.value = int(mine)
@@ -151,7 +152,7 @@ def test_every_view_draws_what_is_chosen(own, name):
         stairs = list(zip(drawn[0].x[: ends[0]], drawn[0].y[: ends[0]], strict=True))
         assert stairs == sorted(stairs)
     titles = layout(view, chosen["A"])
-    assert titles["xaxis"]["title"]["text"] == explorer.AXES[view[0]] and titles["yaxis"]["title"]["text"] == explorer.AXES[view[1]]
+    assert titles["xaxis"]["title"]["text"] == plots.AXES[view[0]] and titles["yaxis"]["title"]["text"] == plots.AXES[view[1]]
     assert ("99th percentile" in json.dumps(titles)) == ("reward" in view)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from warp_lib.fronts import Interval, hypervolume, pareto, shares
+from warp_lib.fronts import Effect, Interval, hypervolume, pareto, shares
 
 
 def test_pareto_leaves_out_what_another_point_beats():
@@ -67,3 +67,14 @@ def test_interval_is_students():
     assert str(got).startswith("+0.130 (") and "n = 5" in str(got)
     one = Interval.of([0.2])
     assert one.mean == 0.2 and math.isnan(one.low) and "no interval" in str(one)
+
+
+def test_an_effect_adds_the_errors_of_seeds_and_prompts():
+    """The oracle is scipy's t test, over the means of the seeds and over those of the prompts."""
+    values = np.random.default_rng(0).normal(0.3, 1, (4, 30))
+    found = Effect.of(dict(enumerate(values)))
+    seeds, prompts = (stats.ttest_1samp(values.mean(axis), 0).confidence_interval() for axis in (1, 0))
+    half = math.hypot(*(interval.high - values.mean() for interval in (seeds, prompts)))
+    assert (found.both.mean, found.both.high, found.both.n) == pytest.approx((values.mean(), values.mean() + half, 4))
+    assert found.by_seed[2].mean == pytest.approx(values[2].mean())
+    assert math.isnan(Effect.of({0: values[0]}).both.low)

@@ -7,6 +7,7 @@ import datasets
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warp_lib import reward as reward_module
@@ -74,6 +75,15 @@ def test_the_whole_chain_by_name(folders, store):
     assert AutoTokenizer.from_pretrained(saved)("great film")["input_ids"] == experiment.policy.tokenizer("great film")["input_ids"]
     again = Policy.from_name(str(saved))
     assert again.ends == experiment.policy.ends and all(torch.equal(w, theta[n]) for n, w in again.weights().items())
+
+
+def test_weights_that_only_a_pickle_holds_are_refused(folders, tmp_path):
+    """Both the policy's and the encoder's. Guards: a .bin file opened."""
+    for kind, find in (("policy", Policy.from_name), ("encoder", lambda name: reward_module.untrained(name, 1, ("s",)))):
+        folder = copied(folders[kind], tmp_path / kind)
+        torch.save(load_file(tmp_path / kind / "model.safetensors"), tmp_path / kind / "pytorch_model.bin")
+        (tmp_path / kind / "model.safetensors").unlink()
+        refused(f"{kind}={folder!r} is neither", find, folder)
 
 
 def test_the_other_way_round_is_refused(folders):

@@ -32,15 +32,16 @@ def test_matched_at_the_largest_common_kl():
     at = matched(ROWS, "warp", "reinforce")
     error = 1.96 * (0.4**2 + (0.1 + 0.2 * 4 / 6) ** 2) ** 0.5
     assert (at.kl, at.difference, at.low, at.high) == pytest.approx((4.0, 0.6, 0.6 - error, 0.6 + error))
+    assert matched(ROWS, "warp", "reinforce", kl=2.0).difference == pytest.approx(1.0 - 0.4)
 
 
 def test_parts_make_one_table(store):
     """Each notebook replaces its own rows only; without both notebooks there is no table to read."""
-    write_results("toy", "03_warp", [{"method": "warp", "kl": 1.0}], [])
+    write_results("toy", "03_warp", [{"method": "warp", "kl": 1.0}], [], {})
     with pytest.raises(ValueError, match="name='toy' has no results of 04_reinforce_baseline yet"):
         read_results("toy")
-    write_results("toy", "04_reinforce_baseline", [{"method": "reinforce", "kl": 2.0}], [])
-    write_results("toy", "03_warp", [{"method": "warp", "kl": 3.0}], [])
+    write_results("toy", "04_reinforce_baseline", [{"method": "reinforce", "kl": 2.0}], [], {})
+    write_results("toy", "03_warp", [{"method": "warp", "kl": 3.0}], [], {})
     table = read_results("toy")
     assert list(table.columns) == list(COLUMNS) and dict(zip(table["method"], table["kl"], strict=True)) == {"warp": 3.0, "reinforce": 2.0}
     assert not list(paths.RUNS.rglob("*.tmp"))

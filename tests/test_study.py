@@ -214,7 +214,7 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
     for name, arm in study.PRIMARY.items():
         s = Settings.profile(**study.COMMON | arm.changes)
         lent = SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align)
-        lent.warp = partial(study.Experiment.warp, lent)
+        lent.warp, lent.long_run = partial(study.Experiment.warp, lent), partial(study.Experiment.long_run, lent)
         points, _ = arm.train(lent, None, None)
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}
@@ -328,8 +328,10 @@ def test_arms_are_compared_where_one_reward_model_scored_both(folder):
     assert found.by_seed.keys() == {1, 2} and list(outcomes.by_reward_model("e", found)) == ["seeds 1", "seeds 2"]
     pair = {"e": (("e", "warp"), ("e", "rival"))}
     assert outcomes.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {2} and not outcomes.differences(pair, 3.0, [0])
-    for seed in (1, 2):
-        (folder / "e" / f"warp-{seed}.json").unlink()
+    for seed, other in ((1, {"sft": "other"}), (2, {"machine": {"dtype": "torch.float8"}})):
+        record = json.loads((folder / "e" / f"warp-{seed}.json").read_text()) | other
+        (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
+    outcome.cache_clear()
     with pytest.raises(ValueError, match=r"no seed has finished all of warp \(e\), rival \(e\), scored by one reward"):
         contrast("e", "warp", ["rival"], high=3.0)
 
@@ -415,7 +417,7 @@ def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
     ],
 )
 def test_a_verdict_adds_the_errors_of_seeds_and_prompts(seeds, prompts, words):
-    found = Contrast("warp", "rival", 3.0, {}, Interval(*seeds), Interval(*prompts), {})
+    found = Contrast({}, Interval(*seeds), Interval(*prompts), arm="warp", rival="rival", high=3.0, short={})
     assert words in found.verdict
 
 
@@ -490,31 +492,35 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
     assert list(found) == [
         "iteration 1: single runs", "iteration 1: their SLERP", "iteration 1: LITI, where the next begins", "iteration 2: their SLERP",
     ]  # fmt: skip
-    heights = [interval["height over rival"].mean for interval in found.values()]
-    assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    heights = [effect["height over rival"].both.mean for effect in found.values()]
+    assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-6)
     merged = found["iteration 1: their SLERP"]
-    assert merged["r̃"].mean == pytest.approx(1.1) and merged["KL, nats"].mean == 2
+    assert merged["r̃"].both.mean == pytest.approx(1.1) and merged["KL, nats"].both.mean == 2
     for seed in (0, 1):
         keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
     assert (
         "height over near" not in outcomes.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
     )  # one of them is at 3 nats
-    assert merged["height over rival"].high == pytest.approx(Interval.of([0.0, 0.2]).high)
+    height = merged["height over rival"]
+    assert height.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
+    # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left of that.
+    assert height.over_prompts.high == pytest.approx(0.1, abs=1e-6)
 
 
 def test_lines_over_eta_and_their_bend(folder):
     """Guards: validation prompts on the line, another arm's method, the sign of the bend."""
     etas = [0.0, 0.5, 1.0]
-    for seed in (0, 1):
-        keep(folder, "x", "warp", seed, [(0, 9), (1, 9), (4, 9)], test=[(0, 0), (1 + seed, 1.0), (4, 1.0)])
+    for seed, order in ((0, [2, 0, 1]), (1, [1, 2, 0])):
+        test = [(0, 0), (1 + seed, 1.0), (4, 1.0)]
+        keep(folder, "x", "warp", seed, [(0, 9), (1, 9), (4, 9)], test=[test[k] for k in order])
         file = folder / "x" / f"warp-{seed}.csv"
-        pd.read_csv(file).assign(eta=etas * 2).sample(frac=1, random_state=seed).to_csv(file, index=False)
+        pd.read_csv(file).assign(eta=[etas[k] for k in order] * 2).to_csv(file, index=False)
     table = outcomes.along_eta("x", "warp", "warp", [0, 1])
     assert table["eta"].tolist() == etas and table["reward"].tolist() == [0, 1, 1] and table["kl"].tolist() == [0, 1.5, 4]
     assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2]).high - 1.5, 0])
     bends = {column: outcomes.bend("x", "warp", "warp", column, [0, 1]) for column in ("reward", "kl")}
-    assert (bends["reward"].mean, bends["reward"].side) == (0.5, 1)  # concave
-    assert bends["kl"].mean == -0.5 and bends["kl"].side == 0  # −1 and 0: two seeds do not say
+    assert bends["reward"].both.mean == pytest.approx(0.5) and bends["reward"].both.side == 1  # concave
+    assert bends["kl"].both.mean == -0.5 and bends["kl"].both.side == 0  # −1 and 0: two seeds do not say
 
 
 @pytest.mark.parametrize("differences, side", [([1.0, 1.1], 1), ([-1.0, -1.1], -1), ([-1.0, 1.1], 0), ([1.0], 0)])

@@ -71,7 +71,7 @@ def recorded_pace(experiment: Experiment) -> float | None:
 
 
 def _size(experiment: Experiment) -> dict[str, str | int]:
-    """What a step's time depends on, beside the machine."""
+    """What a step's time depends on most, beside the machine. The reward model's size is not on a run's record."""
     s = experiment.settings
     return {"policy": experiment.policy.identity, "batch_size": s.batch_size, "max_new_tokens": s.max_new_tokens}
 

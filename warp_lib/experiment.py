@@ -201,6 +201,11 @@ class Experiment:
         s = self.settings
         return list(warp(self.theta_sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=self.merge, seed=s.seed))
 
+    def long_run(self, align: Aligner, method: str, each: int) -> Run:
+        """The baseline: an aligner from SFT for as many steps as all of WARP's I · M runs of `each` steps, kept as often as one ends."""
+        s = self.settings
+        return align(self.theta_sft, (s.seed, method), steps=s.iterations * s.runs * each, keep_every=each)
+
     @property
     def merge(self):
         """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
@@ -229,7 +234,7 @@ class Experiment:
                 shown.append({"point": number, "prompt": prompt, "completion": text, "reward": reward})
             rows.append(place | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary)
             progress.log(reward=seen.summary["reward"], kl_sft=seen.summary["kl"])
-        return write_results(s.name, part, rows, shown)
+        return write_results(s.name, part, rows, shown, {name: scorer.identity for name, scorer in rewards.items()})
 
     def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> Table:
         """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""

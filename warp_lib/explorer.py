@@ -16,13 +16,9 @@ import plotly.graph_objects as go
 from . import paths, plots
 from .fronts import Interval, pareto
 from .live import front_end
-from .points import CORNER, Selection, all_points, comparison, completions, describe, positive_band
+from .points import CORNER, Selection, all_points, by_pipeline, comparison, completions, describe, positive_band
 from .rendering import export_figure
 
-AXES = {
-    "kl": plots.KL, "reward": plots.REWARD, "judge": "judge (SFT standard deviations)",
-    "judge_tfidf": "TF-IDF judge (SFT standard deviations)",
-}  # fmt: skip
 VIEWS = {
     "reward against KL": ("kl", "reward"), "judge against KL": ("kl", "judge"), "reward against judge": ("judge", "reward"),
     "TF-IDF judge against KL": ("kl", "judge_tfidf"),
@@ -32,12 +28,14 @@ NONE = -1  # no point is open
 
 
 def traces(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool) -> list[go.Scatter]:
-    """The points of each selection, a trace a series, and against KL each seed's front. A selection has one colour."""
+    """The points of each selection, a trace a series, and against KL its fronts (see `by_pipeline`). A selection has one colour."""
     (x, y), made = view, []
     for (name, rows), colour in zip(selections.items(), (plots.BLUE, plots.ORANGE), strict=False):
         rows = rows.dropna(subset=[x, y])
         if x == "kl":
-            stairs = [corner for _, own in rows.groupby("seed") for corner in [*_stairs(own[x].to_list(), own[y].to_list()), (None, None)]]
+            stairs = []
+            for own in by_pipeline(rows, y).values():
+                stairs += [*_stairs(own[x].to_list(), own[y].to_list()), (None, None)]
             made.append(
                 go.Scatter(
                     x=[kl for kl, _ in stairs], y=[score for _, score in stairs], name=f"{name}: fronts, one a seed", mode="lines",
@@ -69,9 +67,9 @@ def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
     """Axes with their units and, on the reward's, where real positive reviews lie for the first of the points."""
     figure = go.Figure(layout=plots.LAYOUT | dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20)))
     for axis, column in zip("xy", view, strict=True):
-        figure.update_layout({f"{axis}axis_title": AXES[column]})
+        figure.update_layout({f"{axis}axis_title": plots.AXES[column]})
         if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):
-            add, place = (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, "top left")
+            add, place = (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, "top right")
             plots.mark_real_positive(add, band, place)
     return figure.layout.to_plotly_json()
 
@@ -244,15 +242,16 @@ def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
     lines = [f"<b>{name}</b>: {_volume(found)}" for name, found in comparison(*selections.values(), y).items()]
     note = (
         f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a score of {CORNER[1]:g}, in nats × SFT "
-        "standard deviations; its mean over seeds, with the 95% interval over them. A front is the best of its points on the prompts it is "
-        "drawn for, so it flatters whoever has more points; the study's own comparison, in 06_ablations, chooses them on other prompts. "
-        "A − B pairs the seeds that one reward model scored."
+        "standard deviations; its mean over fronts, with the 95% interval over them. It favours whoever reaches further, up to "
+        f"{CORNER[0]:g} nats: which front is higher at the same KL is another question. And a front is the best of its points on the "
+        "prompts it is drawn for, so it flatters whoever has more points. The study's own comparison, in 06_ablations, is at equal KL and "
+        "chooses points on other prompts. A − B takes only fronts of one seed that one model scored, so it can differ from A less B."
     )
     return f"{' &emsp; '.join(lines) or 'No points chosen.'}<br><small>{note}</small>"
 
 
 def _volume(found: Interval) -> str:
-    spread = f"{found.low:.2f} to {found.high:.2f}, {found.n} seeds" if found.n > 1 else "one seed: no interval"
+    spread = f"{found.low:.2f} to {found.high:.2f}, {found.n} fronts" if found.n > 1 else "one front: no interval"
     return f"{found.mean:.2f} ({spread})"
 
 

@@ -49,10 +49,20 @@ def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
         raise ValueError(
             f"a mean from {low:g} to {high:g} nats needs points on both sides, and these go from {kl.min():g} to {kl.max():g}."
         )
-    order = np.argsort(kl, kind="stable")
     grid = np.union1d(kl[(low < kl) & (kl < high)], [low, high])  # between two of these every line is straight
-    lines = np.stack([np.interp(grid, kl[order], column) for column in np.eye(len(kl))[:, order]])
-    return np.trapezoid(lines, grid, axis=1) / (high - low)
+    return np.trapezoid(weights(kl, grid), grid, axis=1) / (high - low)
+
+
+def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
+    """How much each point counts where the line through them is read: (points, places), each column of sum 1.
+
+    Args:
+        kl: the points' KL, in any order, (points,), nats.
+        at: the KLs to read at, (places,), nats; outside of the points' the nearest of them counts alone.
+    """
+    kl = np.asarray(kl, dtype=float)
+    order = np.argsort(kl, kind="stable")
+    return np.stack([np.interp(at, kl[order], column) for column in np.eye(len(kl))[:, order]])
 
 
 @dataclass(frozen=True)
@@ -77,5 +87,36 @@ class Interval:
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
-        span = f"{self.low:+.3f} to {self.high:+.3f}" if self.n > 1 else "no interval"
-        return f"{self.mean:+.3f} ({span}, n = {self.n})"
+        span = f"{self.low:+z.3f} to {self.high:+z.3f}" if self.n > 1 else "no interval"
+        return f"{self.mean:+z.3f} ({span}, n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A number measured on each seed and prompt: its mean, and its errors over both.
+
+    by_seed: seed → its interval over prompts. over_seeds: of the seeds' means, over training runs on the same prompts; over_prompts: of the
+    prompts' means, over prompts with the same runs.
+    """
+
+    by_seed: dict[int, Interval]
+    over_seeds: Interval
+    over_prompts: Interval
+
+    @classmethod
+    def of(cls, by_prompt: dict[int, np.ndarray]) -> "Effect":
+        """From each seed's numbers on the same prompts, (prompts,)."""
+        by_seed = {seed: Interval.of(values) for seed, values in by_prompt.items()}
+        over_prompts = Interval.of(np.mean(list(by_prompt.values()), axis=0))
+        return cls(by_seed, Interval.of([i.mean for i in by_seed.values()]), over_prompts)
+
+    @property
+    def both(self) -> Interval:
+        """The 95% interval over seeds and prompts together, whose errors add up; its n is of seeds, and a single one has none."""
+        mean, seeds, prompts = self.over_seeds.mean, self.over_seeds, self.over_prompts
+        half = math.hypot(seeds.high - mean, prompts.high - prompts.mean)
+        return Interval(mean, mean - half, mean + half, seeds.n)
+
+    def named(self, name: str) -> dict[str, Interval]:
+        """Its intervals for a figure: over prompts, over seeds, and over both."""
+        return {f"{name}, over prompts": self.over_prompts, f"{name}, over seeds": self.over_seeds, f"{name}, over both": self.both}

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from .fronts import Interval, pareto, shares
+from .fronts import Effect, Interval, pareto, shares, weights
 from .paths import ROOT
 
 FOLDER = ROOT / "data" / "study"
@@ -32,10 +32,24 @@ class Outcome:
     scores: dict[str, np.ndarray]
     record: dict[str, Any]
 
+    @property
+    def given(self) -> str:
+        """What trials differ in: learning rate and β."""
+        return f"lr {self.record['settings']['learning_rate']:g}, β {self.record['settings']['beta']:g}"
+
+    def of(self, split: str) -> pd.DataFrame:
+        """The rows of a split. Their index is their place in the split's `scores`."""
+        return self.rows[self.rows["split"] == split].reset_index(drop=True)
+
     def points(self, split: str) -> pd.DataFrame:
         """The rows that a front may have: all but WARP's single runs. 14 different points for each arm of the primary contrast."""
-        rows = self.rows[self.rows["split"] == split].reset_index(drop=True)
+        rows = self.of(split)
         return rows[rows["method"] != "run"]
+
+    def along_eta(self, method: str) -> pd.DataFrame:
+        """The rows of a line over η on test prompts, by increasing η."""
+        rows = self.of("test")
+        return rows[rows["method"] == method].sort_values("eta")
 
     def kl(self, split: str) -> np.ndarray:
         """Mean KL to SFT of each of these points, (points,), nats."""
@@ -180,12 +194,7 @@ def by_layer(experiment: str, arm: str, seeds: Iterable[int]) -> pd.DataFrame:
             place = found.setdefault((iteration, layer.removeprefix("transformer.")), {})
             for name, value in row.items():
                 place.setdefault(name, []).append(value)
-    table = []
-    for (iteration, layer), values in found.items():
-        intervals = {name: Interval.of(numbers) for name, numbers in values.items()}
-        means = {name: i.mean for name, i in intervals.items()} | {f"{name}_half": i.high - i.mean for name, i in intervals.items()}
-        table.append({"iteration": iteration, "layer": layer} | means)
-    return pd.DataFrame(table)
+    return pd.DataFrame([{"iteration": i, "layer": layer} | _with_halves(values) for (i, layer), values in found.items()])
 
 
 def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list[dict[str, Any]]:
@@ -202,85 +211,76 @@ def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list
     return rows
 
 
-def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[int]) -> dict[str, dict[str, Interval]]:
-    """What WARP's averages do, over seeds: of each kind of point of each iteration its r̃, its KL and its height, r̃ less a rival front's
-    at the same KL (see `Outcome.line`; `height over <rival>`).
+def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[int]) -> dict[str, dict[str, Effect]]:
+    """What WARP's averages do: of each kind of point of each iteration its r̃, its KL and its height, r̃ less a rival front's at the same
+    KL (see `Outcome.line`; `height over <rival>`).
 
     A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it. A height is left out where a seed's KL is
     beyond the rival's.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     seeds = list(seeds)
     for seed in seeds:
-        lines = {f"height over {rival}": outcome(experiment, rival, seed).line("test") for rival in rivals}
-        rows = outcome(experiment, arm, seed).rows.query("split == 'test' and method in @STAGES")
-        for (iteration, method), same in rows.groupby(["iteration", "method"]):
-            numbers = {"r̃": same["reward"].mean(), "KL, nats": same["kl"].mean()}
-            for name, (kl, reward) in lines.items():
-                numbers[name] = (same["reward"] - np.interp(same["kl"], kl, reward.mean(1), right=np.nan)).mean(skipna=False)
+        one, lines = outcome(experiment, arm, seed), {rival: outcome(experiment, rival, seed).line("test") for rival in rivals}
+        for (iteration, method), same in one.of("test").query("method in @STAGES").groupby(["iteration", "method"]):
+            reward, own_kl = (one.scores[f"test.{score}"][same.index].mean(0) for score in ("reward", "kl"))
+            numbers = {"r̃": reward, "KL, nats": own_kl}
+            for rival, (kl, line) in lines.items():
+                if same["kl"].max() <= kl[-1]:
+                    numbers[f"height over {rival}"] = reward - weights(kl, same["kl"]).mean(1) @ line
             place = found.setdefault(f"iteration {iteration:.0f}: {STAGES[method]}", {})
-            for name, value in numbers.items():
-                place.setdefault(name, []).append(value)
+            for name, values in numbers.items():
+                place.setdefault(name, {})[seed] = values
     order = sorted(found, key=lambda place: (place.split(":")[0], list(STAGES.values()).index(place.split(": ")[1])))
-    return {place: {n: Interval.of(values) for n, values in found[place].items() if not np.isnan(values).any()} for place in order}
+    return {place: {n: Effect.of(values) for n, values in found[place].items() if len(values) == len(seeds)} for place in order}
 
 
 def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
     """r̃ and KL along a line over η on test prompts: a row for each η with the mean over seeds and its 95% half width (`…_half`)."""
-    rows = pd.concat([_eta_line(experiment, arm, method, seed) for seed in seeds])
-    table = []
-    for eta, same in rows.groupby(rows["eta"].round(6)):
-        intervals = {column: Interval.of(same[column].to_list()) for column in ("reward", "kl")}
-        table.append(
-            {"eta": eta} | {c: i.mean for c, i in intervals.items()} | {f"{c}_half": i.high - i.mean for c, i in intervals.items()}
-        )
-    return pd.DataFrame(table)
+    rows = pd.concat([outcome(experiment, arm, seed).along_eta(method) for seed in seeds])
+    groups = rows.groupby(rows["eta"].round(6))
+    return pd.DataFrame([{"eta": eta} | _with_halves({c: same[c].to_list() for c in ("reward", "kl")}) for eta, same in groups])
 
 
-def bend(experiment: str, arm: str, method: str, column: str, seeds: Iterable[int]) -> Interval:
-    """How far a line over η lies above its chord at η = ½, over seeds: positive where it is concave, negative where it is convex."""
-    rises = []
+def bend(experiment: str, arm: str, method: str, score: str, seeds: Iterable[int]) -> Effect:
+    """How far a line over η lies above its chord at η = ½ on test prompts, in r̃ or KL: positive where it is concave, negative where it is
+    convex."""
+    rises = {}
     for seed in seeds:
-        rows = _eta_line(experiment, arm, method, seed)
-        middle = np.interp(0.5, rows["eta"], rows[column])
-        rises.append(middle - (rows[column].iloc[0] + rows[column].iloc[-1]) / 2)
-    return Interval.of(rises)
+        one = outcome(experiment, arm, seed)
+        rows = one.along_eta(method)
+        values = one.scores[f"test.{score}"][rows.index]
+        rises[seed] = weights(rows["eta"], [0.5])[:, 0] @ values - (values[0] + values[-1]) / 2
+    return Effect.of(rises)
 
 
-def _eta_line(experiment: str, arm: str, method: str, seed: int) -> pd.DataFrame:
-    return outcome(experiment, arm, seed).rows.query("split == 'test' and method == @method").sort_values("eta")
+def _with_halves(numbers: dict[str, list[float]]) -> dict[str, float]:
+    """Column → its mean over seeds, and `…_half` → the half width of the 95% interval."""
+    intervals = {name: Interval.of(values) for name, values in numbers.items()}
+    return {name: i.mean for name, i in intervals.items()} | {f"{name}_half": i.high - i.mean for name, i in intervals.items()}
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high` on test prompts.
+class Contrast(Effect):
+    """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high` on test prompts, the points' KL taken as
+    known.
 
-    by_seed: seed → its interval over prompts, with the points' KL taken as known. over_seeds: of the seeds' means, over training runs on
-    the same prompts; over_prompts: of the prompts' means, over prompts with the same runs. short: seed → where its comparison ends instead
-    of at `high`, because one of the fronts does.
+    short: seed → where its comparison ends instead of at `high`, because one of the fronts does.
     """
 
     arm: str
     rival: str
     high: float
-    by_seed: dict[int, Interval]
-    over_seeds: Interval
-    over_prompts: Interval
     short: dict[int, float]
 
     @property
-    def half_width(self) -> float:
-        """Of the 95% interval over seeds and prompts together, whose errors add up: nan for a single seed."""
-        return math.hypot(self.over_seeds.high - self.over_seeds.mean, self.over_prompts.high - self.over_prompts.mean)
-
-    @property
     def verdict(self) -> str:
-        """What that interval allows to say."""
+        """What the interval over seeds and prompts allows to say."""
         if self.over_seeds.n == 1:
             return "and one seed cannot say whether that holds for the next"
-        if abs(self.over_seeds.mean) <= self.half_width:
+        if not (side := self.both.side):
             return "which cannot be told from none"
-        return f"so {self.arm} is {'ahead of' if self.over_seeds.mean > 0 else 'behind'} {self.rival}"
+        return f"so {self.arm} is {'ahead of' if side > 0 else 'behind'} {self.rival}"
 
 
 def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: str = "reward") -> Contrast:
@@ -303,11 +303,11 @@ def contrast(experiment: str, arm: str, rivals: list[str], high: float, scorer: 
 def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:
     """An arm's fronts against best-of-n from SFT, at the KL that bounds it (see `best_of_n.kl_of_best`): in truth it may be cheaper.
 
-    Compared as far as the largest n reaches, on the seeds that were scored alike. Raises ValueError when best-of-n has not been measured or
-    no such seed is left.
+    Compared as far as the largest n reaches, on the seeds that count and were scored alike, whatever their number format: it has a unit for
+    each reward model. Raises ValueError when best-of-n has not been measured or no such seed is left.
     """
     best, ends, by_prompt = [outcome("best-of-n", "sft", seed) for seed in finished_seeds("best-of-n", ["sft"])], {}, {}
-    for seed in finished_seeds(experiment, [arm]):
+    for seed in shared_seeds([(experiment, arm)], scorer, EARLIER + SEEDS):
         one = outcome(experiment, arm, seed)
         if yardstick := next((n for n in best if _scored_alike([n, one], scorer)), None):
             kl, reward = yardstick.kl("test"), yardstick.reward("test", scorer)
@@ -368,11 +368,18 @@ def difference_of_gains(of: tuple[Place, Place], than: tuple[Place, Place], high
 
 
 def shared_seeds(arms: Iterable[Place], scorer: str = "reward", among: Iterable[int] | None = None) -> list[int]:
-    """The seeds (`among` these, if given) on which all of the arms have ended, each in its experiment, and were scored alike."""
+    """The seeds (`among` these, if given) on which all of the arms have ended, each in its experiment, and can be compared: from one SFT,
+    in one number format, scored alike."""
     seeds = set.intersection(*(set(finished_seeds(experiment, [name])) for experiment, name in arms))
     return sorted(
-        seed for seed in seeds if (among is None or seed in among) and _scored_alike([outcome(*one, seed) for one in arms], scorer)
-    )
+        seed for seed in seeds if (among is None or seed in among) and _made_alike(units := [outcome(*one, seed) for one in arms])
+        and _scored_alike(units, scorer)
+    )  # fmt: skip
+
+
+def _made_alike(units: list[Outcome]) -> bool:
+    """Whether units began at the same SFT and computed in the same number format."""
+    return len({(one.record["sft"], one.record["machine"]["dtype"]) for one in units}) == 1
 
 
 def _shared(
@@ -397,8 +404,4 @@ def _scored_alike(units: list[Outcome], scorer: str) -> bool:
 
 def _paired(arm: str, rival: str, high: float, by_prompt: dict[int, np.ndarray], ends: dict[int, float]) -> Contrast:
     """The contrast whose differences on each seed are `by_prompt`, (prompts,)."""
-    by_seed = {seed: Interval.of(values) for seed, values in by_prompt.items()}
-    return Contrast(
-        arm, rival, high, by_seed, over_seeds=Interval.of([i.mean for i in by_seed.values()]),
-        over_prompts=Interval.of(np.mean(list(by_prompt.values()), axis=0)), short={s: end for s, end in ends.items() if end < high},
-    )  # fmt: skip
+    return Contrast(**vars(Effect.of(by_prompt)), arm=arm, rival=rival, high=high, short={s: end for s, end in ends.items() if end < high})

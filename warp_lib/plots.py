@@ -1,6 +1,6 @@
 """The report's figures, from its tables. No torch here: what only reads tables opens at once.
 
-Every reward axis is in r̃ and shows where real positive reviews lie; every point carries ±2 standard errors clustered by prompt.
+Reward axes are in r̃. Points of one seed carry ±2 standard errors clustered by prompt; means over seeds carry 95% intervals.
 """
 
 import html
@@ -20,6 +20,10 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00")
 REWARD = "reward r̃ (SFT standard deviations)"
 KL = "KL(π‖π_sft) (nats per completion)"
+JUDGE = "judge (SFT standard deviations)"
+AXES = {"kl": KL, "reward": REWARD, "judge": JUDGE, "judge_tfidf": f"TF-IDF {JUDGE}"}
+LAYER = "layer (wte, wpe: words, positions; h.k: block k; ln_f: last norm)"
+ARMS = {"warp": "WARP", "reinforce": "REINFORCE, batch 64", "reinforce-2b": "REINFORCE, batch 128"}  # of the study's primary contrast
 LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "sft": ("SFT", GREY, "star", None),
     "run": ("WARP: single runs", SKY, "circle-open", None),
@@ -34,7 +38,7 @@ LAYOUT = dict(template="plotly_white", height=520, width=900, legend=dict(orient
 
 
 def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequence[str] | None = None, x: str = "kl", y: str = "reward"):
-    """Reward against KL (or any two columns), a trace for each method, with ±2 standard errors both ways."""
+    """Reward against KL (or any two of `AXES`), a trace for each method, with ±2 standard errors both ways."""
     figure = go.Figure()
     shown = [m for m in LOOKS if m in set(results["method"]) and (methods is None or m in methods)]
     for method in shown:
@@ -48,11 +52,10 @@ def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequ
             hovertemplate=f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
     if y == "reward":
-        mark_real_positive(figure.add_hline, real_positive, "top left")
+        mark_real_positive(figure.add_hline, real_positive, "top right")
     if x == "reward":
         mark_real_positive(figure.add_vline, real_positive, "bottom left")
-    axes = {"kl": KL, "reward": REWARD}
-    figure.update_layout(**LAYOUT, xaxis_title=axes.get(x, x), yaxis_title=axes.get(y, y))
+    figure.update_layout(**LAYOUT, xaxis_title=AXES[x], yaxis_title=AXES[y])
     return figure
 
 
@@ -64,7 +67,7 @@ def mark_real_positive(add_line: Callable, real_positive: dict[str, float], posi
     for name, text in (("mean", "mean"), ("p99", "99th percentile")):
         line = dict(color=PURPLE, dash="dash", width=1)
         text = f"real positive reviews: {text}"
-        add_line(real_positive[name], line=line, annotation_text=text, annotation_position=position, **place)
+        add_line(real_positive[name], line=line, annotation_text=text, annotation_position=position, annotation_font_color=PURPLE, **place)
 
 
 def training_curves(histories: dict[str, list[dict[str, float]]], real_positive: dict[str, float]) -> go.Figure:
@@ -100,7 +103,7 @@ def training_curves(histories: dict[str, list[dict[str, float]]], real_positive:
             row=1,
             col=2,
         )
-    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
+    mark_real_positive(figure.add_hline, real_positive, "top right", row=1, col=1)
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title="nats per completion", row=1, col=2)
@@ -119,7 +122,7 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
                 x=rows["eta"], y=rows[column], error_y=whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
                 showlegend=col == 1, line=dict(color=colour, dash=dash), marker=dict(symbol=symbol), row=1, col=col,
             )  # fmt: skip
-    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
+    mark_real_positive(figure.add_hline, real_positive, "top right", row=1, col=1)
     figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
@@ -130,29 +133,42 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
 def fronts(
     outcomes: dict[str, list[Outcome]], high: float, real_positive: dict[str, float], split: str = "test", best_of_n: Outcome | None = None
 ) -> go.Figure:  # fmt: skip
-    """Each arm's fronts on the prompts of a split, a line for each seed, and the range of KL that is compared, from `LOW` to `high`.
+    """Each arm's fronts on the prompts of a split, and the range of KL that is compared, from `LOW` to `high`.
 
-    best_of_n: the yardstick, drawn too where it is given.
+    A thin line for each seed and a thick one for their mean at equal KL with its 95% interval over them; an arm of one seed has ± 2
+    standard errors over prompts instead. best_of_n: the yardstick, drawn too where it is given.
     """
     figure = go.Figure()
     if best_of_n:
         scores = best_of_n.reward(split)
         figure.add_scatter(
-            x=best_of_n.kl(split), y=scores.mean(1), error_y=_two_errors(scores, GREY), name="best of n from SFT (KL: its bound)",
+            x=best_of_n.kl(split), y=scores.mean(1), error_y=_two_errors(scores, GREY), name="best of n from SFT, once (KL: its bound)",
             mode="lines+markers", marker=dict(size=6, symbol="x"), line=dict(color=GREY, dash="dash"), text=best_of_n.rows["n"],
             hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
         )  # fmt: skip
     looks = list(product(("solid", "dot"), PALETTE))  # more arms than colours come dotted
-    for (arm, seeds), (dash, colour) in zip(outcomes.items(), looks, strict=False):
-        for k, one in enumerate(seeds):
+    for place, ((arm, seeds), (dash, colour)) in enumerate(zip(outcomes.items(), looks, strict=False)):
+        name, alone = html.escape(ARMS.get(arm, arm)), len(seeds) == 1
+        for one in seeds:
             kl, reward = one.line(split)
             figure.add_scatter(
-                x=kl, y=reward.mean(1), error_y=_two_errors(reward, colour), name=arm, legendgroup=arm, showlegend=not k,
-                mode="lines+markers", marker=dict(size=5), line=dict(color=colour, width=1.5, dash=dash), opacity=0.8,
-                hovertemplate=f"{html.escape(arm)}, seed {one.rows['seed'].iloc[0]}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
+                x=kl, y=reward.mean(1), error_y=_two_errors(reward, colour) if alone else None, name=name, legendgroup=arm,
+                showlegend=alone, mode="lines+markers" if alone else "lines", marker=dict(size=5),
+                line=dict(color=colour, width=1.5 if alone else 1, dash=dash), opacity=0.8 if alone else 0.4,
+                hovertemplate=f"{name}, seed {one.rows['seed'].iloc[0]}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
+            )  # fmt: skip
+        if not alone:
+            lines = [one.line(split) for one in seeds]
+            grid = np.arange(0.5 + 0.04 * place, min(kl[-1] for kl, _ in lines), 0.5)  # read beside other arms' places: bars stay apart
+            means = [Interval.of(at) for at in zip(*(np.interp(grid, kl, reward.mean(1)) for kl, reward in lines), strict=True)]
+            half = [i.high - i.mean for i in means]
+            figure.add_scatter(
+                x=grid, y=[i.mean for i in means], error_y=dict(array=half, color=colour, width=3), mode="lines",
+                name=f"{name} (mean of {len(seeds)} seeds)", legendgroup=arm, line=dict(color=colour, width=3, dash=dash),
+                hovertemplate=f"{name}, mean of {len(seeds)} seeds<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, annotation_text="compared", annotation_position="bottom left")
-    mark_real_positive(figure.add_hline, real_positive, "top left")
+    mark_real_positive(figure.add_hline, real_positive, "top right")
     figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
     return figure
 
@@ -163,13 +179,13 @@ def judged(outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[s
     for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
         x, y = (np.concatenate([one.reward("test", scorer) for one in seeds]) for scorer in ("reward", judge))
         figure.add_scatter(
-            x=x.mean(1), y=y.mean(1), error_x=_two_errors(x, colour), error_y=_two_errors(y, colour), name=arm, mode="markers",
-            marker=dict(color=colour, size=6), opacity=0.7,
+            x=x.mean(1), y=y.mean(1), error_x=_two_errors(x, colour), error_y=_two_errors(y, colour), name=ARMS.get(arm, arm),
+            mode="markers", marker=dict(color=colour, size=6), opacity=0.7,
         )  # fmt: skip
     ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
     figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), name="both alike")
     mark_real_positive(figure.add_vline, real_positive, "bottom left")
-    figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=f"{judge} (SFT standard deviations)")
+    figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=AXES[judge])
     return figure
 
 
@@ -203,14 +219,14 @@ def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) 
         for col, column in enumerate(("reward", "kl"), start=1):
             figure.add_scatter(
                 x=table["eta"], y=table[column], error_y=dict(array=table[f"{column}_half"], color=colour, thickness=1, width=2),
-                mode="lines+markers", name=name, legendgroup=name, showlegend=col == 1, line_color=colour, row=1, col=col,
+                mode="lines+markers", name=ARMS.get(name, name), legendgroup=name, showlegend=col == 1, line_color=colour, row=1, col=col,
             )  # fmt: skip
             ends = table.iloc[[0, -1]]
             figure.add_scatter(
                 x=ends["eta"], y=ends[column], mode="lines", line=dict(color=colour, dash="dot", width=1), hoverinfo="skip",
                 legendgroup=name, showlegend=False, row=1, col=col,
             )  # fmt: skip
-    mark_real_positive(figure.add_hline, real_positive, "top left", row=1, col=1)
+    mark_real_positive(figure.add_hline, real_positive, "top right", row=1, col=1)
     figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
@@ -227,7 +243,7 @@ def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
         for col, (column, title) in enumerate(titles.items(), start=1):
             figure.add_scatter(
                 x=rows["kl"], y=rows[column], error_y=whiskers(rows, column, colour), mode="markers", marker=dict(color=colour, size=5),
-                opacity=0.6, name=arm, legendgroup=arm, showlegend=col == 1, row=1, col=col,
+                opacity=0.6, name=ARMS.get(arm, arm), legendgroup=arm, showlegend=col == 1, row=1, col=col,
             )  # fmt: skip
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(title=KL)
@@ -243,10 +259,10 @@ def angles(geometry: list[dict]) -> go.Figure:
     grid = pairs.pivot(index="pair", columns="layer", values="degrees")[layers]
     figure = go.Figure(
         go.Heatmap(
-            z=grid, x=layers, y=list(grid.index), zmin=0, zmax=180, colorscale="Cividis", texttemplate="%{z:.0f}°", colorbar_title="degrees"
+            z=grid, x=layers, y=list(grid.index), zmin=0, zmax=90, colorscale="Cividis", texttemplate="%{z:.0f}°", colorbar_title="degrees"
         )
     )
-    figure.update_layout(**LAYOUT | dict(height=220 + 60 * len(grid)), xaxis_title="layer", yaxis_title="")
+    figure.update_layout(**LAYOUT | dict(height=220 + 60 * len(grid)), xaxis_title=LAYER, yaxis_title="")
     return figure
 
 
@@ -265,7 +281,8 @@ def by_layer(table: pd.DataFrame) -> go.Figure:
                 showlegend=col == 1, row=1, col=col,
             )  # fmt: skip
             figure.update_yaxes(title=title, row=1, col=col)
-    figure.update_xaxes(title="layer", type="category", tickangle=45)
+    figure.update_xaxes(type="category", tickangle=45)
+    figure.update_xaxes(title=LAYER, row=1, col=2)
     figure.update_layout(**LAYOUT | dict(height=400, legend=dict(orientation="h", y=1.15)))
     return figure
 
@@ -283,12 +300,12 @@ def lines(table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[st
     return figure
 
 
-def densities(scores: dict[str, Sequence[float]], title: str) -> go.Figure:
-    """Histograms of several samples on one axis, as shares."""
+def densities(scores: dict[str, Sequence[float]], title: str, of: str = "texts") -> go.Figure:
+    """Histograms of several samples on one axis, as shares `of` what they are."""
     figure = go.Figure()
     for (name, values), colour in zip(scores.items(), (GREY, GREEN, ORANGE, BLUE), strict=False):
         figure.add_histogram(x=list(values), name=name, histnorm="probability", opacity=0.6, marker_color=colour, nbinsx=60)
-    figure.update_layout(**LAYOUT | dict(height=400), barmode="overlay", xaxis_title=title, yaxis_title="share of texts")
+    figure.update_layout(**LAYOUT | dict(height=400), barmode="overlay", xaxis_title=title, yaxis_title=f"share of {of}")
     return figure
 
 
@@ -313,17 +330,17 @@ class Table:
 
 
 def summary_table(results: pd.DataFrame) -> Table:
-    """The results with their standard errors, a row a checkpoint, for reading."""
+    """The results ± 2 standard errors, a row a checkpoint, for reading."""
 
     def pair(row: dict, column: str) -> str:
-        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {row[f'{column}_se']:.2f}"
+        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"
 
     return Table([
         {
             "checkpoint": LOOKS[row["method"]][0], "": _settings(row),
-            "reward r̃ ± s.e.": pair(row, "reward"), "KL nats ± s.e.": pair(row, "kl"),
-            "judge ± s.e.": pair(row, "judge"), "TF-IDF judge ± s.e.": pair(row, "judge_tfidf"), "entropy nats/token": pair(row, "entropy"),
-            "distinct-2": pair(row, "distinct2"), "SFT perplexity": pair(row, "perplexity"), "completions": f"{row['completions']:,.0f}",
+            "reward r̃ ± 2 s.e.": pair(row, "reward"), "KL, nats": pair(row, "kl"), "judge": pair(row, "judge"),
+            "TF-IDF judge": pair(row, "judge_tfidf"), "entropy, nats a token": pair(row, "entropy"), "distinct-2": pair(row, "distinct2"),
+            "SFT's perplexity": pair(row, "perplexity"), "completions": f"{row['completions']:,.0f}",
         }
         for row in results.to_dict("records")
     ])  # fmt: skip
@@ -365,7 +382,7 @@ def layers(geometry: list[dict], names: Sequence[str]) -> go.Figure:
             texttemplate=f"%{{z:{form}}}", hovertemplate=f"%{{y}}, %{{x}}: %{{z:{form}}}<extra></extra>", row=row, col=1,
         )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title="layer", row=2, col=1)
+    figure.update_xaxes(title=LAYER, row=2, col=1)
     figure.update_layout(**LAYOUT | dict(height=440))
     return figure
 

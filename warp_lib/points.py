@@ -17,6 +17,7 @@ from .results import real_positive
 # The corner from which hypervolumes are measured, fixed before any was looked at: the KL at which the learning rate was chosen to end, and
 # what SFT earns by definition.
 CORNER = (10.0, 0.0)
+SCORES = ("reward", "judge", "judge_tfidf")
 KINDS = {
     "run": "single runs", "slerp": "merged", "lerp": "merged", "liti": "where the next iteration begins", "warp": "final front over η",
     "reinforce": "along its way", "reinforce-liti": "line to SFT", "dpo": "along its way", "dpo-liti": "line to SFT",
@@ -27,23 +28,30 @@ def all_points() -> pd.DataFrame:
     """Every evaluated point of the study on test prompts and of the runs under runs/, a row each.
 
     Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there; series, what it is one of many of;
-    reward_model, a digest ("" where none is on record).
+    `<score>_by`, what gave each of `SCORES`: a digest, or where none is on record the study's experiment or the run that it is of.
     """
     tables = []
     for record in sorted(outcomes.FOLDER.glob("*/*.json")):
         rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(drop=True)
         rows["source"], rows["file"], rows["point"] = record.parent.name, str(record.with_suffix(".csv")), range(len(rows))
-        tables.append(rows.assign(reward_model=json.loads(record.read_text()).get("reward_model", "")))
+        said = json.loads(record.read_text())
+        model = said.get("reward_model", record.parent.name)  # judges that are not on record are of the machine that made it
+        tables.append(rows.assign(**_scored({"reward": model} | said.get("judges", {}), model)))
     for file in sorted(paths.RUNS.glob("*/results/*.csv")):
         rows = pd.read_csv(file)
         arms = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
-        place = {"source": f"your run {file.parent.parent.name}", "file": str(file), "reward_model": ""}
-        tables.append(rows.assign(arm=arms, point=range(len(rows)), **place))
+        source, beside = f"your run {file.parent.parent.name}", file.with_suffix(".json")
+        scorers = json.loads(beside.read_text()).get("scorers", {}) if beside.exists() else {}
+        tables.append(rows.assign(arm=arms, point=range(len(rows)), source=source, file=str(file), **_scored(scorers, source)))
     if not tables:
         raise ValueError("there is nothing to explore: data/study is empty, and no run has results under runs/ yet.")
     points = pd.concat(tables, ignore_index=True)
     kinds = points["method"].map(lambda method: KINDS.get(method, method))
     return points.assign(series=points["source"] + " · " + points["arm"] + " · " + kinds)
+
+
+def _scored(scorers: dict[str, str], otherwise: str) -> dict[str, str]:
+    return {f"{score}_by": scorers.get(score, otherwise) for score in SCORES}
 
 
 @dataclass(frozen=True)
@@ -66,19 +74,22 @@ class Selection:
         return points[chosen & (points["eta"].between(low - 1e-9, high + 1e-9) | points["eta"].isna())]
 
 
+def by_pipeline(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], pd.DataFrame]:
+    """Seed and what gave the score → their points that have one. A seed is a whole pipeline, so its points alone make a front; scores that
+    different models gave are not on one axis."""
+    return {(int(seed), by): own for (seed, by), own in rows.dropna(subset=[score]).groupby(["seed", f"{score}_by"])}
+
+
 def hypervolumes(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], float]:
-    """Seed and reward model → the hypervolume of its points. A seed is a whole pipeline, so its points alone make a front."""
-    return {
-        (int(seed), model): hypervolume(own["kl"].to_list(), own[score].to_list(), CORNER)
-        for (seed, model), own in rows.dropna(subset=[score]).groupby(["seed", "reward_model"])
-    }
+    """Seed and what gave the score → the hypervolume of their points."""
+    return {pipeline: hypervolume(own["kl"].to_list(), own[score].to_list(), CORNER) for pipeline, own in by_pipeline(rows, score).items()}
 
 
 def comparison(a: pd.DataFrame, b: pd.DataFrame, score: str) -> dict[str, Interval]:
-    """Hypervolume of each selection that has points, over its seeds; and of A − B, paired over the seeds that both have
-    with one reward model."""
+    """Hypervolume of each selection that has points, over its fronts; and of A − B, paired over the fronts of one seed that one model
+    scored."""
     volumes = {"A": hypervolumes(a, score), "B": hypervolumes(b, score)}
-    found = {name: Interval.of(list(by_seed.values())) for name, by_seed in volumes.items() if by_seed}
+    found = {name: Interval.of(list(fronts.values())) for name, fronts in volumes.items() if fronts}
     if both := sorted(volumes["A"].keys() & volumes["B"].keys()):
         found["A − B"] = Interval.of([volumes["A"][pair] - volumes["B"][pair] for pair in both])
     return found

@@ -96,7 +96,7 @@ class Policy:
             hub.check("policy", name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
         except Exception as error:
             raise ValueError(
                 f"policy={name!r} is neither reviews-gpt2, nor smollm2, nor a local folder, nor a model the hub gave "

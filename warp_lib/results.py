@@ -39,15 +39,16 @@ COLUMNS = {
 }
 
 
-def write_results(name: str, part: str, rows: list[dict], completions: list[dict]) -> pd.DataFrame:
+def write_results(name: str, part: str, rows: list[dict], completions: list[dict], scorers: dict[str, str]) -> pd.DataFrame:
     """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the rows as a table.
 
-    completions: of some prompts, for the explorer: point (place of its row), prompt, completion, reward (the prompt's mean r̃).
+    For the explorer: completions of some prompts, each with point (place of its row), prompt, completion, reward (the prompt's mean r̃);
+    scorers: the reward's and each judge's name → its digest.
     """
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     parts = folder(name) / "results"
     parts.mkdir(exist_ok=True)
-    write_whole(parts / f"{part}.json", json.dumps({"completions": completions}))
+    write_whole(parts / f"{part}.json", json.dumps({"scorers": scorers, "completions": completions}))
     write_whole(parts / f"{part}.csv", table.to_csv(index=False))
     together = pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))])
     write_whole(folder(name) / "results.csv", together.to_csv(index=False))
@@ -78,11 +79,9 @@ def reward_at(results: pd.DataFrame, method: str, kl: float) -> tuple[float, flo
 
 @dataclass(frozen=True)
 class Matched:
-    """Two methods' rewards at one KL: first, second, their difference and its 95% interval (low, high)."""
+    """The difference of two methods' rewards at one KL, and its 95% interval (low, high)."""
 
     kl: float
-    first: float
-    second: float
     difference: float
     low: float
     high: float
@@ -90,18 +89,18 @@ class Matched:
     def __str__(self) -> str:
         """The difference in words, with what its interval allows to say."""
         verdict = "above" if self.low > 0 else "below" if self.high < 0 else "not distinguishable from"
-        return f"{self.difference:+.2f} ({self.low:+.2f} to {self.high:+.2f}), {verdict} it"
+        return f"{self.difference:+z.2f} ({self.low:+z.2f} to {self.high:+z.2f}), {verdict} it"
 
 
-def matched(results: pd.DataFrame, first: str, second: str) -> Matched:
-    """The rewards of two methods at the largest KL that both reach.
+def matched(results: pd.DataFrame, first: str, second: str, kl: float | None = None) -> Matched:
+    """The rewards of two methods at a KL, or at the largest that both reach.
 
     The interval is over test prompts, with the two standard errors added as if independent: wider than a paired one.
     """
-    kl = min(results.loc[results["method"] == method, "kl"].max() for method in (first, second))
+    kl = kl or min(results.loc[results["method"] == method, "kl"].max() for method in (first, second))
     (a, a_se), (b, b_se) = (reward_at(results, method, kl) for method in (first, second))
     half = 1.96 * math.hypot(a_se, b_se)
-    return Matched(kl, a, b, a - b, a - b - half, a - b + half)
+    return Matched(kl, a - b, a - b - half, a - b + half)
 
 
 def real_positive(name: str) -> dict[str, float]:

@@ -281,7 +281,7 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     source, tokenizer, config = find_encoder(encoder, layers)
     with torch.random.fork_rng(devices=[]), _named(encoder):
         torch.manual_seed(stream(*seed, "head"))
-        model = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True)
     return EncoderScorer(model, tokenizer, [])
 
 

@@ -87,8 +87,7 @@ def _long_run_of(experiment: Experiment, align: Aligner, method: str) -> Trained
     """An aligner on as many completions as all of WARP's runs see, kept as often as one of them ends."""
     s = experiment.settings
     of_one_run = max(1, s.steps * Settings.profile(**COMMON).batch_size // s.batch_size)
-    run = align(experiment.theta_sft, (s.seed, method), steps=s.iterations * s.runs * of_one_run, keep_every=of_one_run)
-    return reinforce_points(experiment.theta_sft, run, s, method), {}
+    return reinforce_points(experiment.theta_sft, experiment.long_run(align, method, of_one_run), s, method), {}
 
 
 def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
@@ -105,7 +104,8 @@ def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress)
 
 
 def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
-    """WARP on DPO where each run makes pairs of its own before each iteration, from its share of the prompts: runs differ in their data."""
+    """WARP on DPO where each run makes pairs of its own before each iteration, of prompts that it draws itself, 1/M as many as the others
+    use: runs differ in their data."""
     s = experiment.settings
     own = partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs)
     points, record = _warp_of(experiment, experiment.dpo_aligner(own, progress))

@@ -27,10 +27,9 @@ def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
 
     The runs are those of notebooks 03 and 04, or of the study's units, with the same settings.
     """
-    s, sft = experiment.settings, experiment.theta_sft
     align = experiment.aligner(experiment.reward(progress), progress)
     last = experiment.warp(align)[-1]
-    long = align(sft, (s.seed, "reinforce"), steps=s.iterations * s.runs * s.steps, keep_every=s.steps)
+    long = experiment.long_run(align, "reinforce", experiment.settings.steps)
     return {"WARP": last.merged} | {f"run {m}": run.weights for m, run in enumerate(last.runs, 1)} | {"REINFORCE": long.weights}
 
 
