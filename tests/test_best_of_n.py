@@ -1,5 +1,6 @@
 """Best-of-n: the expected best of n of N completions, and the unit of the study that measures it."""
 
+import json
 import math
 from itertools import combinations
 
@@ -56,10 +57,13 @@ def test_the_unit_keeps_what_it_samples(folder, monkeypatch):
 
 
 def test_difference_from_best_of_n_is_at_the_same_kl(folder):
-    """Guards: the yardstick's own front, chosen on the prompts it is read on; a seed that reaches further than n does."""
+    """Guards: the yardstick's own front, chosen on the prompts it is read on; a seed that reaches further than n does, or that does not
+    count; one left out for its number format."""
     keep(folder, "best-of-n", "sft", 0, [(0.0, 0.0), (1.0, 1.0), (2.5, 1.75)], method="best-of-n")
-    for seed, up in ((0, 0.1), (1, 0.3)):
+    for seed, up in ((0, 0.1), (1, 0.3), (3, 9.0)):
         keep(folder, "x", "warp", seed, [(0, 0), (1, 1 + up), (5, 3 + up)])
+    file = folder / "x" / "warp-1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": {"dtype": "torch.float8"}}))
     found = outcomes.over_best_of_n("x", "warp", 3.0)
     assert found.by_seed[0].mean == pytest.approx(0.1) and found.over_seeds.mean == pytest.approx(0.2)
     assert found.short == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
