@@ -53,7 +53,7 @@ END = 3  # a tiny policy's end of sequence; not at the vocabulary's edge, and as
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem != "test_smoke")  # the longest file: beside all others, not after them
+    items.sort(key=lambda item: item.path.stem not in ("test_smoke", "test_study"))  # the longest files, one for each process
 
 
 def pytest_unconfigure() -> None:

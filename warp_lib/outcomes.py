@@ -93,6 +93,11 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
     return Outcome(pd.read_csv(file.with_suffix(".csv")), load_file(file.with_suffix(".safetensors")), record)
 
 
+def begun(experiment: str) -> bool:
+    """Whether any unit of it has ended."""
+    return any((FOLDER / experiment).glob("*.json"))
+
+
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     """The seeds on which all of the arms have ended."""
     files = {file.stem for file in (FOLDER / experiment).glob("*.json")}

@@ -96,7 +96,7 @@ def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, 
         except KeyboardInterrupt:
             pool.shutdown(wait=True, cancel_futures=True)  # the running ones were interrupted with us
             raise
-    return _collect([job for job in jobs if job not in failed], notebook, name), failed
+    return _collect([job for job in jobs if job not in failed], notebook, name), [job for job in jobs if job in failed]
 
 
 def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
