@@ -21,6 +21,10 @@ TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 EARLIER, SEEDS = (0, 1, 2), (4, 5, 6, 7, 8)
 LOW = 1.0  # nats of KL where the mean of a front begins
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
+ASKED = {
+    "grid": "the student report's grid", "merges": "SLERP against LERP", "anchors": "fixed anchors", "duration": "scale in T",
+    "more-runs": "M up to 5", "restarts": "η between iterations",
+}  # fmt: skip
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
 
 
@@ -93,9 +97,9 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
     return Outcome(pd.read_csv(file.with_suffix(".csv")), load_file(file.with_suffix(".safetensors")), record)
 
 
-def begun(experiment: str) -> bool:
-    """Whether any unit of it has ended."""
-    return any((FOLDER / experiment).glob("*.json"))
+def waiting() -> list[str]:
+    """What the study asks beside its primary contrast, in words, and has no finished unit for."""
+    return [words for name, words in ASKED.items() if not any((FOLDER / name).glob("*.json"))]
 
 
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:

@@ -97,7 +97,8 @@ def matched(results: pd.DataFrame, first: str, second: str, kl: float | None = N
 
     The interval is over test prompts, with the two standard errors added as if independent: wider than a paired one.
     """
-    kl = kl or min(results.loc[results["method"] == method, "kl"].max() for method in (first, second))
+    if kl is None:
+        kl = min(results.loc[results["method"] == method, "kl"].max() for method in (first, second))
     (a, a_se), (b, b_se) = (reward_at(results, method, kl) for method in (first, second))
     half = 1.96 * math.hypot(a_se, b_se)
     return Matched(kl, a - b, a - b - half, a - b + half)
