@@ -1,8 +1,8 @@
 """What a training step costs, part by part and beside TRL's; what a merge costs beside mergekit's. Run by ``make bench``.
 
 Every comparison runs both sides alternately, each in a process of its own, and gives the median of the pairs' ratios with the smallest and
-the largest. Results are kept as JSON in ``benchmarks/results/`` with machine, versions and command, in a folder for each number format
-that machines are fast at.
+the largest. Results are kept as JSON in ``benchmarks/results/`` with machine, versions and command, in a folder for each way in which
+machines multiply.
 """
 
 import argparse
@@ -266,6 +266,14 @@ def growth() -> list[dict[str, Any]]:
     return rows
 
 
+def multiplied_by() -> str:
+    """What decides most of the speed: the processor's instructions for bfloat16, or the number format; on an accelerator both."""
+    device, dtype = machine.device().type, str(machine.fast_dtype()).removeprefix("torch.")
+    if device != "cpu":
+        return f"{device}-{dtype}"
+    return machine.bfloat16_by() or dtype
+
+
 def keep(name: str, result: Any) -> None:
     """Write a result with what it was measured on."""
     processor = platform.processor()
@@ -282,7 +290,7 @@ def keep(name: str, result: Any) -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
         "result": result,
     }  # fmt: skip
-    folder = HERE / "results" / str(machine.fast_dtype()).removeprefix("torch.")
+    folder = HERE / "results" / multiplied_by()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -58,28 +58,43 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
 
 
 def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(folder, monkeypatch, capsys):
-    """Guards: arms of a seed that cannot be compared; a seed refused for what another one was made with, or another experiment's."""
-    keep(folder, "x", "reinforce", 4, [(0, 0), (2, 1)])
+    """Guards: arms of a seed that cannot be compared, within an experiment and across; a seed refused for what another one was made with; a
+    trial for another experiment's; best-of-n, which is paired with no run, or a run for it."""
     unit = study.Training("x", "warp", Settings.profile("smoke", name="study", seed=4), lambda *_: pytest.fail("trained"))
-    with pytest.raises(ValueError, match="x: warp, seed 4 would be made with another reward_model than x/reinforce-4"):
-        study.run_unit(unit, Progress())
-    (folder / "x" / "reinforce-4.json").rename(folder / "x" / "reinforce-14.json")
-    keep(folder, "y", "reinforce", 4, [(0, 0), (2, 1)])
-    with pytest.raises(pytest.fail.Exception, match="trained"):
-        study.run_unit(unit, Progress())
-    file, made = folder / "x" / "other-4.json", json.loads((folder / "y" / "reinforce-4.json").read_text())
+    trial = replace(unit, settings=replace(unit.settings, seed=outcomes.TUNING_SEED))
+    keep(folder, "best-of-n", "sft", 4, [(0, 0), (2, 1)])
+    for beside, of_a_trial in (("x", "another reward_model"), ("y", "trained")):
+        keep(folder, beside, "reinforce", 4, [(0, 0), (2, 1)])
+        keep(folder, beside, "reinforce", outcomes.TUNING_SEED, [(0, 0), (2, 1)])
+        with pytest.raises(ValueError, match=f"x: warp, seed 4 would be made with another reward_model than {beside}/reinforce-4"):
+            study.run_unit(unit, Progress())
+        with pytest.raises((ValueError, pytest.fail.Exception), match=of_a_trial):
+            study.run_unit(trial, Progress())
+        for file in (folder / beside).glob("*.json"):
+            file.rename(file.with_stem(f"reinforce-14{file.stem[-1]}"))
+    file, made = folder / "x" / "other-4.json", json.loads((folder / "x" / "reinforce-144.json").read_text())
     made |= {"reward_model": kept_reward.read(unit.settings).identity, "sft": digest(study.Experiment(unit.settings).theta_sft)}
     monkeypatch.setattr(study, "EXPERIMENTS", {"x": lambda: [unit, replace(unit, arm="next", settings=replace(unit.settings, seed=5))]})
     for kind, refusal in ((str(machine.fast_dtype()), "trained"), ("torch.float8", "another dtype than x/other-4")):
         file.write_text(json.dumps(made | {"machine": {"dtype": kind}}))
         with pytest.raises((pytest.fail.Exception, ValueError), match=refusal):
             study.run_unit(unit, Progress())
+    monkeypatch.setattr(study.BestOfN, "measure", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(pytest.fail.Exception, match="sampled"):
+        study.run_unit(study.BestOfN("best-of-n", "sft", unit.settings), Progress())
     with pytest.raises(pytest.fail.Exception, match="trained"):  # the next seed's turn comes
         study.run(["x"], Progress())
     assert (
         "[2/2] x: next, seed 5" in (said := capsys.readouterr().out)
         and "Left out: x: warp, seed 4 would be made with another dtype" in said
     )
+
+
+def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
+    """Guards: controls of one seed before the next seed of what the question compares."""
+    names = [unit.arm for unit in study.dpo()]
+    assert set(names[: 2 * len(outcomes.SEEDS)]) == {"warp-dpo", "dpo"} and len(names) == len(study.DPO) * len(outcomes.SEEDS)
+    assert len({(unit.arm, unit.settings.seed) for unit in study.dpo()}) == len(names)
 
 
 def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):

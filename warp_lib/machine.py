@@ -22,13 +22,13 @@ def fast_dtype() -> torch.dtype:
     """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower)."""
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if device().type == "cpu" and processor_has_bfloat16() else torch.float32
+    return torch.bfloat16 if device().type == "cpu" and bfloat16_by() else torch.float32
 
 
-def processor_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware."""
+def bfloat16_by() -> str | None:
+    """The instructions by which the processor multiplies bfloat16, the fastest that it has; None where it has none."""
     abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # from torch 2.12 on
-    return any(abilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return next((name for name in ("amx_bf16", "avx512_bf16") if abilities.get(name)), None)
 
 
 def autocast() -> AbstractContextManager:

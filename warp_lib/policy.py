@@ -309,7 +309,7 @@ def affine(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor
     torch's compiler does too, by the same operations; torch has no public name for them, so without them it is the plain product.
     """
     laid_out = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    if laid_out and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and machine.processor_has_bfloat16():
+    if laid_out and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and machine.bfloat16_by():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return partial(torch.addmm, bias, mat2=weight)

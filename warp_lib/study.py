@@ -246,7 +246,10 @@ class Training(Unit):
 
 
 class BestOfN(Unit):
-    """No training at all: of n completions of SFT the best, for n of 1, 2, 4 … up to all that are sampled, on test prompts."""
+    """No training at all: of n completions of SFT the best, for n of 1, 2, 4 … up to all that are sampled, on test prompts.
+
+    Its seed's other units are not paired with it: it is the yardstick of all that have its reward model.
+    """
 
     def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
         prompts, s = experiment.held_out_prompts("test"), self.settings
@@ -348,9 +351,9 @@ def restarts() -> list[Unit]:
 # All of them spend 400 steps on pairs of the completions of 2 · 800 prompts.
 DPO = {
     "warp-dpo": Arm(by_warp_dpo),
+    "dpo": Arm(by_dpo),
     "warp-dpo-own": Arm(by_warp_dpo_own),
     "warp-dpo-once": Arm(by_warp_dpo_once),
-    "dpo": Arm(by_dpo),
     "dpo-iterated": Arm(by_iterated_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),
 }
 PAIRS = {"pair_prompts": 800, "mu": 0.0}
@@ -364,10 +367,15 @@ def dpo_tuning() -> list[Unit]:
 
 
 def dpo() -> list[Unit]:
-    """WARP on DPO with pairs made anew, and what tells its causes apart. Each at the settings of the tuned one that is trained alike."""
+    """WARP on DPO with pairs made anew, and what tells its causes apart. Each at the settings of the tuned one that is trained alike.
+
+    On all seeds the two that the hypothesis compares come first.
+    """
     alike = {name: "warp-dpo" if name.startswith("warp") else "dpo" for name in DPO}
     given = {name: _decided("dpo-tuning", tuned) | PAIRS for name, tuned in alike.items()}
-    return [_unit("dpo", name, arm, seed, given[name]) for seed in SEEDS for name, arm in DPO.items()]
+    asked = TUNED["dpo-tuning"]
+    ordered = [(name, seed) for names in (asked, [n for n in DPO if n not in asked]) for seed in SEEDS for name in names]
+    return [_unit("dpo", name, DPO[name], seed, given[name]) for name, seed in ordered]
 
 
 def reference() -> list[Unit]:
@@ -452,7 +460,8 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     experiment = Experiment(s)
     reward = kept_reward.read(s) or experiment.reward(progress)
     made_with = {"reward_model": reward.identity, "sft": digest(experiment.theta_sft)}
-    _refuse_others(unit, made_with)
+    if isinstance(unit, Training):
+        _refuse_others(unit, made_with | {"dtype": str(machine.fast_dtype())})
     kept_reward.write(reward, s)
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
@@ -474,14 +483,15 @@ class Unlike(ValueError):
     """A unit that could not be compared with others of its seed, if it were run here."""
 
 
-def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
-    """Raises Unlike when a finished unit of the same experiment and seed was made with another reward model, SFT or number format: arms
-    are compared seed by seed, and these two could not be."""
-    made_with = made_with | {"dtype": str(machine.fast_dtype())}
-    for file in sorted((FOLDER / unit.experiment).glob(f"*-{unit.settings.seed}.json")):
+def _refuse_others(unit: Training, made_with: dict[str, str]) -> None:
+    """Raises Unlike when an arm that ended on the same seed, in whatever experiment, has another reward model, SFT or number format: arms
+    are compared seed by seed, across experiments too, and these two could not be. Trials choose among those of their own experiment only."""
+    compared = unit.experiment if unit.settings.seed == TUNING_SEED else "*"
+    for file in sorted(FOLDER.glob(f"{compared}/*-{unit.settings.seed}.json")):
         record = json.loads(file.read_text())
         record |= {"dtype": record["machine"]["dtype"]}
-        if odd := [name for name, value in made_with.items() if record.get(name) != value]:
+        odd = [name for name, value in made_with.items() if record.get(name) != value]
+        if odd and file.parent.name != "best-of-n":
             raise Unlike(
                 f"{unit.title} would be made with another {odd[0]} than {file.parent.name}/{file.stem}, with which it is to be compared."
             )
