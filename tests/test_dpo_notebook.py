@@ -56,8 +56,22 @@ def answer(folder, monkeypatch):
 
 def test_before_any_seed_it_says_so(answer):
     said = answer()
-    assert said.startswith("**Answer.** Not yet: no seed of the comparison has ended.")
+    assert said.startswith("**Answer.** Not yet: no seed has ended all four methods of the comparison.")
     assert "WARP-DPO − DPO = +0.250 r̃" in said and said.endswith("stand at 70° to 72°.")  # 0.1 of slope, at 2.5 nats on average
+
+
+def test_one_seed_is_said_to_be_one(answer, folder):
+    """Guards: a seed left out because its controls wait; the tuning's angles, or another seed's, for its own; an interval over one seed."""
+    for arm, slope in (("warp-dpo", 0.5), ("dpo", 0.4)):
+        unit(folder, "dpo", arm, 5, slope)
+    said = answer()
+    assert "On 1 of 5 seeds WARP gains +0.200 (+0.200 to +0.200 over prompts, one seed) r̃ more" in said  # 0.1 of slope, at 2 nats
+    assert "and one seed cannot say whether that holds for the next" in said and said.endswith("stand at 72° to 74°.")
+    assert "WARP-DPO − DPO is +0.250 (+0.250 to +0.250 over prompts, one seed) from 1 to 4 nats" in said
+    for arm in ("warp", "reinforce"):
+        (folder / "primary" / f"{arm}-5.json").unlink()
+    said = answer()
+    assert "Not yet: no seed has ended all four methods of the comparison. WARP-DPO − DPO is +0.250" in said
 
 
 def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
@@ -67,6 +81,6 @@ def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
         unit(folder, "dpo", "dpo", seed, 0.4)
     unit(folder, "dpo", "warp-dpo", 6, 9.0)
     said = answer()
-    assert "On 2 of 5 seeds WARP gains +0.220 (" in said and "from 1 to 3 nats" in said  # (0.1 and 0.12) · 2
-    assert "which cannot be told from none" in said or "is ahead of warp − reinforce" in said
-    assert "WARP-DPO − DPO is +0.275 (" in said and "from 1 to 4 nats. " in said  # (0.1 and 0.12) · 2.5
+    assert "On 2 of 5 seeds WARP gains +0.220 (" in said and "over seeds and prompts, n = 2) r̃ more" in said  # (0.1 and 0.12) · 2
+    assert "from 1 to 3 nats, which cannot be told from none" in said or "is ahead of warp − reinforce" in said
+    assert "WARP-DPO − DPO is +0.275 (" in said and "from 1 to 4 nats." in said  # (0.1 and 0.12) · 2.5

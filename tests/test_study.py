@@ -240,7 +240,7 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
 def test_dpo_arms_spend_the_same(monkeypatch, folder):
     """Optimiser steps, pairs of a step, and completions sampled. Guards: pairs made once from fewer completions than those made anew."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    reward, spent = None, {}
+    reward, spent, given = None, {}, {}
     for seed, (name, arm) in enumerate(study.DPO.items(), 77):  # a seed each, or one would find another's pairs in the store
         shorter = {"steps": arm.changes["steps"] * PROFILES["smoke"]["steps"] // 100} if "steps" in arm.changes else {}
         changes = arm.changes | shorter | {"pair_prompts": 6, "pair_completions": 2, "mu": 0.0}
@@ -258,10 +258,17 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "dpo-liti")}
         seen = len(line) + len({(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "dpo")}) - 1
         spent[name] = (max(point.steps for point in found), sum(sampled), record["pairs_from"], seen)
+        assert all(one["count"] and one["margin"] > 0 for one in record["pairs"])
+        given[name] = [one["identity"] for one in record["pairs"]]
         assert all(torch.isfinite(w).all() for point in found for w in point.theta.values())
         theta = {p.steps: p.theta for p in found if p.method == "dpo"}
         assert len({digest(t) for t in theta.values()}) == len(theta), name
     assert set(spent.values()) == {(16, 2 * 6 * 2, 2 * 6 * 2, 6)}, spent
+    # How many runs there are, and how many different pairs they get.
+    different = {name: (len(runs), len(set(runs))) for name, runs in given.items()}
+    assert different == {
+        "warp-dpo": (4, 2), "dpo": (1, 1), "warp-dpo-own": (4, 4), "warp-dpo-once": (4, 1), "dpo-iterated": (2, 2)
+    }  # fmt: skip
 
 
 def test_unknown_experiments_are_named():

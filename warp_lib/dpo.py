@@ -114,7 +114,11 @@ def make_pairs(
     return Pairs(chosen, rejected, t["margin"])
 
 
-def for_all_runs(make: Callable[[Weights, Seed], Pairs]) -> Callable[[Weights, Seed], Pairs]:
+MakePairs = Callable[[Weights, Seed], Pairs]
+"""From θ_init and a run's seed, the pairs that the run learns from."""
+
+
+def for_all_runs(make: MakePairs) -> MakePairs:
     """Pairs made anew from each θ_init, the same ones for all M runs of an iteration: the seed's last part, m, does not reach `make`."""
     return lambda theta, seed: make(theta, seed[:-1])
 
@@ -139,7 +143,7 @@ def ipo_loss(h: Tensor, beta: float) -> Tensor:
 
 
 def dpo(
-    theta_init: Weights, seed: Seed, *, policy: Policy, pairs: Callable[[Weights, Seed], Pairs],
+    theta_init: Weights, seed: Seed, *, policy: Policy, pairs: MakePairs,
     loss: PairLoss = sigmoid_loss, settings: Settings, steps: int | None = None, keep_every: int | None = None, progress: Progress,
 ) -> Run:  # fmt: skip
     """Train from θ_init to θ on pairs, or take the run from the store.

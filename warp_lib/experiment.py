@@ -1,7 +1,7 @@
 """What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,8 +11,8 @@ import pandas as pd
 from torch import Tensor
 
 from . import machine, merging
-from .aligner import Aligner, Run, Seed
-from .dpo import Pairs, best_against_worst, dpo, make_pairs
+from .aligner import Aligner, Run
+from .dpo import MakePairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .merging import Weights, interpolate
 from .paths import folder
@@ -185,14 +185,14 @@ class Experiment:
             reward=reward, settings=self.settings, progress=progress,
         )  # fmt: skip
 
-    def pairs(self, reward: Reward, progress: Progress) -> Callable[[Weights, Seed], Pairs]:
+    def pairs(self, reward: Reward, progress: Progress) -> MakePairs:
         """`make_pairs` with everything bound but the weights and the seed: best against worst of each prompt's completions."""
         return partial(
             make_pairs, policy=self.policy, prompts=self.train_prompts, count=self.settings.pair_prompts, reward=reward,
             rank=best_against_worst, settings=self.settings, progress=progress,
         )  # fmt: skip
 
-    def dpo_aligner(self, pairs: Callable[[Weights, Seed], Pairs], progress: Progress) -> Aligner:
+    def dpo_aligner(self, pairs: MakePairs, progress: Progress) -> Aligner:
         """`dpo` with everything bound but the initial weights and the seed."""
         return partial(dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress)
 

@@ -117,6 +117,15 @@ class Effect:
         half = math.hypot(seeds.high - mean, prompts.high - prompts.mean)
         return Interval(mean, mean - half, mean + half, seeds.n)
 
+    @property
+    def widest(self) -> Interval:
+        """The interval of most that there is: over seeds and prompts, or over the prompts of a single seed."""
+        return self.both if self.over_seeds.n > 1 else self.over_prompts
+
+    def __str__(self) -> str:
+        over = f"seeds and prompts, n = {self.over_seeds.n}" if self.over_seeds.n > 1 else "prompts, one seed"
+        return f"{self.widest.mean:+z.3f} ({self.widest.low:+z.3f} to {self.widest.high:+z.3f} over {over})"
+
     def named(self, name: str) -> dict[str, Interval]:
         """Its intervals for a figure: over prompts, over seeds, and over both."""
         return {f"{name}, over prompts": self.over_prompts, f"{name}, over seeds": self.over_seeds, f"{name}, over both": self.both}

@@ -169,11 +169,9 @@ def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def trial_difference(experiment: str, arm: str, rival: str, high: float) -> Interval:
-    """The chosen trial of an arm less that of a rival: mean r̃ from `LOW` to `high` nats, over the prompts that chose both."""
-    chosen = settled(experiment)["chosen"]
-    a, b = (trials(experiment, name)[chosen[name]["trial"]].along_front("validation", high) for name in (arm, rival))
-    return Interval.of(a - b)
+def trial_difference(trial: Outcome, rival: Outcome, high: float) -> Interval:
+    """A trial less another: mean r̃ from `LOW` to `high` nats, over the validation prompts."""
+    return Interval.of(trial.along_front("validation", high) - rival.along_front("validation", high))
 
 
 def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from . import kept_reward, machine
 from .aligner import Aligner, Run, Seed
 from .best_of_n import best_of, kl_of_best
-from .dpo import Pairs, for_all_runs
+from .dpo import MakePairs, Pairs, for_all_runs
 from .experiment import Experiment, Point, reinforce_points, warp_points
 from .merging import Weights, geometry, interpolate, lerp, slerp
 from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
@@ -92,50 +92,60 @@ def _long_run_of(experiment: Experiment, align: Aligner, method: str) -> Trained
 
 def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with pairs made anew before each iteration."""
-    remade = for_all_runs(experiment.pairs(reward, progress))
-    points, record = _warp_of(experiment, experiment.dpo_aligner(remade, progress))
-    return points, record | _pairs_from(experiment)
+    remade, record = _noted(experiment, for_all_runs(experiment.pairs(reward, progress)))
+    points, found = _warp_of(experiment, experiment.dpo_aligner(remade, progress))
+    return points, found | record
 
 
 def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with the pairs of all iterations made from SFT at the start."""
-    points, record = _warp_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress))
-    return points, record | _pairs_from(experiment)
+    once, record = _noted(experiment, _made_once(experiment, reward, progress))
+    points, found = _warp_of(experiment, experiment.dpo_aligner(once, progress))
+    return points, found | record
 
 
 def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO where each run makes pairs of its own before each iteration, of prompts that it draws itself, 1/M as many as the others
     use: runs differ in their data."""
     s = experiment.settings
-    own = partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs)
-    points, record = _warp_of(experiment, experiment.dpo_aligner(own, progress))
-    return points, record | _pairs_from(experiment)
+    own, record = _noted(experiment, partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs))
+    points, found = _warp_of(experiment, experiment.dpo_aligner(own, progress))
+    return points, found | record
 
 
 def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """DPO by itself, on those same pairs, with as many optimiser steps as all of WARP's runs."""
-    points, record = _long_run_of(experiment, experiment.dpo_aligner(_made_once(experiment, reward, progress), progress), "dpo")
-    return points, record | _pairs_from(experiment)
+    once, record = _noted(experiment, _made_once(experiment, reward, progress))
+    points, found = _long_run_of(experiment, experiment.dpo_aligner(once, progress), "dpo")
+    return points, found | record
 
 
 def by_iterated_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """DPO on pairs made anew as often as WARP-DPO's, and nothing averaged: M = 1 and η = 1, looked at as often as DPO by itself."""
-    s, remade = experiment.settings, for_all_runs(experiment.pairs(reward, progress))
+    s = experiment.settings
+    remade, record = _noted(experiment, for_all_runs(experiment.pairs(reward, progress)))
     every = Settings.profile(**COMMON).steps
     iterations = experiment.warp(partial(experiment.dpo_aligner(remade, progress), keep_every=every))
     runs = [run for i in iterations for run in i.runs]
     along = {k * s.steps + t: theta for k, run in enumerate(runs) for t, theta in run.along.items()}
     whole = Run(runs[-1].weights, along, [row for run in runs for row in run.history], sum(run.seconds for run in runs))
-    return reinforce_points(experiment.theta_sft, whole, s, "dpo"), _pairs_from(experiment)
+    return reinforce_points(experiment.theta_sft, whole, s, "dpo"), record
 
 
-def _pairs_from(experiment: Experiment) -> dict[str, int]:
-    """How many completions the pairs were made from, for the record."""
+def _noted(experiment: Experiment, make: MakePairs) -> tuple[MakePairs, dict[str, Any]]:
+    """`make`, and what it fills in for the record: from how many completions all pairs are made, and which ones each run got."""
     s = experiment.settings
-    return {"pairs_from": s.iterations * s.pair_prompts * s.pair_completions}
+    record: dict[str, Any] = {"pairs_from": s.iterations * s.pair_prompts * s.pair_completions, "pairs": []}
+
+    def noting(theta: Weights, seed: Seed) -> Pairs:
+        pairs = make(theta, seed)
+        record["pairs"].append({"run": list(seed), "identity": pairs.identity, "count": len(pairs), "margin": pairs.margin.mean().item()})
+        return pairs
+
+    return noting, record
 
 
-def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> Callable[[Weights, Seed], Pairs]:
+def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> MakePairs:
     """Pairs from SFT, of as many completions as the iterations would sample."""
     s = experiment.settings
     make = partial(experiment.pairs(reward, progress), count=s.iterations * s.pair_prompts)
@@ -485,7 +495,7 @@ class Unlike(ValueError):
 
 def _refuse_others(unit: Training, made_with: dict[str, str]) -> None:
     """Raises Unlike when an arm that ended on the same seed, in whatever experiment, has another reward model, SFT or number format: arms
-    are compared seed by seed, across experiments too, and these two could not be. Trials choose among those of their own experiment only."""
+    are compared seed by seed, across experiments too, and these two could not be. Trials are compared within their experiment only."""
     compared = unit.experiment if unit.settings.seed == TUNING_SEED else "*"
     for file in sorted(FOLDER.glob(f"{compared}/*-{unit.settings.seed}.json")):
         record = json.loads(file.read_text())
