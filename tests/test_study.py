@@ -529,6 +529,21 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
     assert height.over_prompts.high == pytest.approx(0.1, abs=1e-6)
 
 
+def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
+    """Guards: the judge's own front instead of the reward's, beyond where a seed ends, the sign turned around, another KL's gap."""
+    for seed, end in ((0, 4.0), (1, 3.0)):
+        keep(folder, "x", "warp", seed, [(0, 0), (1, 1), (end, 2)])
+        scores = load_file(folder / "x" / f"warp-{seed}.safetensors")
+        gap = np.array([[0], [0], [end / 10]], dtype=np.float32)  # from 1 nat on the judge stays behind
+        save_file(scores | {"test.judge": scores["test.reward"] - gap}, folder / "x" / f"warp-{seed}.safetensors")
+    found = outcomes.ahead_of_judge("x", "warp", "judge", [0, 1])
+    assert list(found) == [0.5, 1.0, 1.5, 2.0, 2.5]
+    assert [effect.both.mean for effect in found.values()][:2] == pytest.approx([0, 0], abs=1e-6)
+    assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[1].mean == pytest.approx(0.15, abs=1e-6)
+    line = plots.ahead_of_judges({"judge": {"warp": found}}).data[0]
+    assert list(line.x) == list(found) and line.y[3] == pytest.approx(found[2.0].both.mean)
+
+
 def test_lines_over_eta_and_their_bend(folder):
     """Guards: validation prompts on the line, another arm's method, the sign of the bend."""
     etas = [0.0, 0.5, 1.0]

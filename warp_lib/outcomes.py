@@ -242,6 +242,17 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
     return {place: {n: Effect.of(values) for n, values in found[place].items() if len(values) == len(seeds)} for place in order}
 
 
+def ahead_of_judge(experiment: str, arm: str, judge: str, seeds: Iterable[int], step: float = 0.5) -> dict[float, Effect]:
+    """How far r̃ is ahead of a judge's score along the arm's front on test prompts: KL, every `step` nats that all seeds reach → r̃ less the
+    score. Both count SFT's standard deviations. A policy that exploits its reward model (reward hacking) gets further and further ahead."""
+    lines = {seed: [outcome(experiment, arm, seed).line("test", scorer) for scorer in ("reward", judge)] for seed in seeds}
+    end = min(kl[-1] for (kl, _), _ in lines.values())
+    return {
+        at: Effect.of({seed: weights(kl, [at])[:, 0] @ (reward - score) for seed, ((kl, reward), (_, score)) in lines.items()})
+        for at in np.arange(step, end, step).tolist()
+    }
+
+
 def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
     """r̃ and KL along a line over η on test prompts: a row for each η with the mean over seeds and its 95% half width (`…_half`)."""
     rows = pd.concat([outcome(experiment, arm, seed).along_eta(method) for seed in seeds])

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .fronts import Interval
+from .fronts import Effect, Interval
 from .outcomes import LOW, Outcome
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
@@ -186,6 +186,26 @@ def judged(outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[s
     figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), name="both alike")
     mark_real_positive(figure.add_vline, real_positive, "bottom left")
     figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=AXES[judge])
+    return figure
+
+
+def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
+    """Judge → arm → what `outcomes.ahead_of_judge` gave: how far r̃ is ahead of each judge as KL grows, with 95% intervals over seeds and
+    prompts."""
+    figure = make_subplots(1, len(found), shared_yaxes=True, subplot_titles=[AXES[judge].split(" (")[0] for judge in found])
+    for col, arms in enumerate(found.values(), start=1):
+        for place, ((arm, effects), colour) in enumerate(zip(arms.items(), PALETTE, strict=False)):
+            intervals = [effect.widest for effect in effects.values()]
+            figure.add_scatter(
+                x=[kl + 0.05 * place for kl in effects],  # bars stay apart
+                y=[i.mean for i in intervals], error_y=dict(array=[i.high - i.mean for i in intervals], color=colour, thickness=1, width=2),
+                mode="lines+markers", line_color=colour, name=ARMS.get(arm, arm), legendgroup=arm, showlegend=col == 1, row=1, col=col,
+                text=list(map(str, effects.values())), hovertemplate="%{text}<extra></extra>",
+            )  # fmt: skip
+    figure.add_hline(0, line=dict(color=GREY, dash="dash"))
+    figure.update_xaxes(title=KL)
+    figure.update_yaxes(title="r̃ less the judge's score", row=1, col=1)
+    figure.update_layout(**LAYOUT | dict(height=400))
     return figure
 
 
