@@ -544,6 +544,30 @@ def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
     assert list(line.x) == list(found) and line.y[3] == pytest.approx(found[2.0].both.mean)
 
 
+def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
+    """Guards: compared at equal η instead of equal KL, other numbers of runs on the line, the sign, a line that ends before K*."""
+    places = [("sft", None, None)] + [(m, runs, eta) for runs in (2, 3) for m in ("lerp", *outcomes.MERGES) for eta in (0.5, 1.0)]
+    up = {"lerp": 0.0, "slerp-layer": 0.1, "slerp-tensor": -0.1, "slerp-model": 0.0}
+    for seed in (4, 5):
+        points = [(0, 0)]
+        for method, runs, eta in places[1:]:
+            kl = eta * (6 if method != "lerp" else 4 if runs == 2 else 2.5)  # SLERP's step is the longer one
+            points.append((kl, kl / 2 + up[method] * (runs - 1) * kl))
+        keep(folder, "merges", "warp-m3", seed, points)
+        file = folder / "merges" / f"warp-m3-{seed}.csv"
+        columns = dict(zip(("method", "runs", "eta"), zip(*places * 2, strict=True), strict=True))
+        pd.read_csv(file).assign(**columns).to_csv(file, index=False)
+    found = outcomes.slerp_over_lerp("merges", "warp-m3", [4, 5], 3.0)
+    assert list(found) == [f"M = {runs}, {words}" for runs in (2, 3) for words in outcomes.MERGES.values()]
+    assert found["M = 2, an angle a layer"].both.mean == pytest.approx(0.2, abs=1e-6)  # 0.1 of slope, at 2 nats
+    assert found["M = 2, an angle a tensor"].both.mean == pytest.approx(-0.2, abs=1e-6)
+    assert found["M = 2, one angle"].both.mean == pytest.approx(0, abs=1e-6) and not found["M = 2, one angle"].short
+    assert found["M = 3, an angle a layer"].both.mean == pytest.approx(0.35, abs=1e-6)  # 0.2 of slope, at 1.75 nats
+    assert found["M = 3, an angle a layer"].short == {4: 2.5, 5: 2.5}
+    figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3])
+    assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [[4], [6]] and len(figure.data) == 16
+
+
 def test_lines_over_eta_and_their_bend(folder):
     """Guards: validation prompts on the line, another arm's method, the sign of the bend."""
     etas = [0.0, 0.5, 1.0]

@@ -25,6 +25,7 @@ ASKED = {
     "grid": "the student report's grid", "merges": "SLERP against LERP", "anchors": "fixed anchors", "duration": "scale in T",
     "more-runs": "M up to 5", "restarts": "η between iterations",
 }  # fmt: skip
+MERGES = {"slerp-layer": "an angle a layer", "slerp-tensor": "an angle a tensor", "slerp-model": "one angle"}  # the paper's first
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
 
 
@@ -62,6 +63,13 @@ class Outcome:
     def reward(self, split: str, scorer: str = "reward") -> np.ndarray:
         """r̃ of each of these points and each prompt, (points, prompts); or the score of a judge."""
         return self.scores[f"{split}.{scorer}"][self.points(split).index]
+
+    def through_merge(self, method: str, runs: int) -> tuple[np.ndarray, np.ndarray]:
+        """The line from SFT through a merge of the first `runs` runs and beyond, on test prompts: KL in increasing order, (points,), and r̃
+        of each prompt, (points, prompts)."""
+        rows = self.of("test")
+        line = rows[(rows["method"] == "sft") | ((rows["method"] == method) & (rows["runs"] == runs))].sort_values("kl")
+        return line["kl"].to_numpy(), self.scores["test.reward"][line.index]
 
     def front(self) -> list[int]:
         """The points that make the front, chosen on validation prompts."""
@@ -342,6 +350,25 @@ def by_reward_model(experiment: str, found: Contrast) -> dict[str, Interval]:
     for seed in found.by_seed:
         groups.setdefault(outcome(experiment, found.arm, seed).record["reward_model"], []).append(seed)
     return {f"seeds {', '.join(map(str, seeds))}": Interval.of([found.by_seed[seed].mean for seed in seeds]) for seeds in groups.values()}
+
+
+def slerp_over_lerp(experiment: str, arm: str, seeds: Iterable[int], high: float) -> dict[str, Contrast]:
+    """What SLERP has over LERP beside a longer step: its line through the merge of the same runs less LERP's at equal KL, in mean r̃ from
+    `LOW` to `high` nats on test prompts, for each number of runs and each way to take angles (see `merging.slerp`).
+
+    With one angle for the model SLERP of two runs lies on LERP's own line, and what is found there is what the measurement itself adds.
+    """
+    units = {seed: outcome(experiment, arm, seed) for seed in seeds}
+    many = sorted({int(runs) for one in units.values() for runs in one.of("test")["runs"].dropna()})
+    found = {}
+    for runs, (method, words) in product(many, MERGES.items()):
+        ends, by_prompt = {}, {}
+        for seed, one in units.items():
+            (kl, reward), (plain_kl, plain) = (one.through_merge(name, runs) for name in (method, "lerp"))
+            ends[seed] = end = min(high, kl[-1], plain_kl[-1])
+            by_prompt[seed] = shares(kl, LOW, end) @ reward - shares(plain_kl, LOW, end) @ plain
+        found[f"M = {runs}, {words}"] = _paired(method, "lerp", high, by_prompt, ends)
+    return found
 
 
 Place = tuple[str, str]

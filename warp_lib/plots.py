@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .fronts import Effect, Interval
-from .outcomes import LOW, Outcome
+from .outcomes import LOW, MERGES, Outcome
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"
@@ -186,6 +186,29 @@ def judged(outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[s
     figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), name="both alike")
     mark_real_positive(figure.add_vline, real_positive, "bottom left")
     figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=AXES[judge])
+    return figure
+
+
+def through_merges(one: Outcome, runs: Sequence[int]) -> go.Figure:
+    """The lines from SFT through each merge of the first M runs and beyond, on test prompts, ± 2 standard errors over prompts; a star where
+    the merge itself lies."""
+    figure = make_subplots(1, len(runs), shared_yaxes=True, subplot_titles=[f"M = {m}" for m in runs])
+    names = {"lerp": "LERP"} | {method: f"SLERP, {words}" for method, words in MERGES.items()}
+    rows = one.of("test")
+    for (col, m), ((method, name), colour) in product(enumerate(runs, start=1), zip(names.items(), PALETTE, strict=False)):
+        kl, reward = one.through_merge(method, m)
+        figure.add_scatter(
+            x=kl, y=reward.mean(1), error_y=_two_errors(reward, colour), mode="lines+markers", marker=dict(size=4), line_color=colour,
+            name=name, legendgroup=method, showlegend=col == 1, row=1, col=col,
+        )  # fmt: skip
+        itself = rows[(rows["method"] == method) & (rows["runs"] == m) & (rows["eta"] == 1)]
+        figure.add_scatter(
+            x=itself["kl"], y=itself["reward"], mode="markers", marker=dict(color=colour, size=13, symbol="star"),
+            name=f"{name}: the merge", legendgroup=method, showlegend=False, row=1, col=col,
+        )  # fmt: skip
+    figure.update_xaxes(title=KL)
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    figure.update_layout(**LAYOUT | dict(height=440))
     return figure
 
 
