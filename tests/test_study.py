@@ -530,11 +530,11 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
 
 
 def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
-    """Guards: the judge's own front instead of the reward's, beyond where a seed ends, the sign turned around, another KL's gap."""
+    """Guards: the judge's own front instead of the reward's, where SFT lies already, beyond a seed's end, the sign, another KL's gap."""
     for seed, end in ((0, 4.0), (1, 3.0)):
         keep(folder, "x", "warp", seed, [(0, 0), (1, 1), (end, 2)])
         scores = load_file(folder / "x" / f"warp-{seed}.safetensors")
-        gap = np.array([[0], [0], [end / 10]], dtype=np.float32)  # from 1 nat on the judge stays behind
+        gap = np.array([[0.5], [0.5], [0.5 + end / 10]], dtype=np.float32)  # from 1 nat on the judge stays behind; it began behind
         save_file(scores | {"test.judge": scores["test.reward"] - gap}, folder / "x" / f"warp-{seed}.safetensors")
     found = outcomes.ahead_of_judge("x", "warp", "judge", [0, 1])
     assert list(found) == [0.5, 1.0, 1.5, 2.0, 2.5]

@@ -251,14 +251,16 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
 
 
 def ahead_of_judge(experiment: str, arm: str, judge: str, seeds: Iterable[int], step: float = 0.5) -> dict[float, Effect]:
-    """How far r̃ is ahead of a judge's score along the arm's front on test prompts: KL, every `step` nats that all seeds reach → r̃ less the
-    score. Both count SFT's standard deviations. A policy that exploits its reward model (reward hacking) gets further and further ahead."""
+    """How much more r̃ has risen since SFT than a judge's score, along the arm's front on test prompts: KL, every `step` nats that all
+    seeds reach → the rise of r̃ less that of the score, both in SFT's standard deviations. A policy that exploits its reward model (reward
+    hacking) gets further and further ahead."""
     lines = {seed: [outcome(experiment, arm, seed).line("test", scorer) for scorer in ("reward", judge)] for seed in seeds}
     end = min(kl[-1] for (kl, _), _ in lines.values())
-    return {
-        at: Effect.of({seed: weights(kl, [at])[:, 0] @ (reward - score) for seed, ((kl, reward), (_, score)) in lines.items()})
+    since_sft = {
+        at: {seed: (weights(kl, [at]) - weights(kl, [0]))[:, 0] @ (reward - score) for seed, ((kl, reward), (_, score)) in lines.items()}
         for at in np.arange(step, end, step).tolist()
     }
+    return {at: Effect.of(by_prompt) for at, by_prompt in since_sft.items()}
 
 
 def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:

@@ -213,8 +213,8 @@ def through_merges(one: Outcome, runs: Sequence[int]) -> go.Figure:
 
 
 def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
-    """Judge → arm → what `outcomes.ahead_of_judge` gave: how far r̃ is ahead of each judge as KL grows, with 95% intervals over seeds and
-    prompts."""
+    """Judge → arm → what `outcomes.ahead_of_judge` gave: how much more r̃ has risen since SFT than each judge's score, as KL grows, with 95%
+    intervals over seeds and prompts."""
     figure = make_subplots(1, len(found), shared_yaxes=True, subplot_titles=[AXES[judge].split(" (")[0] for judge in found])
     for col, arms in enumerate(found.values(), start=1):
         for place, ((arm, effects), colour) in enumerate(zip(arms.items(), PALETTE, strict=False)):
@@ -227,7 +227,7 @@ def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figu
             )  # fmt: skip
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.update_xaxes(title=KL)
-    figure.update_yaxes(title="r̃ less the judge's score (SFT standard deviations)", row=1, col=1)
+    figure.update_yaxes(title="rise of r̃ less the judge's (SFT standard deviations)", row=1, col=1)
     figure.update_layout(**LAYOUT | dict(height=400))
     return figure
 
