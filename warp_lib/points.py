@@ -21,7 +21,7 @@ SCORES = ("reward", "judge", "judge_tfidf")
 KINDS = {
     "run": "single runs", "slerp": "merged", "lerp": "merged", "liti": "where the next iteration begins", "warp": "final front over η",
     "reinforce": "along its way", "reinforce-liti": "line to SFT", "dpo": "along its way", "dpo-liti": "line to SFT",
-}  # fmt: skip
+} | {method: f"through SLERP, {words}" for method, words in outcomes.MERGES.items()}  # fmt: skip
 
 
 def all_points() -> pd.DataFrame:
