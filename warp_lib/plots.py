@@ -227,7 +227,7 @@ def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figu
             )  # fmt: skip
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.update_xaxes(title=KL)
-    figure.update_yaxes(title="rise of r̃ less the judge's (SFT standard deviations)", row=1, col=1)
+    figure.update_yaxes(title="rise of r̃ less the judge's (SFT's s.d.)", row=1, col=1)
     figure.update_layout(**LAYOUT | dict(height=400))
     return figure
 
