@@ -246,6 +246,8 @@ def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Pat
     quiet.write_text('{"fetchNews": "false"}')  # or Lab asks, above the notebook
     with serving(*server, log=log, env={name: str(value) for name, value in around.items()}) as address:
         page = chromium.new_page(viewport={"width": 1300, "height": height})
+        asked = page.locator(".jp-Dialog").filter(has_text="Select Kernel")  # as Lab does now and then, over a notebook that names its own
+        page.add_locator_handler(asked, lambda dialog: dialog.locator(".jp-mod-accept").click())
         try:
             page.goto(f"{address}lab/tree/{notebook.name}")
             page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=90_000)
