@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from .cells import Cell
 from .fronts import Effect, Interval
 from .outcomes import LOW, MERGES, Outcome
 
@@ -209,6 +210,28 @@ def through_merges(one: Outcome, runs: Sequence[int]) -> go.Figure:
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_layout(**LAYOUT | dict(height=440))
+    return figure
+
+
+def cells(warp: dict[tuple[int, int], Cell], reinforce: dict[int, Cell], real_positive: dict[str, float]) -> go.Figure:
+    """The student report's plot: a line for each M through I of 1 to 3 (see `cells.warp_cells`), and REINFORCE along its way.
+
+    On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single seed.
+    """
+    paths = {f"WARP, M = {m}": {f"I = {i}": cell for (i, n), cell in warp.items() if n == m} for m in sorted({m for _, m in warp})}
+    paths["REINFORCE"] = {f"{t} steps": cell for t, cell in reinforce.items()}
+    figure = go.Figure()
+    for (name, path), colour in zip(paths.items(), PALETTE, strict=False):
+        kl, reward = ([Effect.of(getattr(cell, score)).widest for cell in path.values()] for score in ("kl", "reward"))
+        x, y = ({"array": [i.high - i.mean for i in found], "color": colour, "thickness": 1, "width": 2} for found in (kl, reward))
+        figure.add_scatter(
+            x=[i.mean for i in kl], y=[i.mean for i in reward], error_x=x, error_y=y, mode="lines+markers+text", text=list(path),
+            textposition="bottom right", textfont=dict(color=colour), marker=dict(size=9), line_color=colour, name=name,
+            customdata=[f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions" for cell in path.values()],
+            hovertemplate=f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    mark_real_positive(figure.add_hline, real_positive, "top left")
+    figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
     return figure
 
 

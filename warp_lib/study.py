@@ -316,11 +316,11 @@ def primary() -> list[Unit]:
 def grid() -> list[Unit]:
     """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm passes through its smaller I.
 
-    The outer cells, which cost most, on two seeds.
+    The outer cells, which cost most, on two seeds: 5 and 6, so that machines of one kind can make them all.
     """
     inner = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (1, 2)}
     outer = {"warp-m3": Arm(by_warp, {"iterations": 3, "runs": 3}), "reinforce-900": Arm(by_reinforce, {"iterations": 3, "runs": 3})}
-    arms = [(name, arm, seed) for many, seeds in ((inner, SEEDS), (outer, SEEDS[:2])) for seed in seeds for name, arm in many.items()]
+    arms = [(name, arm, seed) for many, seeds in ((inner, SEEDS), (outer, SEEDS[1:3])) for seed in seeds for name, arm in many.items()]
     return [_tuned("grid", name, arm, name.split("-")[0], seed) for name, arm, seed in arms]
 
 
