@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -53,10 +54,10 @@ MATRIX = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 class Side:
     """A process of `sides.py` that does a round when told to."""
 
-    def __init__(self, python: Path | str, *arguments: str, first: str = "start"):
+    def __init__(self, python: Path | str, *arguments: str, first: str = "start", **environment: str):
         self.process = subprocess.Popen(
             [str(python), str(HERE / "sides.py"), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"} | environment,
         )  # fmt: skip
         self.answer = self.round(first)  # warm-up
 
@@ -76,7 +77,27 @@ class Side:
         self.process.wait()
 
 
-def alternately(ours: Side, theirs: Side) -> dict[str, Any]:
+class SideBySide:
+    """Sides that do their rounds at the same time, as one: its seconds are those of one step when all of them are shared out."""
+
+    def __init__(self, sides: list[Side]):
+        self.sides = sides
+        self.answer = self.round()
+
+    def round(self) -> dict[str, Any]:
+        with ThreadPoolExecutor(len(self.sides)) as pool:
+            answers = list(pool.map(Side.round, self.sides))
+        mean = statistics.mean(answer["seconds"] for answer in answers)
+        peak = sum(answer["peak_mb"] for answer in answers)
+        self.answer = {"seconds": mean / len(answers), "peak_mb": peak, "versions": answers[0]["versions"]}
+        return self.answer
+
+    def close(self) -> None:
+        for side in self.sides:
+            side.close()
+
+
+def alternately(ours: Side | SideBySide, theirs: Side) -> dict[str, Any]:
     """Median seconds of both sides, and the ratio theirs / ours of neighbouring rounds: median, smallest, largest."""
     pairs = [[side.round()["seconds"] for side in (ours, theirs)] for _ in range(PAIRS)]
     ratios = [b / a for a, b in pairs]
@@ -91,11 +112,26 @@ def alternately(ours: Side, theirs: Side) -> dict[str, Any]:
     return result
 
 
-def against_trl() -> dict[str, Any]:
-    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing."""
+def openings() -> str:
+    """The prompts that a training side is told to begin with."""
     policy = Policy.from_name("reviews-gpt2")
     opened = policy.prompts(load_reviews("imdb").train["text"][:2000], "bench")
-    prompts = json.dumps(policy.tokenizer.batch_decode(list(opened.values())))
+    return json.dumps(policy.tokenizer.batch_decode(list(opened.values())))
+
+
+def side_by_side() -> dict[str, Any]:
+    """Training steps of as many runs as there are cores: side by side on a thread each, as ``study --jobs`` has them, and one run after
+    another on all threads. The reward costs nothing."""
+    prompts, cores = openings(), os.cpu_count() or 1
+    alone = [Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS="1") for _ in range(cores)]
+    result = alternately(SideBySide(alone), Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS=str(cores)))
+    print(f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one {result['theirs_s']:.2f} s; {as_ratio(result)}")
+    return result
+
+
+def against_trl() -> dict[str, Any]:
+    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing."""
+    prompts = openings()
     result = alternately(Side(sys.executable, "warp", first=prompts), Side(PEERS, "trl", first=prompts))
     print(f"step, reward free: {result['ours_s']:.2f} s; TRL's {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result
@@ -295,7 +331,7 @@ def keep(name: str, result: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-BENCHMARKS = {"step": step_parts, "trl": against_trl, "merging": against_mergekit, "growth": growth}
+BENCHMARKS = {"step": step_parts, "jobs": side_by_side, "trl": against_trl, "merging": against_mergekit, "growth": growth}
 
 
 def main() -> None:

@@ -409,8 +409,9 @@ def test_end_rows_show_the_point_of_largest_kl(folder):
 
 
 def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
-    """And every unit of the study can be sent to another process. Guards: lambdas in the list, one failure that ends all."""
-    ended = []
+    """And every unit of the study can be sent to another process. Guards: lambdas in the list, one failure that ends all, more threads
+    than processors."""
+    ended, threads = [], []
 
     def run_unit(unit, progress):
         if unit.settings.seed == 1:
@@ -418,11 +419,13 @@ def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
         ended.append(unit.settings.seed)
 
     monkeypatch.setattr(study, "run_unit", run_unit)
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, context, **begin: ThreadPoolExecutor(jobs, **begin))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     units = [study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp) for seed in range(4)]
     with pytest.raises(RuntimeError, match="1 failed: e: warp, seed 1 .*it is broken"):
         study._run_side_by_side(units, 2, Progress())
-    assert sorted(ended) == [0, 2, 3]
+    assert sorted(ended) == [0, 2, 3] and set(threads) == {8}
     for unit in [*study.tuning(), *study.primary(), *study.grid(), *study.merges()]:
         assert getattr(study, unit.train.__qualname__) is unit.train  # found by its name, as another process must
 

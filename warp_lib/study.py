@@ -445,15 +445,25 @@ def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
 
 
 def _run_side_by_side(units: list[Unit], jobs: int, progress: Progress) -> None:
-    """Run units in processes of their own: on an accelerator, which one small policy leaves idle most of the time."""
+    """Run units in processes of their own, which share the processors out.
+
+    One small policy leaves an accelerator idle most of the time; cores too, which wait for each other in its many small operations (see
+    `side_by_side` in benchmarks/run.py).
+    """
     failed = []
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(jobs,)) as pool:
         running = {pool.submit(_run_or_leave, unit): unit for unit in units}
         for done in progress.track(as_completed(running), "units", 0, len(units)):
             if error := done.exception():
                 failed.append(f"{running[done].title} ({type(error).__name__}: {error})")
     if failed:
         raise RuntimeError(f"{len(failed)} failed: {'; '.join(failed)}")
+
+
+def _begin(jobs: int) -> None:
+    """Make a process ready to be one of so many."""
+    machine.prepare()
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
 
 def _run_or_leave(unit: Unit, progress: Progress | None = None) -> None:
