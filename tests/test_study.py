@@ -214,6 +214,17 @@ def test_every_experiment_has_units_of_different_files(folder):
     assert {unit.settings.held_out for unit in units if "tuning" in unit.experiment} == {"validation"}
 
 
+def test_what_waits_is_what_has_not_ended(folder):
+    """Guards: a question off the list once one unit has ended, counts that the list of experiments does not have."""
+    chosen = {arm: {"trial": "a"} | GIVEN for arm in study.PRIMARY}
+    (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
+    assert {name: count for name, (_, count) in outcomes.ASKED.items()} == {n: len(study.EXPERIMENTS[n]()) for n in outcomes.ASKED}
+    assert outcomes.waiting() == [words for words, _ in outcomes.ASKED.values()]
+    keep(folder, "merges", "warp-m3", 5, [(0, 0), (1, 1)])
+    keep(folder, "more-runs", "warp-m5", 4, [(0, 0), (1, 1)])
+    assert outcomes.waiting()[1] == "SLERP against LERP (4 of 5 units)" and not any("M up to 5" in words for words in outcomes.waiting())
+
+
 def test_every_arm_spends_the_same_completions(monkeypatch):
     """Guards: the rival of twice the batch taking twice the compute, or a path that is looked at more often."""
     spent, seen = {}, {}

@@ -21,9 +21,9 @@ TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 EARLIER, SEEDS = (0, 1, 2), (4, 5, 6, 7, 8)
 LOW = 1.0  # nats of KL where the mean of a front begins
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
-ASKED = {
-    "grid": "the student report's grid", "merges": "SLERP against LERP", "anchors": "fixed anchors", "duration": "scale in T",
-    "more-runs": "M up to 5", "restarts": "η between iterations",
+ASKED = {  # beside the primary contrast: experiment → its question in words, and how many units it has
+    "grid": ("the student report's grid", 14), "merges": ("SLERP against LERP", 5), "anchors": ("fixed anchors", 12),
+    "duration": ("scale in T", 12), "more-runs": ("M up to 5", 1), "restarts": ("η between iterations", 3),
 }  # fmt: skip
 MERGES = {"slerp-layer": "an angle a layer", "slerp-tensor": "an angle a tensor", "slerp-model": "one angle"}  # the paper's first
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
@@ -106,8 +106,9 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
 
 
 def waiting() -> list[str]:
-    """What the study asks beside its primary contrast, in words, and has no finished unit for."""
-    return [words for name, words in ASKED.items() if not any((FOLDER / name).glob("*.json"))]
+    """What the study asks beside its primary contrast and has not finished, in words."""
+    left = {words: (count - len(list((FOLDER / name).glob("*.json"))), count) for name, (words, count) in ASKED.items()}
+    return [words if some == count else f"{words} ({some} of {count} units)" for words, (some, count) in left.items() if some]
 
 
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
