@@ -222,7 +222,9 @@ def test_what_waits_is_what_has_not_ended(folder):
     assert outcomes.waiting() == [words for words, _ in outcomes.ASKED.values()]
     keep(folder, "merges", "warp-m3", 5, [(0, 0), (1, 1)])
     keep(folder, "more-runs", "warp-m5", 4, [(0, 0), (1, 1)])
-    assert outcomes.waiting()[1] == "SLERP against LERP (4 of 5 units)" and not any("M up to 5" in words for words in outcomes.waiting())
+    assert outcomes.waiting()[1] == "SLERP against LERP (4 of 5 units left)" and not any(
+        "M up to 5" in words for words in outcomes.waiting()
+    )
 
 
 def test_every_arm_spends_the_same_completions(monkeypatch):

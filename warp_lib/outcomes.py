@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -27,6 +27,10 @@ ASKED = {  # beside the primary contrast: experiment → its question in words, 
 }  # fmt: skip
 MERGES = {"slerp-layer": "an angle a layer", "slerp-tensor": "an angle a tensor", "slerp-model": "one angle"}  # the paper's first
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
+
+
+Place = tuple[str, str]
+"""Where an arm stands in the study: its experiment and its name."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,11 @@ class Outcome:
             kl, reward = np.append(kl, self.reach(split)), np.concatenate([reward, reward[-1:]])
         return kl, reward
 
+    def front_at(self, kl: Sequence[float]) -> np.ndarray | None:
+        """r̃ of each prompt on the front at these KLs, (places, prompts), on test prompts; None where one of them is beyond the front."""
+        own, line = self.line("test")
+        return weights(own, kl).T @ line if max(kl) <= own[-1] else None
+
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or a judge's score) over KL from `LOW` to `high` nats along the front, (prompts,)."""
         kl, reward = self.line(split, scorer)
@@ -108,7 +117,7 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
 def waiting() -> list[str]:
     """What the study asks beside its primary contrast and has not finished, in words."""
     left = {words: (count - len(list((FOLDER / name).glob("*.json"))), count) for name, (words, count) in ASKED.items()}
-    return [words if some == count else f"{words} ({some} of {count} units)" for words, (some, count) in left.items() if some]
+    return [words if some == count else f"{words} ({some} of {count} units left)" for words, (some, count) in left.items() if some]
 
 
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
@@ -237,13 +246,13 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     seeds = list(seeds)
     for seed in seeds:
-        one, lines = outcome(experiment, arm, seed), {rival: outcome(experiment, rival, seed).line("test") for rival in rivals}
+        one, fronts = outcome(experiment, arm, seed), {rival: outcome(experiment, rival, seed) for rival in rivals}
         for (iteration, method), same in one.of("test").query("method in @STAGES").groupby(["iteration", "method"]):
             reward, own_kl = (one.scores[f"test.{score}"][same.index].mean(0) for score in ("reward", "kl"))
             numbers = {"r̃": reward, "KL, nats": own_kl}
-            for rival, (kl, line) in lines.items():
-                if same["kl"].max() <= kl[-1]:
-                    numbers[f"height over {rival}"] = reward - weights(kl, same["kl"]).mean(1) @ line
+            for rival, front in fronts.items():
+                if (line := front.front_at(same["kl"])) is not None:
+                    numbers[f"height over {rival}"] = reward - line.mean(0)
             place = found.setdefault(f"iteration {iteration:.0f}: {STAGES[method]}", {})
             for name, values in numbers.items():
                 place.setdefault(name, {})[seed] = values
@@ -372,10 +381,6 @@ def slerp_over_lerp(experiment: str, arm: str, seeds: Iterable[int], high: float
             by_prompt[seed] = shares(kl, LOW, end) @ reward - shares(plain_kl, LOW, end) @ plain
         found[f"M = {runs}, {words}"] = _paired(method, "lerp", high, by_prompt, ends)
     return found
-
-
-Place = tuple[str, str]
-"""Where an arm stands in the study: its experiment and its name."""
 
 
 def difference(arm: Place, rival: Place, high: float, scorer: str = "reward", among: Iterable[int] | None = None) -> Contrast:

@@ -213,8 +213,10 @@ def through_merges(one: Outcome, runs: Sequence[int]) -> go.Figure:
     return figure
 
 
-def cells(warp: dict[tuple[int, int], Cell], reinforce: dict[int, Cell], real_positive: dict[str, float]) -> go.Figure:
-    """The student report's plot: a line for each M through I of 1 to 3 (see `cells.warp_cells`), and REINFORCE along its way.
+def cells(
+    warp: dict[tuple[int, int], Cell], reinforce: dict[int, Cell], seeds: Sequence[int], real_positive: dict[str, float]
+) -> go.Figure:
+    """The student report's plot on some seeds: a line for each M through I of 1 to 3 (see `cells.warp_cells`), and REINFORCE along its way.
 
     On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single seed.
     """
@@ -222,11 +224,14 @@ def cells(warp: dict[tuple[int, int], Cell], reinforce: dict[int, Cell], real_po
     paths["REINFORCE"] = {f"{t} steps": cell for t, cell in reinforce.items()}
     figure = go.Figure()
     for (name, path), colour in zip(paths.items(), PALETTE, strict=False):
-        kl, reward = ([Effect.of(getattr(cell, score)).widest for cell in path.values()] for score in ("kl", "reward"))
-        x, y = ({"array": [i.high - i.mean for i in found], "color": colour, "thickness": 1, "width": 2} for found in (kl, reward))
+        found = [{n: effect.widest for n, effect in cell.over(seeds).items()} for cell in path.values()]
+        (reward, up), (kl, across) = (
+            ([f[n].mean for f in found], dict(array=[f[n].high - f[n].mean for f in found], color=colour, thickness=1, width=2))
+            for n in ("r̃", "KL, nats")
+        )
         figure.add_scatter(
-            x=[i.mean for i in kl], y=[i.mean for i in reward], error_x=x, error_y=y, mode="lines+markers+text", text=list(path),
-            textposition="bottom right", textfont=dict(color=colour), marker=dict(size=9), line_color=colour, name=name,
+            x=kl, y=reward, error_x=across, error_y=up, mode="lines+markers+text", text=list(path), textposition="bottom right",
+            textfont=dict(color=colour), marker=dict(size=9), line_color=colour, name=name,
             customdata=[f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions" for cell in path.values()],
             hovertemplate=f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
         )  # fmt: skip

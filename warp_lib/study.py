@@ -434,8 +434,8 @@ def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
     for name in names or NOW:
         units = EXPERIMENTS[name]()
         waiting = [unit for unit in units if not unit.finished]
-        if jobs > 1:
-            _run_side_by_side(waiting, jobs, progress)
+        if (at_once := min(jobs, len(waiting))) > 1:
+            _run_side_by_side(waiting, at_once, progress)
         else:
             for unit in waiting:
                 print(f"[{units.index(unit) + 1}/{len(units)}] {unit.title}", flush=True)
@@ -451,19 +451,14 @@ def _run_side_by_side(units: list[Unit], jobs: int, progress: Progress) -> None:
     `side_by_side` in benchmarks/run.py).
     """
     failed = []
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(jobs,)) as pool:
+    threads = max(1, torch.get_num_threads() // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         running = {pool.submit(_run_or_leave, unit): unit for unit in units}
         for done in progress.track(as_completed(running), "units", 0, len(units)):
             if error := done.exception():
                 failed.append(f"{running[done].title} ({type(error).__name__}: {error})")
     if failed:
         raise RuntimeError(f"{len(failed)} failed: {'; '.join(failed)}")
-
-
-def _begin(jobs: int) -> None:
-    """Make a process ready to be one of so many."""
-    machine.prepare()
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
 
 
 def _run_or_leave(unit: Unit, progress: Progress | None = None) -> None:
