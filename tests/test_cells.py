@@ -109,7 +109,7 @@ def test_what_has_ended_is_shown(folder):
 def test_the_figure_has_the_shared_seeds(grid):
     """Guards: axes or error bars exchanged, intervals' ends for half widths, all seeds in a figure of some."""
     figure = plots.cells(cells.warp_cells(), cells.reinforce_cells(), [6], {"mean": 0.3, "p99": 1.4})
-    assert [trace.name for trace in figure.data] == ["WARP, M = 1", "WARP, M = 2", "WARP, M = 3", "REINFORCE"]
+    assert [trace.name for trace in figure.data] == ["WARP, M = 1", "WARP, M = 2", "WARP, M = 3", "REINFORCE (steps)"]
     trace = figure.data[2]
     assert list(trace.x) == pytest.approx([1.5, 3.0, 4.5]) and list(trace.y) == pytest.approx([1.65, 2.4, 3.15])
     half = Interval.of([0.2, -0.2]).high

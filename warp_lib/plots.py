@@ -221,9 +221,9 @@ def cells(
     On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single seed.
     """
     paths = {f"WARP, M = {m}": {f"I = {i}": cell for (i, n), cell in warp.items() if n == m} for m in sorted({m for _, m in warp})}
-    paths["REINFORCE"] = {f"{t} steps": cell for t, cell in reinforce.items()}
+    paths["REINFORCE (steps)"] = {str(t): cell for t, cell in reinforce.items()}
     figure = go.Figure()
-    for (name, path), colour in zip(paths.items(), PALETTE, strict=False):
+    for (name, path), colour in zip(paths.items(), (*PALETTE[: len(paths) - 1], GREY), strict=True):
         found = [{n: effect.widest for n, effect in cell.over(seeds).items()} for cell in path.values()]
         (reward, up), (kl, across) = (
             ([f[n].mean for f in found], dict(array=[f[n].high - f[n].mean for f in found], color=colour, thickness=1, width=2))
@@ -235,7 +235,7 @@ def cells(
             customdata=[f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions" for cell in path.values()],
             hovertemplate=f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
-    mark_real_positive(figure.add_hline, real_positive, "top left")
+    mark_real_positive(figure.add_hline, real_positive, "bottom right")
     figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
     return figure
 
