@@ -123,7 +123,8 @@ def side_by_side() -> dict[str, Any]:
     """Training steps of as many runs as there are cores: side by side on a thread each, as ``study --jobs`` has them, and one run after
     another on all threads. The reward costs nothing."""
     prompts, cores = openings(), os.cpu_count() or 1
-    alone = [Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS="1") for _ in range(cores)]
+    # Each with a store of its own: they train the same run, and in one store the second would wait for the first.
+    alone = [Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS="1", WARP_RUNS=str(RUNS / f"{k}")) for k in range(cores)]
     result = alternately(SideBySide(alone), Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS=str(cores)))
     print(f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result

@@ -6,7 +6,7 @@ import pytest
 from conftest import keep
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import cells, plots
+from warp_lib import cells, outcomes, plots
 from warp_lib.fronts import Interval
 
 SPREAD = {"liti": (0.2, -0.2), "reinforce": (-0.1, 0.1)}  # of two prompts around the mean, in r̃
@@ -92,7 +92,7 @@ def test_heights_are_over_the_longest_runs_front(grid):
     assert row["r̃"].startswith("+2.100") and row["KL, nats"].startswith("+3.000") and row["over REINFORCE's front"].startswith("+0.600")
     assert rows["REINFORCE, 600 steps"]["over REINFORCE's front"] == ""
     long_unit(grid, "grid", "reinforce-900", 6, 800)  # on one of two seeds it ends before 4.5 nats
-    cells.outcome.cache_clear()
+    outcomes.outcome.cache_clear()
     assert cells.warp_cells()[3, 3].height() is None and cells.warp_cells()[2, 3].height() is not None
 
 
@@ -113,7 +113,6 @@ def test_the_figure_has_the_shared_seeds(grid):
     trace = figure.data[2]
     assert list(trace.x) == pytest.approx([1.5, 3.0, 4.5]) and list(trace.y) == pytest.approx([1.65, 2.4, 3.15])
     half = Interval.of([0.2, -0.2]).high
-    assert list(trace.error_y.array) == pytest.approx([half] * 3, rel=1e-5) and list(trace.error_x.array) == pytest.approx(
-        [0] * 3, abs=1e-6
-    )
+    assert list(trace.error_y.array) == pytest.approx([half] * 3, rel=1e-5)
+    assert list(trace.error_x.array) == pytest.approx([0] * 3, abs=1e-6)
     assert trace.text[0] == "I = 1" and "600 steps, 200 deep, 38,400 completions" in trace.customdata

@@ -116,8 +116,12 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
 
 def waiting() -> list[str]:
     """What the study asks beside its primary contrast and has not finished, in words."""
-    left = {words: (count - len(list((FOLDER / name).glob("*.json"))), count) for name, (words, count) in ASKED.items()}
-    return [words if some == count else f"{words} ({some} of {count} units left)" for words, (some, count) in left.items() if some]
+    found = []
+    for name, (words, count) in ASKED.items():
+        left = count - len(list((FOLDER / name).glob("*.json")))
+        if left:
+            found.append(words if left == count else f"{words} ({left} of {count} units left)")
+    return found
 
 
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
