@@ -90,6 +90,32 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     )
 
 
+def test_a_seed_begun_in_float32_goes_on_in_it_on_every_machine(folder, monkeypatch):
+    """Guards: a seed's arms in two number formats; float32 forced upon the next seed; a seed in bfloat16 taken for one in float32."""
+    monkeypatch.setattr(machine, "bfloat16_by", lambda: "avx512_bf16")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    one, settings = torch.ones(1, 1), Settings.profile("smoke", name="study", judge_steps=0)
+
+    def multiply(self, experiment, rewards, progress) -> study.Found:
+        with machine.autocast():
+            return study.Found([{"arm": self.arm, "dtype": str((one @ one).dtype)}], {"test.reward": [one[0]]}, [], {})
+
+    monkeypatch.setattr(study.Training, "measure", multiply)
+
+    def computed_in(seed: int) -> str:
+        unit = study.Training("x", "warp", replace(settings, seed=seed), study.by_warp)
+        study.run_unit(unit, Progress())
+        dtype = pd.read_csv(unit.file.with_suffix(".csv"))["dtype"].item()
+        assert json.loads(unit.file.read_text())["machine"]["dtype"] == dtype
+        return dtype
+
+    assert computed_in(4) == "torch.bfloat16"
+    made = json.loads((folder / "x" / "warp-4.json").read_text())
+    for seed, dtype in ((5, "torch.float32"), (6, "torch.bfloat16")):
+        (folder / "x" / f"other-{seed}.json").write_text(json.dumps(made | {"machine": {"dtype": dtype}}))
+        assert computed_in(seed) == dtype
+
+
 def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
     """Guards: controls of one seed before the next seed of what the question compares."""
     names = [unit.arm for unit in study.dpo()]

@@ -3,8 +3,8 @@
 import ctypes
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import datasets
 import torch
@@ -18,8 +18,24 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
+_float32_asked = False
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Inside, `fast_dtype` is float32 on every machine, for what goes on with results in float32."""
+    global _float32_asked
+    before, _float32_asked = _float32_asked, True
+    try:
+        yield
+    finally:
+        _float32_asked = before
+
+
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower)."""
+    """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower) and inside `in_float32`."""
+    if _float32_asked:
+        return torch.float32
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if device().type == "cpu" and bfloat16_by() else torch.float32

@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -470,13 +471,23 @@ def _run_or_leave(unit: Unit, progress: Progress | None = None) -> None:
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
-    """Measure, and keep what came out whole. Weights that it trains stay in the store of runs."""
+    """Measure, and keep what came out whole. Weights that it trains stay in the store of runs.
+
+    A seed that was begun in float32 goes on in it, which every machine has.
+
+    Raises Unlike for a unit that could not be compared here with others of its seed.
+    """
+    begun_in = {made_with["dtype"] for made_with in _compared_with(unit).values()}
+    with machine.in_float32() if begun_in == {str(torch.float32)} else nullcontext():
+        _run_unit(unit, progress)
+
+
+def _run_unit(unit: Unit, progress: Progress) -> None:
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
     reward = kept_reward.read(s) or experiment.reward(progress)
     made_with = {"reward_model": reward.identity, "sft": digest(experiment.theta_sft)}
-    if isinstance(unit, Training):
-        _refuse_others(unit, made_with | {"dtype": str(machine.fast_dtype())})
+    _refuse_others(unit, made_with | {"dtype": str(machine.fast_dtype())})
     kept_reward.write(reward, s)
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
@@ -498,18 +509,26 @@ class Unlike(ValueError):
     """A unit that could not be compared with others of its seed, if it were run here."""
 
 
-def _refuse_others(unit: Training, made_with: dict[str, str]) -> None:
-    """Raises Unlike when an arm that ended on the same seed, in whatever experiment, has another reward model, SFT or number format: arms
-    are compared seed by seed, across experiments too, and these two could not be. Trials are compared within their experiment only."""
-    compared = unit.experiment if unit.settings.seed == TUNING_SEED else "*"
-    for file in sorted(FOLDER.glob(f"{compared}/*-{unit.settings.seed}.json")):
-        record = json.loads(file.read_text())
-        record |= {"dtype": record["machine"]["dtype"]}
-        odd = [name for name, value in made_with.items() if record.get(name) != value]
-        if odd and file.parent.name != "best-of-n":
-            raise Unlike(
-                f"{unit.title} would be made with another {odd[0]} than {file.parent.name}/{file.stem}, with which it is to be compared."
-            )
+def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
+    """Raises Unlike when a unit that this one is to be compared with has another reward model, SFT or number format."""
+    for name, others in _compared_with(unit).items():
+        if odd := [part for part, value in made_with.items() if others[part] != value]:
+            raise Unlike(f"{unit.title} would be made with another {odd[0]} than {name}, with which it is to be compared.")
+
+
+def _compared_with(unit: Unit) -> dict[str, dict[str, str]]:
+    """Units of the same seed that ended, in whatever experiment, and what each was made with: arms are compared seed by seed, across
+    experiments too. Trials are compared within their experiment only, and best-of-n with all."""
+    if not isinstance(unit, Training):
+        return {}
+    experiments = unit.experiment if unit.settings.seed == TUNING_SEED else "*"
+    found = {}
+    for file in sorted(FOLDER.glob(f"{experiments}/*-{unit.settings.seed}.json")):
+        if file.parent.name != "best-of-n":
+            record = json.loads(file.read_text())
+            made_with = {part: record[part] for part in ("reward_model", "sft")} | {"dtype": record["machine"]["dtype"]}
+            found[f"{file.parent.name}/{file.stem}"] = made_with
+    return found
 
 
 def _machine() -> dict[str, Any]:
