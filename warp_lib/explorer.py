@@ -69,8 +69,7 @@ def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
     for axis, column in zip("xy", view, strict=True):
         figure.update_layout({f"{axis}axis_title": plots.AXES[column]})
         if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):
-            add, place = (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, "top right")
-            plots.mark_real_positive(add, band, place)
+            plots.mark_real_positive(figure, axis, band)
     return figure.layout.to_plotly_json()
 
 

@@ -4,7 +4,7 @@ Reward axes are in r̃. Points of one seed carry ±2 standard errors clustered b
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -24,7 +24,16 @@ KL = "KL(π‖π_sft) (nats per completion)"
 JUDGE = "judge (SFT standard deviations)"
 AXES = {"kl": KL, "reward": REWARD, "judge": JUDGE, "judge_tfidf": f"TF-IDF {JUDGE}"}
 LAYER = "layer (wte, wpe: words, positions; h.k: block k; ln_f: last norm)"
-ARMS = {"warp": "WARP", "reinforce": "REINFORCE, batch 64", "reinforce-2b": "REINFORCE, batch 128"}  # of the study's primary contrast
+ARMS = {  # of the study
+    "warp": "WARP",
+    "reinforce": "REINFORCE, batch 64",
+    "reinforce-2b": "REINFORCE, batch 128",
+    "warp-dpo": "WARP-DPO",
+    "dpo": "DPO",
+    "warp-dpo-own": "WARP-DPO, pairs of each run's own",
+    "warp-dpo-once": "WARP-DPO, pairs made once",
+    "dpo-iterated": "DPO, pairs made anew",
+}
 LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "sft": ("SFT", GREY, "star", None),
     "run": ("WARP: single runs", SKY, "circle-open", None),
@@ -53,19 +62,18 @@ def pareto(results: pd.DataFrame, real_positive: dict[str, float], methods: Sequ
             hovertemplate=f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
     if y == "reward":
-        mark_real_positive(figure.add_hline, real_positive, "top right")
+        mark_real_positive(figure, "y", real_positive)
     if x == "reward":
-        mark_real_positive(figure.add_vline, real_positive, "bottom left")
+        mark_real_positive(figure, "x", real_positive)
     figure.update_layout(**LAYOUT, xaxis_title=AXES[x], yaxis_title=AXES[y])
     return figure
 
 
-def mark_real_positive(add_line: Callable, real_positive: dict[str, float], position: str, **place) -> None:
-    """Lines at the mean and 99th percentile of real positive reviews: above them the policy exploits the reward model.
-
-    `add_line` is a figure's `add_hline` or `add_vline`, after the axis that shows the reward.
-    """
-    for name, text in (("mean", "mean"), ("p99", "99th percentile")):
+def mark_real_positive(figure: go.Figure, axis: str, real_positive: dict[str, float], **place) -> None:
+    """Lines at the mean and 99th percentile of real positive reviews, on the axis, x or y, that shows the reward: above them the policy
+    exploits the reward model."""
+    for name, text, beside_curves in (("mean", "mean", "bottom right"), ("p99", "99th percentile", "top left")):
+        add_line, position = (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, beside_curves)
         line = dict(color=PURPLE, dash="dash", width=1)
         text = f"real positive reviews: {text}"
         add_line(real_positive[name], line=line, annotation_text=text, annotation_position=position, annotation_font_color=PURPLE, **place)
@@ -104,7 +112,7 @@ def training_curves(histories: dict[str, list[dict[str, float]]], real_positive:
             row=1,
             col=2,
         )
-    mark_real_positive(figure.add_hline, real_positive, "top right", row=1, col=1)
+    mark_real_positive(figure, "y", real_positive, row=1, col=1)
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title="nats per completion", row=1, col=2)
@@ -123,7 +131,7 @@ def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
                 x=rows["eta"], y=rows[column], error_y=whiskers(rows, column, colour), mode="lines+markers", name=name, legendgroup=method,
                 showlegend=col == 1, line=dict(color=colour, dash=dash), marker=dict(symbol=symbol), row=1, col=col,
             )  # fmt: skip
-    mark_real_positive(figure.add_hline, real_positive, "top right", row=1, col=1)
+    mark_real_positive(figure, "y", real_positive, row=1, col=1)
     figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
@@ -169,7 +177,7 @@ def fronts(
                 hovertemplate=f"{name}, mean of {len(seeds)} seeds<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
             )  # fmt: skip
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, annotation_text="compared", annotation_position="bottom left")
-    mark_real_positive(figure.add_hline, real_positive, "top right")
+    mark_real_positive(figure, "y", real_positive)
     figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
     return figure
 
@@ -185,7 +193,7 @@ def judged(outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[s
         )  # fmt: skip
     ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
     figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), name="both alike")
-    mark_real_positive(figure.add_vline, real_positive, "bottom left")
+    mark_real_positive(figure, "x", real_positive)
     figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=AXES[judge])
     return figure
 
@@ -235,7 +243,7 @@ def cells(
             customdata=[f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions" for cell in path.values()],
             hovertemplate=f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
-    mark_real_positive(figure.add_hline, real_positive, "bottom right")
+    mark_real_positive(figure, "y", real_positive)
     figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
     return figure
 
@@ -297,7 +305,7 @@ def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) 
                 x=ends["eta"], y=ends[column], mode="lines", line=dict(color=colour, dash="dot", width=1), hoverinfo="skip",
                 legendgroup=name, showlegend=False, row=1, col=col,
             )  # fmt: skip
-    mark_real_positive(figure.add_hline, real_positive, "top right", row=1, col=1)
+    mark_real_positive(figure, "y", real_positive, row=1, col=1)
     figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
