@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from warp_lib.merging import Weights, geometry, interpolate, layer_of, lerp, slerp, task_vector
+from warp_lib.merging import Weights, geometry, interpolate, layer_of, lerp, slerp, slerp_without_order, task_vector
 
 MERGES = [lerp, slerp, lambda base, finals: slerp(base, finals, per="tensor"), lambda base, finals: slerp(base, finals, per="model")]
-MERGE_NAMES = ["lerp", "slerp-layer", "slerp-tensor", "slerp-model"]
+MERGES += [slerp_without_order]
+MERGE_NAMES = ["lerp", "slerp-layer", "slerp-tensor", "slerp-model", "slerp-without-order"]
 EVERY = [*MERGES, *(lambda base, finals, eta=eta: interpolate(base, finals[0], eta) for eta in (0.0, 0.3, 1.0))]
 EVERY_NAMES = [*MERGE_NAMES, "liti-0", "liti-0.3", "liti-1"]
 every_merge = pytest.mark.parametrize("merge", MERGES, ids=MERGE_NAMES)
@@ -152,6 +153,20 @@ def test_coefficients_of_orthogonal_runs_are_the_papers_and_depend_on_the_order(
     # λ = 1/4 of a right angle: the three before shrink by cos 22.5°, the fourth enters with sin 22.5°.
     assert delta_of(base, slerp(base, [a, b, c, d])) == pytest.approx([0.5658, 0.5658, 0.4619, 0.3827], abs=1e-4)
     assert delta_of(base, lerp(base, [a, b, c])) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=1e-5)
+
+
+def test_slerp_without_order_is_slerp_of_two_and_has_no_order_of_three() -> None:
+    """Two at 80°, of length 2; three orthogonal ones: each takes 1/√3 of the sphere, where the paper's form takes (.612, .612, .5)."""
+    base, finals = one([0.5, -1.0], at_degrees(0, 2.0), at_degrees(80, 2.0))
+    assert near(slerp_without_order(base, finals), slerp(base, finals))
+    base, finals = one([0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0])
+    assert delta_of(base, slerp_without_order(base, finals)) == pytest.approx([3**-0.5] * 3)
+    base, finals = random(0), [random(m, scale=m) for m in (1, 2, 3)]
+    merged, turned = slerp_without_order(base, finals), slerp_without_order(base, finals[::-1])
+    assert near(merged, turned) and not near(slerp(base, finals), slerp(base, finals[::-1]))
+    for layer in ("wte", "h.0", "h.1"):  # each as long as its task vectors are on average
+        part = {name: t for name, t in base.items() if layer_of(name) == layer}
+        assert norm(part, merged) == pytest.approx(sum(norm(part, final) for final in finals) / 3, rel=1e-5)
 
 
 def test_the_order_of_two_runs_does_not_matter() -> None:

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 from warp_lib import kept_reward, machine, outcomes, plots, study, task_vectors
 from warp_lib.aligner import Run
 from warp_lib.fronts import Interval
-from warp_lib.merging import interpolate
+from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
 from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
+from warp_lib.points import all_points
 from warp_lib.progress import Progress
 from warp_lib.settings import PROFILES, Settings
 from warp_lib.store import digest
@@ -218,6 +219,57 @@ def test_merges_line_up_with_slerp(monkeypatch):
     assert len(points) == 1 + 4 * len(study.ETAS)
 
 
+def test_other_averages_are_of_the_runs_they_name(monkeypatch):
+    """Guards: checkpoints of another run or in another order, a line from SFT taken for one from the iteration's beginning."""
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+    s = Settings.profile(**study.COMMON, name="study-test")
+    experiment = study.Experiment(s)
+    reward = experiment.reward(Progress())
+
+    def trained(train: study.Train, **changes) -> dict[tuple, dict]:
+        found, _ = train(experiment.under(replace(s, **changes)), reward, Progress())
+        return {(p.method, p.runs, p.eta): p.theta for p in found}
+
+    def same(a: dict, b: dict) -> bool:
+        return all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+    align = experiment.aligner(reward, Progress())
+    kept = experiment.long_run(align, "reinforce", s.steps).along
+    found = trained(study.by_averaging_checkpoints)
+    assert {runs for method, runs, _ in found if method == "checkpoints"} == {1, 2, len(kept)} and len(kept) == 4
+    assert same(found["checkpoints", 1, 1.0], kept[16])
+    assert same(found["checkpoints", 2, 1.0], {n: (kept[12][n] + kept[16][n]) / 2 for n in kept[16]})
+    assert same(found["checkpoints", 4, 1.0], {n: sum(theta[n] for theta in kept.values()) / 4 for n in kept[16]})
+    first, last = experiment.warp(align)
+    found = trained(study.by_stepping_back)
+    assert same(found["from-init", 2, 0.0], first.liti) and same(found["from-sft", 2, 0.0], experiment.theta_sft)
+    assert same(found["from-init", 2, 1.0], last.merged) and same(found["from-sft", 2, 1.0], last.merged)
+    assert same(found["from-init", 2, 0.4], interpolate(first.liti, last.merged, 0.4))
+    found = trained(study.by_merging_without_order, runs=3)
+    runs = [align(experiment.theta_sft, (s.seed, "warp", 1, m)).weights for m in (1, 2, 3)]
+    assert same(found["slerp-without-order", 3, 1.0], slerp_without_order(experiment.theta_sft, runs))
+    assert same(found["slerp-layer", 3, 1.0], slerp(experiment.theta_sft, runs))
+
+
+def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
+    """Guards: runs of one seed, another step's weights, seeds under other names, one batch for both arms."""
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"judge_steps": 0})
+    monkeypatch.setattr(study, "PRIMARY", study.PRIMARY | {"reinforce-2b": study.Arm(study.by_reinforce, {"batch_size": 16})})
+    chosen = {arm: {"trial": "a"} | GIVEN for arm in study.PRIMARY}
+    (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
+    (unit,) = study.angles()
+    study.run_unit(unit, Progress())
+    found = outcomes.between_seeds()
+    assert len(found) == 3 * (4 + 4) and set(found["completions"]) == {32, 64, 96, 128}
+    assert {tuple(pair) for pair in found[["a", "b"]].to_numpy()} == {(6, 7), (6, 8), (7, 8)}
+    two = [study.Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN)) for seed in (6, 8)]
+    along = [e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).along for e in two]
+    omega = angle(*(list(task_vector(two[0].theta_sft, run[4]).values()) for run in along))
+    assert found.query("arm == 'reinforce-2b' and steps == 4 and a == 6 and b == 8")["degrees"].item() == pytest.approx(math.degrees(omega))
+    keep(folder, "primary", "reinforce", 9, [(0, 0), (1, 1)])
+    assert set(all_points()["source"]) == {"primary"} and outcomes.finished_seeds("angles", ["seeds"]) == [6]
+
+
 def test_every_experiment_has_units_of_different_files(folder):
     """Guards: two units that would write one file, settings that are refused only when their turn comes."""
     rates = dict(zip(["warp", "reinforce", "reinforce-2b", "warp-dpo", "dpo"], [1e-5, 2e-5, 3e-5, 4e-5, 5e-5], strict=True))
@@ -225,7 +277,7 @@ def test_every_experiment_has_units_of_different_files(folder):
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 2 + (10 + 4) + 5 + 12 + 12 + 1 + 3 + 4 + 25 + 10
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
         for u in units
@@ -233,6 +285,7 @@ def test_every_experiment_has_units_of_different_files(folder):
     }
     borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "warp-dpo-own": "warp-dpo"}
     borrowed |= {"restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
+    borrowed |= {"checkpoints": "reinforce", "step-back": "warp", "without-order": "warp"}
     for (experiment, arm), (rate, beta) in given.items():
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
         like = like if like in rates else like.split("-")[0]
@@ -608,6 +661,16 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
     assert found["M = 3, an angle a layer"].short == {4: 2.5, 5: 2.5}
     figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3])
     assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [[4], [6]] and len(figure.data) == 16
+
+
+def test_lines_are_compared_from_where_both_have_begun(folder):
+    """A line that begins at 3 nats, 0.1 r̃ a nat steeper than one from 2 to 4. Guards: read outside of a line."""
+    keep(folder, "averages", "step-back", 6, [(2, 1.0), (4, 2.0), (3, 1.8), (6, 3.6)])
+    file = folder / "averages" / "step-back-6.csv"
+    columns = {"method": ["from-sft"] * 2 + ["from-init"] * 2, "runs": 2, "eta": [0.0, 1.0] * 2}
+    pd.read_csv(file).query("split == 'test'").assign(**columns).to_csv(file, index=False)
+    found = outcomes.line_over_line("averages", "step-back", [6], ("from-init", 2), ("from-sft", 2), 10.0)
+    assert found.over_prompts.mean == pytest.approx(0.35, abs=1e-6) and found.short == {6: 4}
 
 
 def test_lines_over_eta_and_their_bend(folder):

@@ -29,11 +29,7 @@ def task_vector(base: Weights, final: Weights) -> Weights:
 def lerp(base: Weights, finals: Sequence[Weights]) -> Weights:
     """θ_init + mean of the task vectors."""
     _check(base, finals)
-
-    def mean(deltas: list[list[Tensor]]) -> list[Tensor]:
-        return [torch.stack(same).mean(0) for same in zip(*deltas, strict=True)]
-
-    return _merge(base, finals, "tensor", mean)
+    return _merge(base, finals, "tensor", _mean)
 
 
 def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> Weights:
@@ -59,6 +55,24 @@ def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> We
         return merged
 
     return _merge(base, finals, per, spherical)
+
+
+def slerp_without_order(base: Weights, finals: Sequence[Weights]) -> Weights:
+    """θ_init + the mean of the task vectors, in each layer made as long as these are on average: a spherical mean where no run comes first.
+
+    For two runs of equal length it is `slerp`; of more, what `slerp` gives depends on their order. A layer whose task vectors cancel out
+    keeps their mean, zero.
+
+    Raises ValueError when names or shapes differ.
+    """
+    _check(base, finals)
+
+    def spherical(deltas: list[list[Tensor]]) -> list[Tensor]:
+        mean = _mean(deltas)
+        length = _norm(mean)
+        return [t * (sum(map(_norm, deltas)) / len(deltas) / length) for t in mean] if length else mean
+
+    return _merge(base, finals, "layer", spherical)
 
 
 def between(base: Weights, first: Weights, second: Weights, share: float) -> Weights:
@@ -108,6 +122,14 @@ def slerp_shares(omega: float, share: float) -> tuple[float, float]:
     if math.isnan(omega) or math.sin(omega) < 1e-6:
         return 1 - share, share
     return math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(omega)
+
+
+def _mean(deltas: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.stack(same).mean(0) for same in zip(*deltas, strict=True)]
+
+
+def _norm(delta: list[Tensor]) -> float:
+    return math.sqrt(sum(t.double().square().sum().item() for t in delta))
 
 
 def _slerp_pair(a: list[Tensor], b: list[Tensor], share: float) -> list[Tensor]:

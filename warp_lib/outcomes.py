@@ -22,7 +22,8 @@ EARLIER, SEEDS = (0, 1, 2), (4, 5, 6, 7, 8)
 LOW = 1.0  # nats of KL where the mean of a front begins
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
 ASKED = {  # beside the primary contrast: experiment → its question in words, and how many units it has
-    "grid": ("the student report's grid", 14), "merges": ("SLERP against LERP", 5), "anchors": ("fixed anchors", 12),
+    "grid": ("the student report's grid", 14), "merges": ("SLERP against LERP", 5), "averages": ("other averages", 9),
+    "angles": ("angles between seeds", 1), "anchors": ("fixed anchors", 12),
     "duration": ("scale in T", 12), "more-runs": ("M up to 5", 1), "restarts": ("η between iterations", 3),
 }  # fmt: skip
 MERGES = {"slerp-layer": "an angle a layer", "slerp-tensor": "an angle a tensor", "slerp-model": "one angle"}  # the paper's first
@@ -31,6 +32,8 @@ LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that
 
 Place = tuple[str, str]
 """Where an arm stands in the study: its experiment and its name."""
+Line = tuple[str, int]
+"""Points over η of a unit: their method, and how many runs (or checkpoints) were averaged."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Outcome:
         return self.scores[f"{split}.{scorer}"][self.points(split).index]
 
     def through_merge(self, method: str, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """The line from SFT through a merge of the first `runs` runs and beyond, on test prompts: KL in increasing order, (points,), and r̃
-        of each prompt, (points, prompts)."""
+        """The line from SFT, where the unit has it, through a merge of `runs` runs and beyond, on test prompts: KL in increasing order,
+        (points,), and r̃ of each prompt, (points, prompts)."""
         rows = self.of("test")
         line = rows[(rows["method"] == "sft") | ((rows["method"] == method) & (rows["runs"] == runs))].sort_values("kl")
         return line["kl"].to_numpy(), self.scores["test.reward"][line.index]
@@ -368,23 +371,37 @@ def by_reward_model(experiment: str, found: Contrast) -> dict[str, Interval]:
     return {f"seeds {', '.join(map(str, seeds))}": Interval.of([found.by_seed[seed].mean for seed in seeds]) for seeds in groups.values()}
 
 
+def line_over_line(experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float) -> Contrast:
+    """What one line over η has over another of the same units beside a longer step: its mean r̃ less the other's at equal KL on test
+    prompts, from `LOW`, or where the later of them begins, to `high` nats."""
+    ends, by_prompt = {}, {}
+    for seed in seeds:
+        (kl, reward), (other_kl, other_reward) = (outcome(experiment, arm, seed).through_merge(*one) for one in (line, other))
+        low, ends[seed] = max(LOW, kl[0], other_kl[0]), min(high, kl[-1], other_kl[-1])
+        by_prompt[seed] = shares(kl, low, ends[seed]) @ reward - shares(other_kl, low, ends[seed]) @ other_reward
+    return _paired(line[0], other[0], high, by_prompt, ends)
+
+
 def slerp_over_lerp(experiment: str, arm: str, seeds: Iterable[int], high: float) -> dict[str, Contrast]:
-    """What SLERP has over LERP beside a longer step: its line through the merge of the same runs less LERP's at equal KL, in mean r̃ from
-    `LOW` to `high` nats on test prompts, for each number of runs and each way to take angles (see `merging.slerp`).
+    """SLERP's line through the merge of the same runs over LERP's, for each number of runs and each way to take angles (see
+    `line_over_line`, `merging.slerp`).
 
     With one angle for the model SLERP of two runs lies on LERP's own line, and what is found there is what the measurement itself adds.
     """
-    units = {seed: outcome(experiment, arm, seed) for seed in seeds}
-    many = sorted({int(runs) for one in units.values() for runs in one.of("test")["runs"].dropna()})
-    found = {}
-    for runs, (method, words) in product(many, MERGES.items()):
-        ends, by_prompt = {}, {}
-        for seed, one in units.items():
-            (kl, reward), (plain_kl, plain) = (one.through_merge(name, runs) for name in (method, "lerp"))
-            ends[seed] = end = min(high, kl[-1], plain_kl[-1])
-            by_prompt[seed] = shares(kl, LOW, end) @ reward - shares(plain_kl, LOW, end) @ plain
-        found[f"M = {runs}, {words}"] = _paired(method, "lerp", high, by_prompt, ends)
-    return found
+    seeds = list(seeds)
+    many = sorted({int(runs) for seed in seeds for runs in outcome(experiment, arm, seed).of("test")["runs"].dropna()})
+    return {
+        f"M = {runs}, {words}": line_over_line(experiment, arm, seeds, (method, runs), ("lerp", runs), high)
+        for runs, (method, words) in product(many, MERGES.items())
+    }
+
+
+def between_seeds() -> pd.DataFrame:
+    """Ω between REINFORCE's runs of different seeds, a row for each pair, arm and number of steps (see `study.Angles`); empty before it was
+    measured. Columns: arm, steps, completions, a, b, degrees, norm_a, norm_b."""
+    columns = ["arm", "steps", "completions", "a", "b", "degrees", "norm_a", "norm_b"]
+    found = [outcome("angles", "seeds", seed).rows for seed in finished_seeds("angles", ["seeds"])]
+    return found[0][columns] if found else pd.DataFrame(columns=columns)
 
 
 def difference(arm: Place, rival: Place, high: float, scorer: str = "reward", among: Iterable[int] | None = None) -> Contrast:

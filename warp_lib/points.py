@@ -21,6 +21,8 @@ SCORES = ("reward", "judge", "judge_tfidf")
 KINDS = {
     "run": "single runs", "slerp": "merged", "lerp": "merged", "liti": "where the next iteration begins", "warp": "final front over η",
     "reinforce": "along its way", "reinforce-liti": "line to SFT", "dpo": "along its way", "dpo-liti": "line to SFT",
+    "slerp-without-order": "through SLERP without order", "checkpoints": "line to SFT through the mean of checkpoints",
+    "from-sft": "from SFT through the last merge", "from-init": "from the last init through its merge",
 } | {method: f"through SLERP, {words}" for method, words in outcomes.MERGES.items()}  # fmt: skip
 
 
@@ -33,6 +35,8 @@ def all_points() -> pd.DataFrame:
     tables = []
     for record in sorted(outcomes.FOLDER.glob("*/*.json")):
         rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(drop=True)
+        if rows.empty:  # a unit that measures weights only
+            continue
         rows["source"], rows["file"], rows["point"] = record.parent.name, str(record.with_suffix(".csv")), range(len(rows))
         said = json.loads(record.read_text())
         model = said.get("reward_model", record.parent.name)  # judges that are not on record are of the machine that made it

@@ -31,7 +31,7 @@ from .aligner import Aligner, Run, Seed
 from .best_of_n import best_of, kl_of_best
 from .dpo import MakePairs, Pairs, for_all_runs
 from .experiment import Experiment, Point, reinforce_points, warp_points
-from .merging import Weights, geometry, interpolate, lerp, slerp
+from .merging import Weights, geometry, interpolate, lerp, slerp, slerp_without_order
 from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
 from .paths import ROOT, write_whole
 from .progress import Progress
@@ -86,9 +86,13 @@ def by_reinforce(experiment: Experiment, reward: Reward, progress: Progress) -> 
 
 def _long_run_of(experiment: Experiment, align: Aligner, method: str) -> Trained:
     """An aligner on as many completions as all of WARP's runs see, kept as often as one of them ends."""
-    s = experiment.settings
-    of_one_run = max(1, s.steps * Settings.profile(**COMMON).batch_size // s.batch_size)
-    return reinforce_points(experiment.theta_sft, experiment.long_run(align, method, of_one_run), s, method), {}
+    run = experiment.long_run(align, method, _of_one_run(experiment.settings))
+    return reinforce_points(experiment.theta_sft, run, experiment.settings, method), {}
+
+
+def _of_one_run(s: Settings) -> int:
+    """Steps of as many completions as one of WARP's runs sees, whatever the batch."""
+    return max(1, s.steps * Settings.profile(**COMMON).batch_size // s.batch_size)
 
 
 def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
@@ -168,11 +172,60 @@ def by_merging(experiment: Experiment, reward: Reward, progress: Progress) -> Tr
         for m in range(2, s.runs + 1):
             place = {"steps": m * s.steps, "seconds": sum(run.seconds for run in runs[:m]), "iteration": 1, "runs": m}
             for name, merge in merges.items():
-                merged = merge(sft, [run.weights for run in runs[:m]])
-                for eta in ETAS:
-                    yield Point(name, interpolate(sft, merged, eta), eta=eta, **place)
+                yield from _line(name, sft, merge(sft, [run.weights for run in runs[:m]]), **place)
 
     return points(), {"geometry": [{"iteration": 1} | row for row in geometry(sft, [run.weights for run in runs])]}
+
+
+def by_merging_without_order(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """The same runs, all of them merged by the paper's SLERP, one after another, and by one in which none comes first: lines from SFT."""
+    s, sft, align = experiment.settings, experiment.theta_sft, experiment.aligner(reward, progress)
+    runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
+    place = {"steps": s.runs * s.steps, "seconds": sum(run.seconds for run in runs), "iteration": 1, "runs": s.runs}
+
+    def points() -> Iterator[Point]:
+        yield Point("sft", sft, 0, 0.0)
+        for name, merge in (("slerp-layer", slerp), ("slerp-without-order", slerp_without_order)):
+            yield from _line(name, sft, merge(sft, [run.weights for run in runs]), **place)
+
+    return points(), {}
+
+
+def by_averaging_checkpoints(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """REINFORCE's one long run: lines from SFT through its end, and through the mean of its last two and of all checkpoints (paper, figure
+    13). In the table `runs` says how many are averaged."""
+    s, sft = experiment.settings, experiment.theta_sft
+    run = experiment.long_run(experiment.aligner(reward, progress), "reinforce", _of_one_run(s))
+    kept = list(run.along.values())
+
+    def points() -> Iterator[Point]:
+        yield Point("sft", sft, 0, 0.0)
+        for last in (1, 2, len(kept)):
+            yield from _line("checkpoints", sft, lerp(sft, kept[-last:]), steps=len(run.history), seconds=run.seconds, runs=last)
+
+    return points(), {}
+
+
+def by_stepping_back(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """WARP's last merge: the line to it from SFT, and the line to it from where its iteration began (paper, figure 17)."""
+    s, sft = experiment.settings, experiment.theta_sft
+    iterations = experiment.warp(experiment.aligner(reward, progress))
+    last = iterations[-1]
+    place = {"steps": s.iterations * s.runs * s.steps, "seconds": sum(i.seconds for i in iterations)}
+    place |= {"iteration": s.iterations, "runs": s.runs}
+
+    def points() -> Iterator[Point]:
+        for name, start in (("from-sft", sft), ("from-init", last.init)):
+            yield Point(name, start, eta=0.0, **place)
+            yield from _line(name, start, last.merged, **place)
+
+    return points(), {}
+
+
+def _line(method: str, start: Weights, end: Weights, **place: Any) -> Iterator[Point]:
+    """The line from `start` through `end` and beyond."""
+    for eta in ETAS:
+        yield Point(method, interpolate(start, end, eta), eta=eta, **place)
 
 
 @dataclass(frozen=True)
@@ -292,6 +345,24 @@ class BestOfN(Unit):
         return Found(rows, kept, shown, {})
 
 
+class Angles(Unit):
+    """Between the task vectors of different seeds' runs of REINFORCE from SFT, as they grow, at both batches: does Ω follow the gradient's
+    signal to noise? Weights only; runs that the store has not are trained."""
+
+    def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
+        rows = []
+        for name in ("reinforce", "reinforce-2b"):
+            runs = []
+            for seed in MERGED_SEEDS:
+                one = experiment.under(_tuned("primary", name, PRIMARY[name], name, seed).settings)
+                runs.append(one.long_run(one.aligner(rewards["reward"], progress), "reinforce", _of_one_run(one.settings)))
+            for steps in runs[0].along:
+                place = {"arm": name, "steps": steps, "completions": steps * one.settings.batch_size}
+                whole = [row for row in geometry(experiment.theta_sft, [run.along[steps] for run in runs]) if row["layer"] == "model"]
+                rows += [place | row | {"a": MERGED_SEEDS[row["a"] - 1], "b": MERGED_SEEDS[row["b"] - 1]} for row in whole]
+        return Found(rows, {}, [], {})
+
+
 # ------------------------------------------------------------------------------------------------------------ the experiments
 
 # The three that the primary contrast compares, of equal compute: 400 steps of batch 64.
@@ -328,6 +399,25 @@ def grid() -> list[Unit]:
 def merges() -> list[Unit]:
     """SLERP against LERP, and against LERP made longer: M of 2 and 3, from the first runs of the grid."""
     return [_tuned("merges", "warp-m3", Arm(by_merging, {"runs": 3}), "warp", seed) for seed in SEEDS]
+
+
+# Seeds in one number format, whose runs one machine made: what only merges and measures finds them stored.
+MERGED_SEEDS = SEEDS[2:]
+
+
+def averages() -> list[Unit]:
+    """What else can be averaged of the primary contrast's runs and of `merges`': nothing is trained where these are stored."""
+    arms = {
+        "checkpoints": (Arm(by_averaging_checkpoints), "reinforce"),
+        "step-back": (Arm(by_stepping_back), "warp"),
+        "without-order": (Arm(by_merging_without_order, {"runs": 3}), "warp"),
+    }
+    return [_tuned("averages", name, arm, like, seed) for seed in MERGED_SEEDS for name, (arm, like) in arms.items()]
+
+
+def angles() -> list[Unit]:
+    """Ω between REINFORCE's runs of different seeds, along their way and by their batch."""
+    return [Angles("angles", "seeds", Settings.profile(**COMMON, name="study", seed=MERGED_SEEDS[0]))]
 
 
 def anchors() -> list[Unit]:
@@ -400,7 +490,9 @@ def best_of_n() -> list[Unit]:
     return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study", seed=seeds[0])) for seeds in (EARLIER, SEEDS)]
 
 
-NOW: dict[str, Callable[[], list[Unit]]] = {"tuning": tuning, "primary": primary, "best-of-n": best_of_n, "grid": grid, "merges": merges}
+NOW: dict[str, Callable[[], list[Unit]]] = {
+    "tuning": tuning, "primary": primary, "best-of-n": best_of_n, "grid": grid, "merges": merges, "averages": averages, "angles": angles,
+}  # fmt: skip
 LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "duration": duration, "more-runs": more_runs, "restarts": restarts}
 LATER |= {"dpo-tuning": dpo_tuning, "dpo": dpo, "reference": reference}
 TUNED = {"tuning": tuple(PRIMARY), "dpo-tuning": ("warp-dpo", "dpo")}  # the arms whose settings an experiment decides when it ends
