@@ -248,6 +248,21 @@ def cells(
     return figure
 
 
+def between_seeds(angles: pd.DataFrame) -> go.Figure:
+    """Ω between REINFORCE's runs of different seeds by their steps (see `outcomes.between_seeds`): a point for each pair, a line through
+    the means of each arm."""
+    figure = go.Figure()
+    for (arm, rows), colour in zip(angles.groupby("arm"), PALETTE[1:], strict=False):
+        mean = rows.groupby("steps")["degrees"].mean()
+        pairs = [f"seeds {a} and {b}" for a, b in zip(rows["a"], rows["b"], strict=True)]
+        figure.add_scatter(
+            x=rows["steps"], y=rows["degrees"], text=pairs, mode="markers", marker_color=colour, opacity=0.5, showlegend=False
+        )
+        figure.add_scatter(x=mean.index, y=mean, mode="lines", line_color=colour, name=f"{ARMS[arm]} (mean of pairs)", hoverinfo="skip")
+    figure.update_layout(**LAYOUT | dict(height=380), xaxis_title="steps", yaxis_title="Ω between task vectors, degrees")
+    return figure
+
+
 def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
     """Judge → arm → what `outcomes.ahead_of_judge` gave: how much more r̃ has risen since SFT than each judge's score, as KL grows, with 95%
     intervals over seeds and prompts."""
