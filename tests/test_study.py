@@ -270,6 +270,14 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
     assert set(all_points()["source"]) == {"primary"} and outcomes.finished_seeds("angles", ["seeds"]) == [6]
 
 
+def test_what_angles_would_be_if_noise_averaged_out():
+    """60° after 10 completions: as much noise as signal, so a third of it after 20, cos Ω = ⅔. Guards: means of degrees, the last pairs."""
+    angles = pd.DataFrame({"completions": [20, 10, 10], "degrees": [70.0, 60.0, 60.0]})
+    found = outcomes.averaged_out(angles)
+    assert found.to_dict() == pytest.approx({10: 60, 20: math.degrees(math.acos(2 / 3))})
+    assert outcomes.averaged_out(angles[:0]).empty
+
+
 def test_every_experiment_has_units_of_different_files(folder):
     """Guards: two units that would write one file, settings that are refused only when their turn comes."""
     rates = dict(zip(["warp", "reinforce", "reinforce-2b", "warp-dpo", "dpo"], [1e-5, 2e-5, 3e-5, 4e-5, 5e-5], strict=True))

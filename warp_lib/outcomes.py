@@ -404,6 +404,16 @@ def between_seeds() -> pd.DataFrame:
     return found[0][columns] if found else pd.DataFrame(columns=columns)
 
 
+def averaged_out(angles: pd.DataFrame) -> pd.Series:
+    """Completions of a run → the angle in degrees that `between_seeds` would be, if gradients were one signal and independent noise that
+    averages out over completions: cos Ω = n / (n + n₀), with n₀ from the pairs of fewest completions."""
+    n = np.sort(angles["completions"].unique())
+    if not len(n):
+        return pd.Series(dtype=float)
+    first = np.cos(np.radians(angles.loc[angles["completions"] == n[0], "degrees"])).mean()
+    return pd.Series(np.degrees(np.arccos(n / (n + n[0] * (1 / first - 1)))), index=n)
+
+
 def difference(arm: Place, rival: Place, high: float, scorer: str = "reward", among: Iterable[int] | None = None) -> Contrast:
     """An arm against one rival, maybe of another experiment, over the seeds that they share (see `shared_seeds`, `contrast`).
 

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from .cells import Cell
 from .fronts import Effect, Interval
-from .outcomes import LOW, MERGES, Outcome
+from .outcomes import LOW, MERGES, Outcome, averaged_out
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"
@@ -249,17 +249,20 @@ def cells(
 
 
 def between_seeds(angles: pd.DataFrame) -> go.Figure:
-    """Ω between REINFORCE's runs of different seeds by their steps (see `outcomes.between_seeds`): a point for each pair, a line through
-    the means of each arm."""
+    """Ω between REINFORCE's runs of different seeds by the completions that they have seen (see `outcomes.between_seeds`): a point for each
+    pair, a line through the means of each arm; and what `outcomes.averaged_out` says of them."""
     figure = go.Figure()
     for (arm, rows), colour in zip(angles.groupby("arm"), PALETTE[1:], strict=False):
-        mean = rows.groupby("steps")["degrees"].mean()
-        pairs = [f"seeds {a} and {b}" for a, b in zip(rows["a"], rows["b"], strict=True)]
+        mean = rows.groupby("completions")["degrees"].mean()
+        hover = [f"seeds {a} and {b}, {t} steps" for a, b, t in zip(rows["a"], rows["b"], rows["steps"], strict=True)]
         figure.add_scatter(
-            x=rows["steps"], y=rows["degrees"], text=pairs, mode="markers", marker_color=colour, opacity=0.5, showlegend=False
-        )
+            x=rows["completions"], y=rows["degrees"], text=hover, mode="markers", marker_color=colour, opacity=0.5, showlegend=False,
+            hovertemplate="%{text}<br>Ω %{y:.1f}°<extra></extra>",
+        )  # fmt: skip
         figure.add_scatter(x=mean.index, y=mean, mode="lines", line_color=colour, name=f"{ARMS[arm]} (mean of pairs)", hoverinfo="skip")
-    figure.update_layout(**LAYOUT | dict(height=380), xaxis_title="steps", yaxis_title="Ω between task vectors, degrees")
+    expected = averaged_out(angles)
+    figure.add_scatter(x=expected.index, y=expected, mode="lines", line=dict(color=GREY, dash="dash"), name="were noise averaged out")
+    figure.update_layout(**LAYOUT | dict(height=380), xaxis_title="completions of a run", yaxis_title="Ω between task vectors, degrees")
     return figure
 
 
