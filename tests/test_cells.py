@@ -79,6 +79,7 @@ def test_claims_are_paired_by_seed_and_prompt(grid):
     assert runs["KL, nats"].both.mean == pytest.approx(2) and list(runs["r̃"].by_seed) == [5, 6]
     assert runs["r̃"].over_seeds.high == pytest.approx(Interval.of([1.2, 1.6]).high)
     assert runs["r̃"].over_prompts.high == pytest.approx(runs["r̃"].over_prompts.mean, abs=1e-6)  # both cells have the same prompts' spread
+    assert found["M = 2 less M = 1, I = 2"]["KL, nats"].both.mean == pytest.approx(1)
     assert found["I = 3 less I = 1, M = 2"]["r̃"].both.mean == pytest.approx(1.0, abs=1e-6)
 
 

@@ -96,11 +96,11 @@ def _cell(places: list[Place], where: str, runs: int) -> Cell | None:
 
 def claims(warp: dict[tuple[int, int], Cell], reinforce: dict[int, Cell]) -> dict[str, dict[str, Effect]]:
     """What the student report claims, as differences in r̃ and in KL: WARP's less REINFORCE's after as many steps; more iterations less
-    one; three runs less one. Those whose cells share a seed."""
+    one; more runs less one. Those whose cells share a seed."""
     diagonal = {m: warp[m, m] for m in MANY if (m, m) in warp}
     pairs = {f"I = M = {m} less REINFORCE's {cell.steps} steps": (cell, reinforce.get(cell.steps)) for m, cell in diagonal.items()}
     pairs |= {f"I = {i} less I = 1, M = {m}": (warp.get((i, m)), warp.get((1, m))) for m in MANY for i in (2, 3)}
-    pairs |= {f"M = 3 less M = 1, I = {i}": (warp.get((i, 3)), warp.get((i, 1))) for i in MANY}
+    pairs |= {f"M = {m} less M = 1, I = {i}": (warp.get((i, m)), warp.get((i, 1))) for m in (2, 3) for i in MANY}
     return {name: a.less(b) for name, (a, b) in pairs.items() if a and b and shared_by([a, b])}
 
 
