@@ -221,7 +221,7 @@ def test_merges_line_up_with_slerp(monkeypatch):
 
 def test_other_averages_are_of_the_runs_they_name(monkeypatch):
     """Guards: checkpoints of another run or in another order, a line from SFT taken for one from the iteration's beginning."""
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
     s = Settings.profile(**study.COMMON, name="study-test")
     experiment = study.Experiment(s)
     reward = experiment.reward(Progress())
@@ -268,6 +268,9 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
     assert found.query("arm == 'reinforce-2b' and steps == 4 and a == 6 and b == 8")["degrees"].item() == pytest.approx(math.degrees(omega))
     keep(folder, "primary", "reinforce", 9, [(0, 0), (1, 1)])
     assert set(all_points()["source"]) == {"primary"} and outcomes.finished_seeds("angles", ["seeds"]) == [6]
+    keep(folder, "primary", "reinforce", 8, [(0, 0), (1, 1)])  # with another reward model than the kept one
+    with pytest.raises(ValueError, match="angles: seeds, seed 6 would be made with another reward_model than primary/reinforce-8"):
+        study.run_unit(unit, Progress())
 
 
 def test_what_angles_would_be_if_noise_averaged_out():
@@ -275,7 +278,28 @@ def test_what_angles_would_be_if_noise_averaged_out():
     angles = pd.DataFrame({"completions": [20, 10, 10], "degrees": [70.0, 60.0, 60.0]})
     found = outcomes.averaged_out(angles)
     assert found.to_dict() == pytest.approx({10: 60, 20: math.degrees(math.acos(2 / 3))})
-    assert outcomes.averaged_out(angles[:0]).empty
+
+
+def test_growth_is_that_of_signal_and_noise():
+    """s = 1 and v = 10 a completion: ‖δ‖² = n² + 10 n. Guards: angles or norms of another arm, growth of norms squared."""
+    n = np.array([10, 20, 40])
+    measured = {"degrees": np.degrees(np.arccos(n / (n + 10))), "norm_a": np.sqrt(n**2 + 10 * n), "norm_b": np.sqrt(n**2 + 10 * n)}
+    rows = outcomes.growth_rows(pd.DataFrame({"arm": "x", "completions": n} | measured))
+    assert [row["times the first"] for row in rows] == [row["if all counted alike"] for row in rows] == ["1.00", "1.73", "3.16"]
+    assert [row["Ω, degrees"] for row in rows] == [row["if noise averaged out"] for row in rows] == ["60.0", "48.2", "36.9"]
+
+
+def test_reading_straight_between_points_favours_the_closer_ones(folder):
+    """Both lines on √KL, one with five points and one with two between 1 and 4. Guards: the sign; another curve for either line."""
+    lines = {"few": [0, 1, 4], "many": [0, 1, 1.5, 2, 3, 4]}
+    keep(folder, "averages", "x", 6, [(kl, kl**0.5) for line in lines.values() for kl in line])
+    file = folder / "averages" / "x-6.csv"
+    methods = [name for name, line in lines.items() for _ in line]
+    pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0).to_csv(file, index=False)
+    more = outcomes.by_reading("averages", "x", [6], ("many", 2), ("few", 2), 4.0).mean
+    less = outcomes.by_reading("averages", "x", [6], ("few", 2), ("many", 2), 4.0).mean
+    assert more > 0.02 and less == pytest.approx(-0.054, abs=0.01)  # √KL's own mean there is 1.556, its chord's 1.5
+    assert outcomes.by_reading("averages", "x", [6], ("few", 2), ("few", 2), 4.0).mean == 0
 
 
 def test_every_experiment_has_units_of_different_files(folder):
@@ -669,16 +693,6 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
     assert found["M = 3, an angle a layer"].short == {4: 2.5, 5: 2.5}
     figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3])
     assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [[4], [6]] and len(figure.data) == 16
-
-
-def test_lines_are_compared_from_where_both_have_begun(folder):
-    """A line that begins at 3 nats, 0.1 r̃ a nat steeper than one from 2 to 4. Guards: read outside of a line."""
-    keep(folder, "averages", "step-back", 6, [(2, 1.0), (4, 2.0), (3, 1.8), (6, 3.6)])
-    file = folder / "averages" / "step-back-6.csv"
-    columns = {"method": ["from-sft"] * 2 + ["from-init"] * 2, "runs": 2, "eta": [0.0, 1.0] * 2}
-    pd.read_csv(file).query("split == 'test'").assign(**columns).to_csv(file, index=False)
-    found = outcomes.line_over_line("averages", "step-back", [6], ("from-init", 2), ("from-sft", 2), 10.0)
-    assert found.over_prompts.mean == pytest.approx(0.35, abs=1e-6) and found.short == {6: 4}
 
 
 def test_lines_over_eta_and_their_bend(folder):

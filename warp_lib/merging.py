@@ -69,8 +69,8 @@ def slerp_without_order(base: Weights, finals: Sequence[Weights]) -> Weights:
 
     def spherical(deltas: list[list[Tensor]]) -> list[Tensor]:
         mean = _mean(deltas)
-        length = _norm(mean)
-        return [t * (sum(map(_norm, deltas)) / len(deltas) / length) for t in mean] if length else mean
+        shortened = _norm(mean) / (sum(map(_norm, deltas)) / len(deltas) or 1.0)
+        return [t / shortened for t in mean] if shortened else mean
 
     return _merge(base, finals, "layer", spherical)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
+from scipy.interpolate import PchipInterpolator
 
 from .fronts import Effect, Interval, pareto, shares, weights
 from .paths import ROOT
@@ -373,13 +374,25 @@ def by_reward_model(experiment: str, found: Contrast) -> dict[str, Interval]:
 
 def line_over_line(experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float) -> Contrast:
     """What one line over η has over another of the same units beside a longer step: its mean r̃ less the other's at equal KL on test
-    prompts, from `LOW`, or where the later of them begins, to `high` nats."""
+    prompts, from `LOW` to `high` nats. Both are read straight between their points, which favours the line with closer ones (06 says how
+    much)."""
     ends, by_prompt = {}, {}
     for seed in seeds:
         (kl, reward), (other_kl, other_reward) = (outcome(experiment, arm, seed).through_merge(*one) for one in (line, other))
-        low, ends[seed] = max(LOW, kl[0], other_kl[0]), min(high, kl[-1], other_kl[-1])
-        by_prompt[seed] = shares(kl, low, ends[seed]) @ reward - shares(other_kl, low, ends[seed]) @ other_reward
+        ends[seed] = min(high, kl[-1], other_kl[-1])
+        by_prompt[seed] = shares(kl, LOW, ends[seed]) @ reward - shares(other_kl, LOW, ends[seed]) @ other_reward
     return _paired(line[0], other[0], high, by_prompt, ends)
+
+
+def by_reading(experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float) -> Interval:
+    """What `line_over_line` would find if there were no difference: both lines' points laid onto one smooth curve, the monotone cubic one
+    through the other line's points, and read straight between them."""
+    found = []
+    for seed in seeds:
+        (kl, _), (other_kl, other_reward) = (outcome(experiment, arm, seed).through_merge(*one) for one in (line, other))
+        curve, end = PchipInterpolator(other_kl, other_reward.mean(1)), min(high, kl[-1], other_kl[-1])
+        found.append(shares(kl, LOW, end) @ curve(kl) - shares(other_kl, LOW, end) @ curve(other_kl))
+    return Interval.of(found)
 
 
 def slerp_over_lerp(experiment: str, arm: str, seeds: Iterable[int], high: float) -> dict[str, Contrast]:
@@ -397,21 +410,33 @@ def slerp_over_lerp(experiment: str, arm: str, seeds: Iterable[int], high: float
 
 
 def between_seeds() -> pd.DataFrame:
-    """Ω between REINFORCE's runs of different seeds, a row for each pair, arm and number of steps (see `study.Angles`); empty before it was
-    measured. Columns: arm, steps, completions, a, b, degrees, norm_a, norm_b."""
-    columns = ["arm", "steps", "completions", "a", "b", "degrees", "norm_a", "norm_b"]
-    found = [outcome("angles", "seeds", seed).rows for seed in finished_seeds("angles", ["seeds"])]
-    return found[0][columns] if found else pd.DataFrame(columns=columns)
+    """Ω between REINFORCE's runs of different seeds, a row for each pair, arm and number of steps (see `study.Angles`). Columns: arm,
+    steps, completions, a, b, degrees, norm_a, norm_b."""
+    return outcome("angles", "seeds", finished_seeds("angles", ["seeds"])[0]).rows
 
 
 def averaged_out(angles: pd.DataFrame) -> pd.Series:
     """Completions of a run → the angle in degrees that `between_seeds` would be, if gradients were one signal and independent noise that
-    averages out over completions: cos Ω = n / (n + n₀), with n₀ from the pairs of fewest completions."""
+    averages out over completions, all of which count alike: cos Ω = n / (n + n₀), with n₀ from the pairs of fewest completions."""
     n = np.sort(angles["completions"].unique())
-    if not len(n):
-        return pd.Series(dtype=float)
     first = np.cos(np.radians(angles.loc[angles["completions"] == n[0], "degrees"])).mean()
     return pd.Series(np.degrees(np.arccos(n / (n + n[0] * (1 / first - 1)))), index=n)
+
+
+def growth_rows(angles: pd.DataFrame) -> list[dict[str, Any]]:
+    """For reading: angles and norms of `between_seeds`, means over its pairs, and how many times as long as at first task vectors are, and
+    would be, if `averaged_out` held."""
+    rows, expected = [], averaged_out(angles)
+    for arm, of_arm in angles.groupby("arm"):
+        means = of_arm.groupby("completions")[["degrees", "norm_a", "norm_b"]].mean()
+        norms = (means["norm_a"] + means["norm_b"]) / 2
+        # With signal s and noise of variance v a completion, ‖δ‖² = n² s² + n v, and cos Ω is the first part's share.
+        wanted = (expected.index**2 / np.cos(np.radians(expected))) ** 0.5
+        for n, norm in norms.items():
+            times = {"times the first": f"{norm / norms.iloc[0]:.2f}", "if all counted alike": f"{wanted[n] / wanted.iloc[0]:.2f}"}
+            place = {"method": arm, "completions": f"{n:,}", "Ω, degrees": f"{means.loc[n, 'degrees']:.1f}"}
+            rows.append(place | {"if noise averaged out": f"{expected[n]:.1f}", "‖δ‖": f"{norm:.3f}"} | times)
+    return rows
 
 
 def difference(arm: Place, rival: Place, high: float, scorer: str = "reward", among: Iterable[int] | None = None) -> Contrast:

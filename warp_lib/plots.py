@@ -261,7 +261,13 @@ def between_seeds(angles: pd.DataFrame) -> go.Figure:
         )  # fmt: skip
         figure.add_scatter(x=mean.index, y=mean, mode="lines", line_color=colour, name=f"{ARMS[arm]} (mean of pairs)", hoverinfo="skip")
     expected = averaged_out(angles)
-    figure.add_scatter(x=expected.index, y=expected, mode="lines", line=dict(color=GREY, dash="dash"), name="were noise averaged out")
+    figure.add_scatter(
+        x=expected.index,
+        y=expected,
+        mode="lines",
+        line=dict(color=GREY, dash="dash"),
+        name="if noise averaged out and all completions counted alike",
+    )
     figure.update_layout(**LAYOUT | dict(height=380), xaxis_title="completions of a run", yaxis_title="Ω between task vectors, degrees")
     return figure
 

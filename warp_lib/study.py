@@ -263,6 +263,11 @@ class Unit(ABC):
     def title(self) -> str:
         return f"{self.experiment}: {self.arm}, seed {self.settings.seed}"
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds whose other units it is compared with."""
+        return (self.settings.seed,)
+
     @abstractmethod
     def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> "Found":
         """What the unit is run for."""
@@ -315,6 +320,10 @@ class BestOfN(Unit):
     Its seed's other units are not paired with it: it is the yardstick of all that have its reward model.
     """
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return ()
+
     def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
         prompts, s = experiment.held_out_prompts("test"), self.settings
         sampled = []
@@ -349,18 +358,23 @@ class Angles(Unit):
     """Between the task vectors of different seeds' runs of REINFORCE from SFT, as they grow, at both batches: does Ω follow the gradient's
     signal to noise? Weights only; runs that the store has not are trained."""
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return ONE_MACHINE
+
     def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
-        rows = []
+        rows, given = [], {}
         for name in ("reinforce", "reinforce-2b"):
+            units = [_tuned("primary", name, PRIMARY[name], name, seed) for seed in self.seeds]
             runs = []
-            for seed in MERGED_SEEDS:
-                one = experiment.under(_tuned("primary", name, PRIMARY[name], name, seed).settings)
+            for one in (experiment.under(unit.settings) for unit in units):
                 runs.append(one.long_run(one.aligner(rewards["reward"], progress), "reinforce", _of_one_run(one.settings)))
+            given[name] = units[0].settings.asdict()
             for steps in runs[0].along:
-                place = {"arm": name, "steps": steps, "completions": steps * one.settings.batch_size}
+                place = {"arm": name, "steps": steps, "completions": steps * units[0].settings.batch_size}
                 whole = [row for row in geometry(experiment.theta_sft, [run.along[steps] for run in runs]) if row["layer"] == "model"]
-                rows += [place | row | {"a": MERGED_SEEDS[row["a"] - 1], "b": MERGED_SEEDS[row["b"] - 1]} for row in whole]
-        return Found(rows, {}, [], {})
+                rows += [place | row | {"a": self.seeds[row["a"] - 1], "b": self.seeds[row["b"] - 1]} for row in whole]
+        return Found(rows, {}, [], {"runs": given})
 
 
 # ------------------------------------------------------------------------------------------------------------ the experiments
@@ -401,8 +415,8 @@ def merges() -> list[Unit]:
     return [_tuned("merges", "warp-m3", Arm(by_merging, {"runs": 3}), "warp", seed) for seed in SEEDS]
 
 
-# Seeds in one number format, whose runs one machine made: what only merges and measures finds them stored.
-MERGED_SEEDS = SEEDS[2:]
+# Seeds whose runs one machine made, on one thread: what only merges and measures finds them stored there.
+ONE_MACHINE = SEEDS[2:]
 
 
 def averages() -> list[Unit]:
@@ -412,12 +426,12 @@ def averages() -> list[Unit]:
         "step-back": (Arm(by_stepping_back), "warp"),
         "without-order": (Arm(by_merging_without_order, {"runs": 3}), "warp"),
     }
-    return [_tuned("averages", name, arm, like, seed) for seed in MERGED_SEEDS for name, (arm, like) in arms.items()]
+    return [_tuned("averages", name, arm, like, seed) for seed in ONE_MACHINE for name, (arm, like) in arms.items()]
 
 
 def angles() -> list[Unit]:
     """Ω between REINFORCE's runs of different seeds, along their way and by their batch."""
-    return [Angles("angles", "seeds", Settings.profile(**COMMON, name="study", seed=MERGED_SEEDS[0]))]
+    return [Angles("angles", "seeds", Settings.profile(**COMMON, name="study", seed=ONE_MACHINE[0]))]
 
 
 def anchors() -> list[Unit]:
@@ -608,18 +622,17 @@ def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
             raise Unlike(f"{unit.title} would be made with another {odd[0]} than {name}, with which it is to be compared.")
 
 
-def _compared_with(unit: Unit) -> dict[str, dict[str, str]]:
-    """Units of the same seed that ended, in whatever experiment, and what each was made with: arms are compared seed by seed, across
-    experiments too. Trials are compared within their experiment only, and best-of-n with all."""
-    if not isinstance(unit, Training):
-        return {}
-    experiments = unit.experiment if unit.settings.seed == TUNING_SEED else "*"
+def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
+    """Trained units of the same seeds that ended, in whatever experiment, and what each was made with: arms are compared seed by seed,
+    across experiments too. Trials are compared within their experiment only. Of records from before digests were kept these are None."""
     found = {}
-    for file in sorted(FOLDER.glob(f"{experiments}/*-{unit.settings.seed}.json")):
-        if file.parent.name != "best-of-n":
-            record = json.loads(file.read_text())
-            made_with = {part: record[part] for part in ("reward_model", "sft")} | {"dtype": record["machine"]["dtype"]}
-            found[f"{file.parent.name}/{file.stem}"] = made_with
+    for seed in unit.seeds:
+        experiments = unit.experiment if seed == TUNING_SEED else "*"
+        for file in sorted(FOLDER.glob(f"{experiments}/*-{seed}.json")):
+            if file.parent.name not in ("best-of-n", "angles"):  # no arm is compared with these
+                record = json.loads(file.read_text())
+                made_with = {part: record.get(part) for part in ("reward_model", "sft")} | {"dtype": record["machine"]["dtype"]}
+                found[f"{file.parent.name}/{file.stem}"] = made_with
     return found
 
 
