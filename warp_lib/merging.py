@@ -105,7 +105,7 @@ def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, str | i
     _check(base, finals)
     deltas = [task_vector(base, final) for final in finals]
     layers = _groups(base, "layer") | {"model": _groups(base, "model").get("", [])}
-    norms = [{layer: math.sqrt(sum(d[n].double().square().sum().item() for n in names)) for layer, names in layers.items()} for d in deltas]
+    norms = [{layer: _norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas]
     return [
         {
             "layer": layer, "a": a + 1, "b": b + 1,

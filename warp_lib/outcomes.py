@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
-from scipy.interpolate import PchipInterpolator
 
 from .fronts import Effect, Interval, pareto, shares, weights
 from .paths import ROOT
@@ -28,6 +27,12 @@ ASKED = {  # beside the primary contrast: experiment → its question in words, 
     "duration": ("scale in T", 12), "more-runs": ("M up to 5", 1), "restarts": ("η between iterations", 3),
 }  # fmt: skip
 MERGES = {"slerp-layer": "an angle a layer", "slerp-tensor": "an angle a tensor", "slerp-model": "one angle"}  # the paper's first
+OTHERS = {  # what else is averaged: in words → the arm of `averages`, and two of its lines, each a method and how many were averaged
+    "mean of the last two checkpoints − the last": ("checkpoints", ("checkpoints", 2), ("checkpoints", 1)),
+    "mean of all four checkpoints − the last": ("checkpoints", ("checkpoints", 4), ("checkpoints", 1)),
+    "back to the iteration's beginning − to SFT": ("step-back", ("from-init", 2), ("from-sft", 2)),
+    "SLERP of three without order − the paper's": ("without-order", ("slerp-without-order", 3), ("slerp-layer", 3)),
+}
 LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
 
 
@@ -387,12 +392,24 @@ def line_over_line(experiment: str, arm: str, seeds: Iterable[int], line: Line, 
 def by_reading(experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float) -> Interval:
     """What `line_over_line` would find if there were no difference: both lines' points laid onto one smooth curve, the monotone cubic one
     through the other line's points, and read straight between them."""
+    from scipy.interpolate import PchipInterpolator  # as slow to import as all else here together, and the explorer asks for none of it
+
     found = []
     for seed in seeds:
         (kl, _), (other_kl, other_reward) = (outcome(experiment, arm, seed).through_merge(*one) for one in (line, other))
         curve, end = PchipInterpolator(other_kl, other_reward.mean(1)), min(high, kl[-1], other_kl[-1])
         found.append(shares(kl, LOW, end) @ curve(kl) - shares(other_kl, LOW, end) @ curve(other_kl))
     return Interval.of(found)
+
+
+def other_averages(high: float) -> dict[str, tuple[Contrast, Interval]]:
+    """Each of `OTHERS`, on the seeds that have it: what the one line has over the other, and what reading alone would make (see
+    `line_over_line`, `by_reading`)."""
+    found = {}
+    for name, (arm, line, other) in OTHERS.items():
+        compared = ("averages", arm, finished_seeds("averages", [arm]), line, other, high)
+        found[name] = line_over_line(*compared), by_reading(*compared)
+    return found
 
 
 def slerp_over_lerp(experiment: str, arm: str, seeds: Iterable[int], high: float) -> dict[str, Contrast]:

@@ -261,13 +261,8 @@ def between_seeds(angles: pd.DataFrame) -> go.Figure:
         )  # fmt: skip
         figure.add_scatter(x=mean.index, y=mean, mode="lines", line_color=colour, name=f"{ARMS[arm]} (mean of pairs)", hoverinfo="skip")
     expected = averaged_out(angles)
-    figure.add_scatter(
-        x=expected.index,
-        y=expected,
-        mode="lines",
-        line=dict(color=GREY, dash="dash"),
-        name="if noise averaged out and all completions counted alike",
-    )
+    look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
+    figure.add_scatter(x=expected.index, y=expected, name="if noise averaged out and all completions counted alike", **look)
     figure.update_layout(**LAYOUT | dict(height=380), xaxis_title="completions of a run", yaxis_title="Ω between task vectors, degrees")
     return figure
 
