@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-bench-")  # a store that holds nothing, for us and for the sides
 
@@ -32,10 +33,10 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from warp_lib import machine
+from warp_lib import captured, machine
 from warp_lib.experiment import Experiment
 from warp_lib.paths import RUNS
-from warp_lib.policy import Policy
+from warp_lib.policy import BUNDLED, Policy
 from warp_lib.progress import Progress
 from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
@@ -112,6 +113,22 @@ def alternately(ours: Side | SideBySide, theirs: Side) -> dict[str, Any]:
     return result
 
 
+def trained(folder: Path) -> Path:
+    """What the training sides train: the bundled policy, or on an accelerator a model like SmolLM2-135M, which is made in the folder."""
+    if machine.device().type == "cpu":
+        return BUNDLED
+    llama_135m().save_pretrained(folder)
+    Policy.from_name("reviews-gpt2").tokenizer.save_pretrained(folder)
+    return folder
+
+
+def llama_135m() -> LlamaForCausalLM:
+    """A model of SmolLM2-135M's shapes whose weights were never trained."""
+    shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **shape))
+
+
 def openings() -> str:
     """The prompts that a training side is told to begin with."""
     policy = Policy.from_name("reviews-gpt2")
@@ -124,16 +141,17 @@ def side_by_side() -> dict[str, Any]:
     another on all threads. The reward costs nothing."""
     prompts, cores = openings(), os.cpu_count() or 1
     # Each with a store of its own: they train the same run, and in one store the second would wait for the first.
-    alone = [Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS="1", WARP_RUNS=str(RUNS / f"{k}")) for k in range(cores)]
-    result = alternately(SideBySide(alone), Side(sys.executable, "warp", first=prompts, OMP_NUM_THREADS=str(cores)))
+    policy = str(trained(RUNS / "policy"))
+    alone = [Side(sys.executable, "warp", policy, first=prompts, OMP_NUM_THREADS="1", WARP_RUNS=str(RUNS / f"{k}")) for k in range(cores)]
+    result = alternately(SideBySide(alone), Side(sys.executable, "warp", policy, first=prompts, OMP_NUM_THREADS=str(cores)))
     print(f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result
 
 
 def against_trl() -> dict[str, Any]:
     """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing."""
-    prompts = openings()
-    result = alternately(Side(sys.executable, "warp", first=prompts), Side(PEERS, "trl", first=prompts))
+    policy, prompts = str(trained(RUNS / "policy")), openings()
+    result = alternately(Side(sys.executable, "warp", policy, first=prompts), Side(PEERS, "trl", policy, first=prompts))
     print(f"step, reward free: {result['ours_s']:.2f} s; TRL's {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result
 
@@ -144,9 +162,7 @@ def against_mergekit() -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="warp-bench-") as name:
         folder = Path(name)
-        shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
-        base = LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **shape))
-        base.save_pretrained(folder / "base")
+        llama_135m().save_pretrained(folder / "base")
         for seed, run in enumerate(("a", "b")):
             torch.manual_seed(seed)
             model = LlamaForCausalLM.from_pretrained(folder / "base")
@@ -261,7 +277,7 @@ def step_parts() -> dict[str, Any]:
         parts.seconds.clear()
         step = train(experiment, reward, settings, steps, "parts")
         seconds = {part: total / steps for part, total in parts.seconds.items()}
-        with parts:
+        with parts, mock.patch.object(captured, "worthwhile", lambda: False):  # products in a replayed graph would not be seen
             train(experiment, reward, settings, SFT_EVERY, "products")
     seconds["the rest: texts, EMA, prompts"] = step - sum(seconds.values())
     table, matrix, operations = [], 0.0, 0.0

@@ -1,7 +1,7 @@
 """One side of a comparison, in a process of its own: it does a round for each line it reads, and answers with a line of JSON.
 
-``python sides.py warp`` and ``python sides.py trl`` train, ``python sides.py slerp FOLDER`` and ``python sides.py mergekit FOLDER`` merge
-(FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
+``python sides.py warp POLICY`` and ``python sides.py trl POLICY`` train the policy in a folder, ``python sides.py slerp FOLDER`` and
+``python sides.py mergekit FOLDER`` merge (FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
 """
 
 import json
@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-POLICY = ROOT / "data" / "policy"
 BATCH, NEW, TAU, BETA, RATE = 64, 53, 0.7, 0.1, 3e-5
 ROUND = 5  # training steps of a round; ours looks at the KL to SFT in one of five
 
@@ -26,7 +25,10 @@ def cheap_reward(texts: list[str]) -> list[float]:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held."""
+    """The most memory this process has held, on the accelerator where there is one."""
+    torch = sys.modules["torch"]
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # rusage would count what the driver held when it started us
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e3
@@ -59,7 +61,7 @@ class Rounds:
         self.seconds.append(time.perf_counter() - self.began)
 
 
-def train_warp() -> None:
+def train_warp(folder: Path) -> None:
     """REINFORCE with a moving anchor, as the report runs it."""
     sys.path.insert(0, str(ROOT))
     import torch
@@ -88,7 +90,7 @@ def train_warp() -> None:
             return torch.tensor(cheap_reward(texts))
 
     machine.prepare()
-    policy = Policy.from_name(str(POLICY))
+    policy = Policy.from_name(str(folder))
     theta, prompts = policy.weights(), policy.tokenizer(json.loads(sys.stdin.readline()), add_special_tokens=False)["input_ids"]
     settings = Settings.profile("laptop", batch_size=BATCH, max_new_tokens=NEW, temperature=TAU, beta=BETA, learning_rate=RATE)
     reinforce(
@@ -97,7 +99,7 @@ def train_warp() -> None:
     )  # fmt: skip
 
 
-def train_trl() -> None:
+def train_trl(folder: Path) -> None:
     """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same dtype, length and distribution."""
     sys.path.insert(0, str(ROOT))
     import datasets
@@ -107,7 +109,7 @@ def train_trl() -> None:
 
     from warp_lib.machine import fast_dtype
 
-    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     data = datasets.Dataset.from_dict({"prompt": json.loads(sys.stdin.readline())})
     config = RLOOConfig(
@@ -128,7 +130,7 @@ def train_trl() -> None:
             self.rounds.end()
 
     trainer = RLOOTrainer(
-        AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32), args=config, train_dataset=data, processing_class=tokenizer,
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=config, train_dataset=data, processing_class=tokenizer,
         reward_funcs=lambda completions, **_: cheap_reward(completions),
     )  # fmt: skip
     trainer.add_callback(Paced())  # last, so that the synchronisation of its reference model is in its time

@@ -10,24 +10,25 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import warp_lib.policy
-from warp_lib import machine
-from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, affine, draw, masked
+from warp_lib import captured, machine
+from warp_lib.decoding import affine, draw
+from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.seeds import torch_stream
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]
 NEW, TAU = 6, 0.7
-SAMPLERS = [("gpt2", True), ("gpt2", False), ("llama", False)]  # architecture, whether decode_gpt2 samples it
-samplers = pytest.mark.parametrize(("kind", "fast"), SAMPLERS, ids=["gpt2-decode_gpt2", "gpt2-decode", "llama-decode"])
+# An architecture, and what samples it. Captured is what a GPU does; elsewhere these tests do the same without a graph.
+SAMPLERS = [("gpt2", "decode_gpt2"), ("gpt2", "decode"), ("llama", "decode"), ("gpt2", "captured"), ("llama", "captured")]
+samplers = pytest.mark.parametrize(("kind", "sampler"), SAMPLERS, ids=["-".join(pair) for pair in SAMPLERS])
 kinds = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
 
-def policy_of(kind: str, fast: bool, monkeypatch, **options) -> Policy:
-    if not fast:
-        monkeypatch.setattr(warp_lib.policy, "_is_plain_gpt2", lambda model: False)
-    policy = tiny_policy(kind, **options)
-    assert warp_lib.policy._is_plain_gpt2(policy.model) is fast
-    return policy
+def policy_of(kind: str, sampler: str, monkeypatch, **options) -> Policy:
+    monkeypatch.setattr(captured, "worthwhile", lambda: sampler == "captured")
+    if sampler == "decode":
+        monkeypatch.setattr(warp_lib.policy, "is_plain_gpt2", lambda model: False)
+    return tiny_policy(kind, **options)
 
 
 def stream(*role):
@@ -133,14 +134,14 @@ def test_gradients_reach_every_weight_and_dropout_is_off():
 
 @samplers
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.2)], ids=["float32", "bfloat16"])
-def test_the_sampler_draws_from_what_the_scorer_scores(kind, fast, dtype, tolerance, monkeypatch):
+def test_the_sampler_draws_from_what_the_scorer_scores(kind, sampler, dtype, tolerance, monkeypatch):
     """Guards: τ, mask, padding, positions or cache in the sampler other than in the scorer: an off-policy gradient.
 
     The tolerance in bfloat16 is for decode_gpt2, which rounds elsewhere than the scorer: the largest of 12,000 differences was 0.08 nats,
     their standard deviation 0.011; on average there is none.
     """
     monkeypatch.setattr(machine, "fast_dtype", lambda: dtype)
-    policy, seen = policy_of(kind, fast, monkeypatch), spy_on_draw(monkeypatch)
+    policy, seen = policy_of(kind, sampler, monkeypatch), spy_on_draw(monkeypatch)
     y = policy.sample(PROMPTS * 25, NEW, TAU, stream("s"))
     drawn = torch.stack(seen, 1).log_softmax(-1).gather(-1, y.completions[..., None])[..., 0]
     with torch.no_grad(), machine.autocast():
@@ -149,9 +150,9 @@ def test_the_sampler_draws_from_what_the_scorer_scores(kind, fast, dtype, tolera
 
 
 @samplers
-def test_sampled_log_probs_are_those_of_the_plain_forward(kind, fast, monkeypatch, float32):
+def test_sampled_log_probs_are_those_of_the_plain_forward(kind, sampler, monkeypatch, float32):
     """Guards: sampler and scorer wrong in the same way."""
-    policy, seen = policy_of(kind, fast, monkeypatch), spy_on_draw(monkeypatch)
+    policy, seen = policy_of(kind, sampler, monkeypatch), spy_on_draw(monkeypatch)
     y = policy.sample(PROMPTS, NEW, TAU, stream("s"))
     with torch.no_grad():
         expected = torch.stack([plain_log_probs(policy, s, NEW, TAU) for s in sequences(y)])
@@ -161,9 +162,9 @@ def test_sampled_log_probs_are_those_of_the_plain_forward(kind, fast, monkeypatc
 
 
 @samplers
-def test_greedy_decoding_equals_generate(kind, fast, monkeypatch, float32):
+def test_greedy_decoding_equals_generate(kind, sampler, monkeypatch, float32):
     """Guards: a cache or position error that only shows after some tokens, in rows with or without padding."""
-    policy = policy_of(kind, fast, monkeypatch)
+    policy = policy_of(kind, sampler, monkeypatch)
     spy_on_draw(monkeypatch, lambda logits, _: logits.argmax(-1, keepdim=True))
     y = policy.sample(PROMPTS, 20, TAU, stream("unused"))
     prompt, mask = y.tokens[:, :-20], y.mask[:, :-20].long()
@@ -178,10 +179,9 @@ def test_greedy_decoding_equals_generate(kind, fast, monkeypatch, float32):
 def test_decode_gpt2_equals_decode(activation, monkeypatch, float32):
     """Guards: the fast decoder's own arithmetic, at every step and for every token of the vocabulary."""
     logits = []
-    for fast in (True, False):
-        policy = policy_of("gpt2", fast, monkeypatch, activation_function=activation)
+    for sampler in ("decode_gpt2", "decode"):
         with monkeypatch.context() as patch:
-            seen = spy_on_draw(patch)
+            policy, seen = policy_of("gpt2", sampler, patch, activation_function=activation), spy_on_draw(patch)
             policy.sample(PROMPTS, 20, TAU, stream("s"))
         logits.append(torch.stack(seen, 1))
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
@@ -210,7 +210,79 @@ def test_decode_gpt2_is_not_used_for_its_variants(option):
     """Guards: the fast decoder, which computes plain GPT-2, run on a model that is not."""
     policy = tiny_policy()
     policy.model.config.update(option)
-    assert not warp_lib.policy._is_plain_gpt2(policy.model)
+    assert not warp_lib.policy.is_plain_gpt2(policy.model)
+
+
+# What a GPU captures
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["llama_token", "transformers"])
+def test_both_captured_tokens_of_a_llama_are_decode(plain, monkeypatch, float32):
+    """Guards: the arithmetic of `llama_token`, and transformers' own token on a cache of fixed length, at every step for every token."""
+    logits = []
+    for sampler in ("captured", "decode"):
+        with monkeypatch.context() as patch:
+            patch.setattr(captured, "is_plain_llama", lambda model: plain)
+            policy, seen = policy_of("llama", sampler, patch), spy_on_draw(patch)
+            policy.sample(PROMPTS, 20, TAU, stream("s"))
+        logits.append(torch.stack(seen, 1))
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("option", [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}], ids=lambda o: next(iter(o)))
+def test_llama_token_is_not_used_for_its_variants(option):
+    """Guards: a bias that is left out, or SiLU in place of another activation."""
+    policy = tiny_policy("llama")
+    assert captured.is_plain_llama(policy.model)
+    policy.model.config.update(option)
+    assert not captured.is_plain_llama(policy.model)
+
+
+@kinds
+def test_what_is_captured_follows_the_weights(kind, monkeypatch):
+    """Guards: copies of the weights that stay what they were when captured; a cache or mask that holds what the last batch left."""
+    policy, other = policy_of(kind, "captured", monkeypatch), tiny_policy(kind, seed=2)
+    prompts = [PROMPTS, [[9, 1], [2] * 9, [7] * 4, [1]]]
+    policy.sample(prompts[0], NEW, TAU, stream("before"))
+    policy.load(other.weights())
+    for batch in prompts:
+        assert torch.equal(policy.sample(batch, NEW, TAU, stream("s")).tokens, other.sample(batch, NEW, TAU, stream("s")).tokens)
+    assert len(policy._graphs) == 1
+
+
+@kinds
+def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
+    """With gradients and without. Guards: tokens, mask or weights of an earlier call; a result that a later call writes over."""
+    policy = policy_of(kind, "captured", monkeypatch)
+    given = [padded(PROMPTS, [[k] * NEW] * 4, wider=w) for k, w in ((1, 2), (7, 2), (2, 0))]
+    got = [policy.log_probs(y, TAU) for y in given[:1]]  # once before the weights change
+    policy.load(tiny_policy(kind, seed=2).weights())
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            got, slopes = [], []
+            for y in given:
+                policy.model.zero_grad()
+                got.append(policy.log_probs(y, TAU))
+                if gradients:
+                    got[-1].mean().backward()
+                    slopes.append([p.grad.clone() for p in policy.model.parameters()])
+        with monkeypatch.context() as patch:
+            patch.setattr(captured, "worthwhile", lambda: False)
+            for k, y in enumerate(given):
+                policy.model.zero_grad()
+                expected = policy.log_probs(y, TAU)
+                torch.testing.assert_close(got[k], expected, atol=1e-5, rtol=0)
+                expected.mean().backward()
+                if gradients:
+                    torch.testing.assert_close(slopes[k], [p.grad for p in policy.model.parameters()], atol=1e-5, rtol=1e-4)
+
+
+def test_a_policy_keeps_few_graphs(monkeypatch):
+    """Guards: memory that grows with every new shape."""
+    policy = policy_of("gpt2", "captured", monkeypatch)
+    for new in range(1, 7):
+        policy.sample(PROMPTS, new, TAU, stream("s"))
+    assert [key[-1] for key in policy._graphs] == [3, 4, 5, 6]
 
 
 # The distribution that is sampled
@@ -242,9 +314,9 @@ def test_draw_uses_one_stream_and_a_row_each():
 
 @samplers
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
-def test_completions_have_their_exact_probabilities(kind, fast, temperature, monkeypatch, float32):
+def test_completions_have_their_exact_probabilities(kind, sampler, temperature, monkeypatch, float32):
     """Guards: greedy, τ missing in sampling, EOS drawn, a second token drawn from another context: 11² completions, chi-square."""
-    policy, n = policy_of(kind, fast, monkeypatch), 8000
+    policy, n = policy_of(kind, sampler, monkeypatch), 8000
     with torch.no_grad():
         every, _ = every_completion([5, 2], 2, 12)
         p = torch.stack([plain_log_probs(policy, tokens, 2, temperature).sum() for tokens in every]).exp().cpu()

@@ -9,17 +9,18 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from . import hub, machine
+from . import captured, hub, machine
 from .checkpoint import load, weights_of
+from .decoding import decode, decode_gpt2, draw, is_plain_gpt2, positions
 from .merging import Weights
 from .paths import ROOT
 from .progress import Progress
@@ -27,6 +28,8 @@ from .prompts import prompts
 from .store import digest
 
 BUNDLED = ROOT / "data" / "policy"
+GRAPHS = 4  # that a policy keeps on a GPU: each holds the memory that its work takes
+WIDTHS = 16  # prompts are padded to a multiple of it where what has one shape is captured
 MASKED = -1e30  # a logit whose probability is exactly 0, and whose p·log p is 0 and not nan
 CACHED = 2**19  # numbers that stay in a processor's cache
 
@@ -75,6 +78,7 @@ class Policy:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model = model.float().to(machine.device()).eval()
         self.tokenizer = tokenizer
+        self._graphs: dict[tuple, Callable] = {}
         if machine.device().type == "cpu":
             model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
         for module in model.modules():  # GPT-2's activation is written out in eight operations; this is the same in one
@@ -160,9 +164,10 @@ class Policy:
         if context and longest + new > context:
             raise ValueError(f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's context of {context} tokens.")
         device = machine.device()
+        if captured.worthwhile():  # one length for most batches
+            longest = min(-(-longest // WIDTHS) * WIDTHS, (context or torch.inf) - new)
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
-        complete = decode_gpt2 if _is_plain_gpt2(self.model) else decode
 
         def next_token(logits: Tensor) -> Tensor:
             if progress:
@@ -170,9 +175,25 @@ class Policy:
             return draw(masked(logits, temperature, self.ends), generator)
 
         with machine.autocast():
-            completions = complete(self.model, tokens, mask, new, next_token)
+            completions = self._complete(tokens, mask, new, next_token)
         mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
         return Rollouts(torch.cat([tokens, completions], 1), mask, new)
+
+    def _complete(self, tokens: Tensor, mask: Tensor, new: int, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Completions of padded prompts, (n, new), as fast as is known here."""
+        if captured.worthwhile():
+            shape = (*tokens.shape, new)
+            return self._captured(("completion", *shape), lambda: captured.Completion(self.model, *shape))(tokens, mask, draw)
+        complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
+        return complete(self.model, tokens, mask, new, draw)
+
+    def _captured(self, key: tuple, capture: Callable[[], Callable]) -> Callable:
+        """What was captured under this key, or is now. The oldest makes room."""
+        if key not in self._graphs:
+            while len(self._graphs) >= GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[key] = capture()
+        return self._graphs[key]
 
     # Scoring
 
@@ -185,8 +206,17 @@ class Policy:
 
     def log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
         """log π(y_s | x, y_<s) of each sampled token: (n, new)."""
-        logits, chosen = self.logits(rollouts), rollouts.completions
-        return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
+
+        def log_probs(tokens: Tensor, mask: Tensor) -> Tensor:
+            part = Rollouts(tokens, mask, rollouts.new)
+            logits, chosen = self.logits(part), part.completions
+            return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
+
+        given = (rollouts.tokens, rollouts.mask)
+        if captured.worthwhile():
+            key = ("log_probs", *rollouts.tokens.shape, rollouts.new, temperature, torch.is_grad_enabled(), torch.is_autocast_enabled())
+            return self._captured(key, lambda: captured.scoring(self.model, log_probs, *given))(*given)
+        return log_probs(*given)
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
         """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape, float32."""
@@ -199,15 +229,11 @@ class Policy:
         return digest(config, self.tokenizer.get_vocab(), self.ends)
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position ids under left padding: the first real token stands at 0."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def masked(logits: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
     """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32."""
     logits = logits.to(torch.float32, copy=True).div_(temperature)
-    logits[..., ends] = MASKED
+    for end in ends:  # not by a list, which an accelerator would wait for
+        logits[..., end] = MASKED
     return logits
 
 
@@ -244,80 +270,6 @@ class ChosenLogProbs(torch.autograd.Function):
             p = masked(logits[here], ctx.temperature, ctx.ends).sub_(total[here, None]).exp_()
             out[here] = p.mul_(-gradient[here]).scatter_add_(-1, chosen[here, None], gradient[here])
         return out, None, None, None
-
-
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token a row from softmax(logits), by inverting the distribution function: (n, vocabulary) → (n, 1)."""
-    cumulative = logits.softmax(-1).cumsum(-1)
-    level = torch.rand(len(logits), 1, device=logits.device, generator=generator) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
-
-
-def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
-    """Complete `tokens` by `new` tokens with any transformers model; `draw` picks ids (n, 1) from logits (n, vocabulary)."""
-    n = len(tokens)
-    cache = DynamicCache(config=model.config)
-    completion = []
-    for _ in range(new):
-        at = positions(mask)[:, -tokens.shape[1] :]
-        logits = model(tokens, attention_mask=mask.long(), position_ids=at, past_key_values=cache, logits_to_keep=1).logits
-        tokens = draw(logits[:, -1])
-        completion.append(tokens)
-        mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
-    return torch.cat(completion, 1)
-
-
-def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
-    """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
-    body, heads = model.transformer, model.config.n_head
-    n, prompt = tokens.shape
-    first = model(tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=True, logits_to_keep=1)
-    dtype, width = first.logits.dtype, model.config.n_embd
-
-    blocks = []
-    for block, kept in zip(body.h, first.past_key_values.layers, strict=True):
-        cache = torch.empty(n, 2, heads, prompt + new, width // heads, dtype=dtype, device=tokens.device)  # keys and values
-        cache[:, 0, :, :prompt], cache[:, 1, :, :prompt] = kept.keys, kept.values
-        layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-        dense = [affine(layer.weight.to(dtype), layer.bias.to(dtype), n) for layer in layers]
-        blocks.append((block.ln_1, block.ln_2, block.mlp.act, cache, *dense))
-    head = affine(model.lm_head.weight.to(dtype).T, torch.zeros(model.config.vocab_size, dtype=dtype, device=tokens.device), n)
-    hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=tokens.device)
-    hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, -torch.inf)
-    position = mask.sum(1)
-
-    completion = [draw(first.logits[:, -1])]
-    with torch.autocast(tokens.device.type, enabled=False):
-        for s in range(prompt, prompt + new - 1):
-            x = body.wte.weight[completion[-1][:, 0]] + body.wpe.weight[position]
-            for ln_1, ln_2, act, cache, c_attn, attn_proj, c_fc, mlp_proj in blocks:
-                qkv = c_attn(ln_1(x).to(dtype)).view(n, 3, heads, -1)
-                cache[:, :, :, s] = qkv[:, 1:]
-                keys, values = cache[:, :, :, : s + 1].unbind(1)
-                a = F.scaled_dot_product_attention(qkv[:, 0, :, None], keys, values, hidden_by[..., : s + 1])
-                x = x + attn_proj(a.reshape(n, width))
-                x = x + mlp_proj(act(c_fc(ln_2(x).to(dtype))))
-            completion.append(draw(head(body.ln_f(x).to(dtype))))
-            position = position + 1
-    return torch.cat(completion, 1)
-
-
-def affine(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    """x (rows, in) ↦ x @ weight + bias, for many x, without gradients.
-
-    On a processor that multiplies bfloat16 the weights are laid out once as its kernels read them, and not anew for each x. That is what
-    torch's compiler does too, by the same operations; torch has no public name for them, so without them it is the plain product.
-    """
-    laid_out = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    if laid_out and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and machine.bfloat16_by():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return partial(torch.addmm, bias, mat2=weight)
-
-
-def _is_plain_gpt2(model: PreTrainedModel) -> bool:
-    c = model.config
-    return c.model_type == "gpt2" and c.scale_attn_weights and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
 
 
 def _smollm2() -> tuple[Path, dict[str, str]]:

@@ -1,0 +1,213 @@
+"""On a GPU: work of one shape that is asked for again and again, captured as a graph once and then replayed.
+
+A forward is hundreds of small kernels, and asking for them one by one takes longer than they do. What is captured here is transformers'
+own forward and backward; only a Llama's single token is written out, in less than half the kernels.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import StaticLayer
+from transformers.models.llama.modeling_llama import rotate_half
+from transformers.pytorch_utils import Conv1D
+
+from . import machine
+from .decoding import positions
+
+
+def worthwhile() -> bool:
+    """Whether this machine can capture."""
+    return machine.device().type == "cuda"
+
+
+def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`run` as a graph: when called, the same kernels work on the same memory, and the same tensor is filled anew."""
+    if not torch.cuda.is_available():
+        return run
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(2):  # libraries set themselves up
+            run()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+# Sampling
+
+
+class Completion:
+    """`decode` for batches of one shape: (tokens, mask, draw) → completions (n, new).
+
+    Args:
+        model: its weights may change in place between two calls.
+        n, prompt, new: rows, tokens of their prompts with padding, tokens to complete them by.
+    """
+
+    def __init__(self, model: PreTrainedModel, n: int, prompt: int, new: int):
+        self.prompt, self.new, longest = prompt, new, -(-(prompt + new) // 8) * 8  # attention copies masks of other lengths
+        self.model, self.narrow, self.wide = narrowed(model)
+        self.cache = Cache(layers=[NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)])
+        self.tokens = torch.zeros(n, prompt, dtype=torch.long, device=model.device)
+        self.token, self.place = (torch.zeros(n, 1, dtype=torch.long, device=model.device) for _ in range(2))
+        self.mask = torch.ones(n, longest, dtype=torch.long, device=model.device)  # of what is to come; the future is hidden besides
+        go_on = llama_token(self) if is_plain_llama(model) else self._go_on
+        self.begin = captured(self._begin)
+        self.go_on = captured(go_on)
+
+    def _begin(self) -> Tensor:
+        """The prompts into the cache, and the logits after them: (n, vocabulary)."""
+        for layer in self.cache.layers:
+            layer.cumulative_length.zero_()
+        at = positions(self.mask[:, : self.prompt])
+        return self.model(
+            self.tokens, attention_mask=self.mask, position_ids=at, past_key_values=self.cache, logits_to_keep=1
+        ).logits[:, -1]
+
+    def _go_on(self) -> Tensor:
+        """One more token each, and the logits after it: (n, vocabulary)."""
+        logits = self.model(
+            self.token, attention_mask=self.mask, position_ids=self.place, past_key_values=self.cache, logits_to_keep=1
+        ).logits[:, -1]
+        self.place += 1
+        return logits
+
+    def __call__(self, tokens: Tensor, mask: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        torch._foreach_copy_(self.narrow, self.wide)
+        self.tokens.copy_(tokens)
+        self.mask[:, : self.prompt] = mask
+        completion = [draw(self.begin())]
+        self.place.copy_(mask.sum(1, keepdim=True))
+        for _ in range(1, self.new):
+            self.token.copy_(completion[-1])
+            completion.append(draw(self.go_on()))
+        return torch.cat(completion, 1)
+
+
+class NarrowLayer(StaticLayer):
+    """Keys and values of a layer in `fast_dtype`, to which attention rounds them anyway; rotated keys come in float32, values do not."""
+
+    def __init__(self, longest: int):
+        super().__init__(longest)
+        self.kept = machine.fast_dtype()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return super().update(key_states.to(self.kept), value_states.to(self.kept), *args, **kwargs)
+
+
+def narrowed(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Tensor], list[Tensor]]:
+    """A copy that multiplies by weights in `fast_dtype` and shares all else with the model; these weights, and those they are copies of."""
+    twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    narrow, wide = [], []
+    for module in twin.modules():
+        if isinstance(module, (nn.Linear, Conv1D)):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                wide.append(weight.detach())
+                narrow.append(nn.Parameter(weight.detach().to(machine.fast_dtype(), copy=True), requires_grad=False))
+                setattr(module, name, narrow[-1])
+    return twin, narrow, wide
+
+
+def is_plain_llama(model: PreTrainedModel) -> bool:
+    c = model.config
+    return c.model_type == "llama" and c.hidden_act == "silu" and not (c.attention_bias or c.mlp_bias)
+
+
+def llama_token(completion: Completion) -> Callable[[], Tensor]:
+    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and heads that share keys read them together."""
+    model, cache, mask, place = completion.model, completion.cache, completion.mask, completion.place
+    body, c, n = model.model, model.config, len(place)
+    shared, size, dtype = c.num_key_value_heads, body.layers[0].self_attn.head_dim, machine.fast_dtype()
+    heads, columns = c.num_attention_heads, torch.arange(mask.shape[1], device=mask.device)
+    blocks = [
+        (
+            block.input_layernorm, joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj), block.self_attn.o_proj,
+            block.post_attention_layernorm, joined(block.mlp.gate_proj, block.mlp.up_proj), block.mlp.down_proj, kept,
+        )
+        for block, kept in zip(body.layers, cache.layers, strict=True)
+    ]  # fmt: skip
+
+    def normed(x: Tensor, norm: nn.Module) -> Tensor:
+        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(dtype)
+
+    def token() -> Tensor:
+        at = cache.layers[0].cumulative_length
+        seen = (mask.bool() & (columns <= at))[:, None, None]
+        hidden_by = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf).expand(-1, shared, heads // shared, -1)
+        x = body.embed_tokens.weight[completion.token[:, 0]]
+        cos, sin = body.rotary_emb(x[:, None], place)
+        for norm_1, q_k_v, o, norm_2, gate_up, down, kept in blocks:
+            qk, v = F.linear(normed(x, norm_1), q_k_v).view(n, heads + 2 * shared, size).split((heads + shared, shared), 1)
+            q, k = (qk * cos + rotate_half(qk) * sin).to(dtype).split((heads, shared), 1)
+            kept.keys.index_copy_(2, at[None], k[:, :, None])
+            kept.values.index_copy_(2, at[None], v[:, :, None])
+            a = F.scaled_dot_product_attention(q.reshape(n, shared, heads // shared, size), kept.keys, kept.values, hidden_by)
+            x = x + o(a.reshape(n, heads * size))
+            gate, up = F.linear(normed(x, norm_2), gate_up).chunk(2, 1)
+            x = x + down(F.silu(gate) * up)
+        at += 1
+        place.add_(1)
+        return model.lm_head(normed(x, body.norm))
+
+    def without_autocast() -> Tensor:
+        with torch.autocast(mask.device.type, enabled=False):
+            return token()
+
+    return without_autocast
+
+
+def joined(*products: nn.Linear) -> Tensor:
+    """The weights of products as one, whose parts they are from now on."""
+    whole = torch.cat([product.weight.data for product in products])
+    for product, part in zip(products, whole.split([product.out_features for product in products]), strict=True):
+        product.weight.data = part
+    return whole
+
+
+# Scoring
+
+
+class LogProbs(nn.Module):
+    """What a policy's `log_probs` computes, as a module of tensors: ((n, prompt + new) tokens, mask) → (n, new)."""
+
+    def __init__(self, model: PreTrainedModel, log_probs: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.model, self.log_probs = model, log_probs
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.log_probs(tokens, mask)
+
+
+def scoring(model: PreTrainedModel, log_probs: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, mask: Tensor):
+    """`log_probs` for batches of the shape of (tokens, mask), and with its backward if gradients are on.
+
+    The model's weights may change in place between two calls. A call's backward comes before the next call.
+    """
+    kind = tokens.device.type
+    tokens, mask = tokens.clone(), mask.clone()
+    with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+        if torch.is_grad_enabled():
+            replay = LogProbs(model, log_probs)
+            if torch.cuda.is_available():
+                replay = torch.cuda.make_graphed_callables(replay, (tokens, mask), allow_unused_input=True)
+            return lambda *given: replay(*given).clone()
+        run = captured(lambda: log_probs(tokens, mask))
+
+    def score(*given: Tensor) -> Tensor:
+        tokens.copy_(given[0])
+        mask.copy_(given[1])
+        return run().clone()
+
+    return score
