@@ -46,6 +46,7 @@ from warp_lib.settings import Settings
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / ".venv" / "bin" / "python"
 PAIRS = 7  # rounds of each side, after one that is not counted
+ANCHOR = "anchor (and SFT, every fifth step)"
 MATRIX = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
@@ -269,7 +270,7 @@ def step_parts() -> dict[str, Any]:
     with (
         parts.timed(Policy, "sample", lambda: "sampling"),
         parts.timed(EncoderScorer, "__call__", lambda: "reward model"),
-        parts.timed(Policy, "log_probs", lambda: "policy, forward" if torch.is_grad_enabled() else "anchor (and SFT, every fifth step)"),
+        parts.timed(Policy, "step_log_probs", lambda: "policy, forward" if torch.is_grad_enabled() else ANCHOR),
         parts.timed(torch.Tensor, "backward", lambda: "policy, backward"),
         parts.timed(torch.optim.AdamW, "step", lambda: "optimiser"),
     ):

@@ -255,14 +255,14 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
     """With gradients and without. Guards: tokens, mask or weights of an earlier call; a result that a later call writes over."""
     policy = policy_of(kind, "captured", monkeypatch)
     given = [padded(PROMPTS, [[k] * NEW] * 4, wider=w) for k, w in ((1, 2), (7, 2), (2, 0))]
-    got = [policy.log_probs(y, TAU) for y in given[:1]]  # once before the weights change
+    policy.step_log_probs(given[0], TAU)
     policy.load(tiny_policy(kind, seed=2).weights())
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             got, slopes = [], []
             for y in given:
                 policy.model.zero_grad()
-                got.append(policy.log_probs(y, TAU))
+                got.append(policy.step_log_probs(y, TAU))
                 if gradients:
                     got[-1].mean().backward()
                     slopes.append([p.grad.clone() for p in policy.model.parameters()])

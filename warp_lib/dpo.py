@@ -176,7 +176,7 @@ def dpo(
 
     def log_p(model: Policy, y: Rollouts) -> Tensor:
         with machine.autocast():
-            return model.log_probs(y, s.temperature).sum(1)
+            return model.step_log_probs(y, s.temperature).sum(1)
 
     fixed: dict[int, Tensor] = {}  # pair → log π_ref of its completions, (2,), where the reference stays
 

@@ -206,17 +206,20 @@ class Policy:
 
     def log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
         """log π(y_s | x, y_<s) of each sampled token: (n, new)."""
+        logits, chosen = self.logits(rollouts), rollouts.completions
+        return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
+
+    def step_log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
+        """`log_probs` in a training step, as fast as is known here. A call's backward comes before the next call."""
+        if not captured.worthwhile():
+            return self.log_probs(rollouts, temperature)
+        given = (rollouts.tokens, rollouts.mask)
 
         def log_probs(tokens: Tensor, mask: Tensor) -> Tensor:
-            part = Rollouts(tokens, mask, rollouts.new)
-            logits, chosen = self.logits(part), part.completions
-            return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
+            return self.log_probs(Rollouts(tokens, mask, rollouts.new), temperature)
 
-        given = (rollouts.tokens, rollouts.mask)
-        if captured.worthwhile():
-            key = ("log_probs", *rollouts.tokens.shape, rollouts.new, temperature, torch.is_grad_enabled(), torch.is_autocast_enabled())
-            return self._captured(key, lambda: captured.scoring(self.model, log_probs, *given))(*given)
-        return log_probs(*given)
+        key = ("log_probs", *given[0].shape, rollouts.new, temperature, torch.is_grad_enabled(), torch.is_autocast_enabled())
+        return self._captured(key, lambda: captured.scoring(self.model, log_probs, *given))(*given)
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
         """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape, float32."""

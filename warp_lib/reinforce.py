@@ -53,11 +53,11 @@ def reinforce(
         progress.show(texts, r.tolist())
         progress.check()  # often, so that Stop answers within a second
         with machine.autocast():
-            log_pi = learner.log_probs(y, s.temperature).sum(1)
+            log_pi = learner.step_log_probs(y, s.temperature).sum(1)
             progress.check()
             with torch.no_grad():
-                kl = log_pi - anchor.log_probs(y, s.temperature).sum(1)
-                numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.log_probs(y, s.temperature).sum(1)).mean().item()}
+                kl = log_pi - anchor.step_log_probs(y, s.temperature).sum(1)
+                numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.step_log_probs(y, s.temperature).sum(1)).mean().item()}
         progress.check()
         value = policy_gradient_loss(log_pi, r - s.beta * kl, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
         return value, {"reward": r.mean().item(), "kl_anchor": kl.mean().item()} | numbers
