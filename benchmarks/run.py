@@ -33,7 +33,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from warp_lib import captured, machine
+from warp_lib import cuda_graphs, machine
 from warp_lib.experiment import Experiment
 from warp_lib.paths import RUNS
 from warp_lib.policy import BUNDLED, Policy
@@ -278,7 +278,7 @@ def step_parts() -> dict[str, Any]:
         parts.seconds.clear()
         step = train(experiment, reward, settings, steps, "parts")
         seconds = {part: total / steps for part, total in parts.seconds.items()}
-        with parts, mock.patch.object(captured, "worthwhile", lambda: False):  # products in a replayed graph would not be seen
+        with parts, mock.patch.object(cuda_graphs, "worthwhile", lambda: False):  # products in a replayed graph would not be seen
             train(experiment, reward, settings, SFT_EVERY, "products")
     seconds["the rest: texts, EMA, prompts"] = step - sum(seconds.values())
     table, matrix, operations = [], 0.0, 0.0

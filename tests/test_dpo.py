@@ -180,7 +180,8 @@ def test_step_by_hand(store, float32):
     optimiser = torch.optim.AdamW(policy.model.parameters(), 0.03 / 10, weight_decay=0.0)
     sigmoid_loss(h, 0.5).mean().backward()
     optimiser.step()
-    counts = {n: p.grad.abs() > 1e-4 for n, p in policy.model.named_parameters()}  # Adam's first step is a sign, of rounding where it is 0
+    # Adam's first step is a sign, of rounding where it is 0
+    counts = {n: p.grad.cpu().abs() > 1e-4 for n, p in policy.model.named_parameters()}
     assert sum(c.sum().item() for c in counts.values()) > 1000
     for name, expected in policy.weights().items():
         assert torch.allclose(run.weights[name][counts[name]], expected[counts[name]], atol=1e-5), name

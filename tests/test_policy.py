@@ -1,16 +1,21 @@
 """Sampling and scoring against transformers' own forward and generate, and against exact distributions."""
 
 import copy
+import gc
+import weakref
+from contextlib import nullcontext
 from itertools import product
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import END, every_completion, padded, plain_log_probs, plain_logits, tiny_policy, token_ids
 from scipy.stats import chisquare
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig
 
 import warp_lib.policy
-from warp_lib import captured, machine
+from warp_lib import cuda_graphs, machine
 from warp_lib.decoding import affine, draw
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
@@ -25,7 +30,7 @@ kinds = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
 
 def policy_of(kind: str, sampler: str, monkeypatch, **options) -> Policy:
-    monkeypatch.setattr(captured, "worthwhile", lambda: sampler == "captured")
+    monkeypatch.setattr(cuda_graphs, "worthwhile", lambda: sampler == "captured")
     if sampler == "decode":
         monkeypatch.setattr(warp_lib.policy, "is_plain_gpt2", lambda model: False)
     return tiny_policy(kind, **options)
@@ -40,6 +45,12 @@ def spy_on_draw(monkeypatch, pick=draw) -> list[torch.Tensor]:
     seen = []
     monkeypatch.setattr(warp_lib.policy, "draw", lambda logits, generator: seen.append(logits.clone()) or pick(logits, generator))
     return seen
+
+
+def into_one_tensor(run):
+    """What a graph does with its result."""
+    result = run()
+    return lambda: result.copy_(run())
 
 
 def sequences(rollouts: Rollouts) -> list[list[int]]:
@@ -222,7 +233,7 @@ def test_both_captured_tokens_of_a_llama_are_decode(plain, monkeypatch, float32)
     logits = []
     for sampler in ("captured", "decode"):
         with monkeypatch.context() as patch:
-            patch.setattr(captured, "is_plain_llama", lambda model: plain)
+            patch.setattr(cuda_graphs, "is_plain_llama", lambda model: plain)
             policy, seen = policy_of("llama", sampler, patch), spy_on_draw(patch)
             policy.sample(PROMPTS, 20, TAU, stream("s"))
         logits.append(torch.stack(seen, 1))
@@ -233,9 +244,9 @@ def test_both_captured_tokens_of_a_llama_are_decode(plain, monkeypatch, float32)
 def test_llama_token_is_not_used_for_its_variants(option):
     """Guards: a bias that is left out, or SiLU in place of another activation."""
     policy = tiny_policy("llama")
-    assert captured.is_plain_llama(policy.model)
+    assert cuda_graphs.is_plain_llama(policy.model)
     policy.model.config.update(option)
-    assert not captured.is_plain_llama(policy.model)
+    assert not cuda_graphs.is_plain_llama(policy.model)
 
 
 @kinds
@@ -254,7 +265,9 @@ def test_what_is_captured_follows_the_weights(kind, monkeypatch):
 def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
     """With gradients and without. Guards: tokens, mask or weights of an earlier call; a result that a later call writes over."""
     policy = policy_of(kind, "captured", monkeypatch)
-    given = [padded(PROMPTS, [[k] * NEW] * 4, wider=w) for k, w in ((1, 2), (7, 2), (2, 0))]
+    given = [padded(prompts, [[k] * NEW] * 4, wider=w) for prompts, k, w in ((PROMPTS, 1, 2), (PROMPTS[::-1], 7, 2), (PROMPTS, 2, 0))]
+    if machine.device().type == "cpu":
+        monkeypatch.setattr(cuda_graphs, "captured", into_one_tensor)
     policy.step_log_probs(given[0], TAU)
     policy.load(tiny_policy(kind, seed=2).weights())
     for gradients in (False, True):
@@ -267,7 +280,7 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
                     got[-1].mean().backward()
                     slopes.append([p.grad.clone() for p in policy.model.parameters()])
         with monkeypatch.context() as patch:
-            patch.setattr(captured, "worthwhile", lambda: False)
+            patch.setattr(cuda_graphs, "worthwhile", lambda: False)
             for k, y in enumerate(given):
                 policy.model.zero_grad()
                 expected = policy.log_probs(y, TAU)
@@ -275,6 +288,37 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
                 expected.mean().backward()
                 if gradients:
                     torch.testing.assert_close(slopes[k], [p.grad for p in policy.model.parameters()], atol=1e-5, rtol=1e-4)
+
+
+def test_a_graph_keeps_what_it_works_on(monkeypatch):
+    """Guards: a replay on memory that was given to others, seen once on a GPU: completions of noise. CUDA is played here."""
+    for name, played in {"is_available": lambda: True, "Stream": Mock, "current_stream": Mock, "CUDAGraph": Mock}.items():
+        monkeypatch.setattr(torch.cuda, name, played)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+
+    def capture():
+        held = torch.ones(3)
+        return cuda_graphs.captured(lambda: held * 2), weakref.ref(held)
+
+    replay, held = capture()
+    gc.collect()
+    assert held() is not None and torch.equal(replay(), torch.full((3,), 2.0))
+
+
+def test_log_probs_may_be_asked_twice_before_a_backward(monkeypatch, float32):
+    """Guards: `log_probs` captured, whose second call writes over what the first one's backward reads."""
+    policy = policy_of("gpt2", "captured", monkeypatch)
+    given = [padded(PROMPTS, [[k] * NEW] * 4) for k in (1, 7)]
+    both = torch.autograd.grad(sum(policy.log_probs(y, TAU).mean() for y in given), policy.model.lm_head.weight)[0]
+    alone = [torch.autograd.grad(policy.log_probs(y, TAU).mean(), policy.model.lm_head.weight)[0] for y in given]
+    torch.testing.assert_close(both, sum(alone), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "known"), [(GPT2Config(), True), (LlamaConfig(), True), (MistralConfig(sliding_window=8), False)])
+def test_caches_that_forget_are_left_to_decode(config, known):
+    """Guards: a model with a sliding window completed as if it saw all tokens."""
+    assert cuda_graphs.can_complete(SimpleNamespace(config=config)) is known
 
 
 def test_a_policy_keeps_few_graphs(monkeypatch):

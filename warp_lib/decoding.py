@@ -1,4 +1,4 @@
-"""Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `captured` does it."""
+"""Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `cuda_graphs` does it."""
 
 from collections.abc import Callable
 from functools import partial

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from . import captured, hub, machine
+from . import cuda_graphs, hub, machine
 from .checkpoint import load, weights_of
 from .decoding import decode, decode_gpt2, draw, is_plain_gpt2, positions
 from .merging import Weights
@@ -164,7 +164,7 @@ class Policy:
         if context and longest + new > context:
             raise ValueError(f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's context of {context} tokens.")
         device = machine.device()
-        if captured.worthwhile():  # one length for most batches
+        if cuda_graphs.worthwhile():  # one length for most batches
             longest = min(-(-longest // WIDTHS) * WIDTHS, (context or torch.inf) - new)
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
@@ -181,9 +181,9 @@ class Policy:
 
     def _complete(self, tokens: Tensor, mask: Tensor, new: int, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Completions of padded prompts, (n, new), as fast as is known here."""
-        if captured.worthwhile():
+        if cuda_graphs.worthwhile() and cuda_graphs.can_complete(self.model):
             shape = (*tokens.shape, new)
-            return self._captured(("completion", *shape), lambda: captured.Completion(self.model, *shape))(tokens, mask, draw)
+            return self._captured(("completion", *shape), lambda: cuda_graphs.Completion(self.model, *shape))(tokens, mask, draw)
         complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
         return complete(self.model, tokens, mask, new, draw)
 
@@ -211,7 +211,7 @@ class Policy:
 
     def step_log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
         """`log_probs` in a training step, as fast as is known here. A call's backward comes before the next call."""
-        if not captured.worthwhile():
+        if not cuda_graphs.worthwhile():
             return self.log_probs(rollouts, temperature)
         given = (rollouts.tokens, rollouts.mask)
 
@@ -219,7 +219,7 @@ class Policy:
             return self.log_probs(Rollouts(tokens, mask, rollouts.new), temperature)
 
         key = ("log_probs", *given[0].shape, rollouts.new, temperature, torch.is_grad_enabled(), torch.is_autocast_enabled())
-        return self._captured(key, lambda: captured.scoring(self.model, log_probs, *given))(*given)
+        return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *given))(*given)
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
         """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape, float32."""

@@ -1,18 +1,16 @@
 """On a GPU: work of one shape that is asked for again and again, captured as a graph once and then replayed.
 
 A forward is hundreds of small kernels, and asking for them one by one takes longer than they do. What is captured here is transformers'
-own forward and backward; only a Llama's single token is written out, in a third of the kernels.
+own forward and backward; only a Llama's single token is written out, in less than half the kernels.
 """
 
 import copy
-import shutil
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._triton import has_triton
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 from transformers.models.llama.modeling_llama import rotate_half
 from transformers.pytorch_utils import Conv1D
@@ -24,6 +22,11 @@ from .decoding import positions
 def worthwhile() -> bool:
     """Whether this machine can capture."""
     return machine.device().type == "cuda"
+
+
+def can_complete(model: PreTrainedModel) -> bool:
+    """Whether `Completion` knows this model's cache: of keys and values of all tokens, in every layer."""
+    return all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
 
 
 def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -44,13 +47,8 @@ def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph.replay()
         return result
 
+    replay.run = run  # and with it the tensors that the graph works on: it does not keep their memory from others
     return replay
-
-
-def fused(run: Callable) -> Callable:
-    """`run` compiled into one kernel, on a GPU with what that needs: Triton and a C compiler."""
-    compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return torch.compile(run) if torch.cuda.is_available() and compiler and has_triton() else run
 
 
 # Sampling
@@ -147,51 +145,33 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
         for block, kept in zip(body.layers, cache.layers, strict=True)
     ]  # fmt: skip
 
+    def normed(x: Tensor, norm: nn.Module) -> Tensor:
+        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(dtype)
+
     def token() -> Tensor:
         at = cache.layers[0].cumulative_length
         seen = (mask.bool() & (columns <= at))[:, None, None]
         hidden_by = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf).expand(-1, shared, heads // shared, -1)
         x = body.embed_tokens.weight[completion.token[:, 0]]
         cos, sin = body.rotary_emb(x[:, None], place)
-        out = torch.zeros_like(x, dtype=dtype)
         for norm_1, q_k_v, o, norm_2, gate_up, down, kept in blocks:
-            x, normed = add_and_norm(x, out, norm_1.weight, norm_1.variance_epsilon)
-            qk, v = F.linear(normed, q_k_v).view(n, heads + 2 * shared, size).split((heads + shared, shared), 1)
-            q, k = rotated(qk, cos, sin).split((heads, shared), 1)
+            qk, v = F.linear(normed(x, norm_1), q_k_v).view(n, heads + 2 * shared, size).split((heads + shared, shared), 1)
+            q, k = (qk * cos + rotate_half(qk) * sin).to(dtype).split((heads, shared), 1)
             kept.keys.index_copy_(2, at[None], k[:, :, None])
             kept.values.index_copy_(2, at[None], v[:, :, None])
             a = F.scaled_dot_product_attention(q.reshape(n, shared, heads // shared, size), kept.keys, kept.values, hidden_by)
-            x, normed = add_and_norm(x, o(a.reshape(n, heads * size)), norm_2.weight, norm_2.variance_epsilon)
-            out = down(gated(F.linear(normed, gate_up)))
+            x = x + o(a.reshape(n, heads * size))
+            gate, up = F.linear(normed(x, norm_2), gate_up).chunk(2, 1)
+            x = x + down(F.silu(gate) * up)
         at += 1
         place.add_(1)
-        return model.lm_head(add_and_norm(x, out, body.norm.weight, body.norm.variance_epsilon)[1])
+        return model.lm_head(normed(x, body.norm))
 
     def without_autocast() -> Tensor:
         with torch.autocast(mask.device.type, enabled=False):
             return token()
 
     return without_autocast
-
-
-@fused
-def add_and_norm(x: Tensor, out: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual stream x (n, width) after a block's output, float32, and its RMS norm in the output's dtype."""
-    x = x + out
-    return x, F.rms_norm(x, weight.shape, weight, eps).to(out.dtype)
-
-
-@fused
-def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries and keys (n, heads, size) turned by their position's angles (n, 1, size)."""
-    return (heads * cos + rotate_half(heads) * sin).to(heads.dtype)
-
-
-@fused
-def gated(gate_up: Tensor) -> Tensor:
-    """SwiGLU of (n, 2 · width): (n, width)."""
-    gate, up = gate_up.chunk(2, -1)
-    return F.silu(gate) * up
 
 
 def joined(*products: nn.Linear) -> Tensor:
