@@ -1,5 +1,6 @@
 """Rewards: the scorer against transformers' own forward, the judge against sklearn's own pipeline, accuracy against sklearn's metric."""
 
+import copy
 import math
 import random
 
@@ -183,6 +184,22 @@ def test_scores_are_transformers_own(scorer):
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(scorer([texts[k] for k in order]), scores[order], atol=2e-5)
     assert not scores.requires_grad and scorer(texts[:1]).shape == (1,)
+
+
+def test_weights_laid_out_once_score_alike(scorer, monkeypatch):
+    """One text or many, in bfloat16, the biases not 0 as they begin. Guards: a forgotten bias, weights of another layer."""
+    monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
+    model = copy.deepcopy(scorer.model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p), alpha=0.1)
+    texts = ["good bad good", *(f"{word} " * 30 for word in WORDS)]
+    scores = EncoderScorer(model, scorer.tokenizer, [])
+    laid_out = [scores(texts), scores(texts[:1])]
+    monkeypatch.setattr(reward_module, "laid_out", lambda *_: None)
+    scores = EncoderScorer(model, scorer.tokenizer, [])
+    for got, expected in zip(laid_out, [scores(texts), scores(texts[:1])], strict=True):
+        torch.testing.assert_close(got, expected, atol=0.02 * scores(texts).std().item(), rtol=0)
 
 
 def test_any_context(tmp_path, float32):

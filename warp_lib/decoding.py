@@ -73,16 +73,24 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
 
 
 def affine(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    """x (rows, in) ↦ x @ weight + bias, for many x, without gradients.
+    """x (rows, in) ↦ x @ weight + bias, for many x, without gradients."""
+    return laid_out(weight, bias, rows) or partial(torch.addmm, bias, mat2=weight)
 
-    On a processor that multiplies bfloat16 the weights are laid out once as its kernels read them, and not anew for each x. That is what
-    torch's compiler does too, by the same operations; torch has no public name for them, so without them it is the plain product.
+
+def laid_out(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:
+    """x (…, in) ↦ x @ weight + bias by weights laid out once as the processor's kernels read them, and not anew for each x.
+
+    None where the processor does not multiply bfloat16. That is what torch's compiler does too, by the same operations; torch has no public
+    name for them, and without them it is None too.
+
+    Args:
+        rows: of x, about: the layout is made for them.
     """
-    laid_out = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    if laid_out and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and machine.bfloat16_by():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return partial(torch.addmm, bias, mat2=weight)
+    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+    if not known or weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not machine.bfloat16_by():
+        return None
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def is_plain_gpt2(model: PreTrainedModel) -> bool:

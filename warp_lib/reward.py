@@ -32,6 +32,7 @@ from transformers import (
 
 from . import hub, machine
 from .checkpoint import Checkpoint, load, weights_of
+from .decoding import laid_out
 from .progress import Progress
 from .seeds import numpy_stream, stream
 from .store import digest, remember, save_tensors
@@ -40,6 +41,7 @@ CROPPED, WHOLE = 32, 4  # positive and as many negative reviews in a training st
 WORDS = (24, 120)  # shortest and longest crop; a completion with its prompt has about 50 words
 WHOLE_EVERY = 6  # steps: one of them reads whole reviews
 SHAPES = 16  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
+ROWS = 5120  # tokens that are scored together in a training step
 LONGEST = 512  # tokens of a review that are read
 SEED = ("reward",)  # names the streams from which the reward model is trained
 
@@ -97,7 +99,11 @@ class EncoderScorer:
     @cached_property
     def _narrow(self) -> PreTrainedModel:
         """The model as it is at the first score, in `fast_dtype` but for the head: faster than autocast, which converts back and forth."""
-        return copy.deepcopy(self.model).to(machine.fast_dtype())  # a copied head still calls the float32 one, see `_float32_head`
+        narrow = copy.deepcopy(self.model).to(machine.fast_dtype())  # a copied head still calls the float32 one, see `_float32_head`
+        for layer in narrow.modules():
+            if isinstance(layer, torch.nn.Linear) and layer.out_features > 1 and layer.bias is not None:
+                layer.forward = laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS) or layer.forward
+        return narrow
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
