@@ -229,7 +229,7 @@ class Parts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if str(func.overloadpacket) == "mkldnn._linear_pointwise":  # by laid out weights, (out, in); alone it is counted as a plain one
-            x, weight = args[:2]
+            x, weight = args[0].flatten(0, -2), args[1]
             shapes = ((tuple(x.shape), x.stride(), x.dtype), (tuple(weight.shape)[::-1], (1, weight.shape[1]), x.dtype))
             self.products[self.part][torch.ops.aten.mm.default, shapes] += 1
         if str(func.overloadpacket) in MATRIX:

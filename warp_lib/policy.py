@@ -232,12 +232,13 @@ class Policy:
         return digest(config, self.tokenizer.get_vocab(), self.ends)
 
 
-def masked(logits: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
-    """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32."""
-    logits = logits.to(torch.float32, copy=True).div_(temperature)
+def masked(logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor | None = None) -> Tensor:
+    """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32; in the memory of `work` if given."""
+    out = torch.empty_like(logits, dtype=torch.float32) if work is None else work[: len(logits)]
+    out.copy_(logits).div_(temperature)
     for end in ends:  # not by a list, which an accelerator would wait for
-        logits[..., end] = MASKED
-    return logits
+        out[..., end] = MASKED
+    return out
 
 
 def at_once(one: Tensor) -> int:
@@ -256,10 +257,13 @@ class ChosenLogProbs(torch.autograd.Function):
     def forward(ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
         rows = at_once(logits[0])
         log_p, total = logits.new_empty(2, len(logits), dtype=torch.float32)
+        work = logits.new_empty(rows, logits.shape[1], dtype=torch.float32)
         for k in range(0, len(logits), rows):
-            part, here = masked(logits[k : k + rows], temperature, ends), slice(k, k + rows)
-            total[here] = part.logsumexp(-1)
-            log_p[here] = part.gather(-1, chosen[here, None])[:, 0] - total[here]
+            part, here = masked(logits[k : k + rows], temperature, ends, work), slice(k, k + rows)
+            log_p[here] = part.gather(-1, chosen[here, None])[:, 0]
+            most = part.amax(-1)
+            total[here] = part.sub_(most[:, None]).exp_().sum(-1).log_().add_(most)  # logsumexp, in place
+        log_p -= total
         ctx.save_for_backward(logits, chosen, total)
         ctx.temperature, ctx.ends, ctx.rows = temperature, ends, rows
         return log_p
@@ -268,9 +272,10 @@ class ChosenLogProbs(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         logits, chosen, total = ctx.saved_tensors
         out, gradient = torch.empty_like(logits), (gradient / ctx.temperature)[:, None]
+        work = logits.new_empty(ctx.rows, logits.shape[1], dtype=torch.float32)
         for k in range(0, len(logits), ctx.rows):
             here = slice(k, k + ctx.rows)
-            p = masked(logits[here], ctx.temperature, ctx.ends).sub_(total[here, None]).exp_()
+            p = masked(logits[here], ctx.temperature, ctx.ends, work).sub_(total[here, None]).exp_()
             out[here] = p.mul_(-gradient[here]).scatter_add_(-1, chosen[here, None], gradient[here])
         return out, None, None, None
 
