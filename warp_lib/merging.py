@@ -93,7 +93,10 @@ def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
 
 def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """The angle in radians between two vectors given as lists of tensors; nan when one of them is zero."""
-    dot, aa, bb = (sum(torch.sum(x.double() * y.double()).item() for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
+    dot = aa = bb = 0.0
+    for x, y in zip(a, b, strict=True):
+        x, y = x.double().flatten(), y.double().flatten()
+        dot, aa, bb = dot + (x @ y).item(), aa + (x @ x).item(), bb + (y @ y).item()
     return math.acos(max(-1.0, min(1.0, dot / math.sqrt(aa * bb)))) if aa and bb else math.nan
 
 
