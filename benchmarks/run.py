@@ -254,7 +254,7 @@ def alone(products: Counter) -> tuple[float, float]:
 
 
 def train(experiment: Experiment, reward: Reward, settings: Settings, steps: int, seed: str) -> float:
-    """Mean seconds of the steps of a fresh run."""
+    """Mean seconds of the steps of a fresh run; on a GPU what it captures is in them."""
     run = reinforce(
         experiment.theta_sft, (0, seed), policy=experiment.policy, theta_sft=experiment.theta_sft, prompts=experiment.train_prompts[:2000],
         reward=reward, settings=settings, steps=steps, progress=Progress(),
@@ -279,7 +279,7 @@ def step_parts() -> dict[str, Any]:
         parts.seconds.clear()
         step = train(experiment, reward, settings, steps, "parts")
         seconds = {part: total / steps for part, total in parts.seconds.items()}
-        with parts, mock.patch.object(cuda_graphs, "worthwhile", lambda: False):  # products in a replayed graph would not be seen
+        with parts, mock.patch.object(cuda_graphs, "can_capture", lambda model: False):  # products in a replayed graph would not be seen
             train(experiment, reward, settings, SFT_EVERY, "products")
     seconds["the rest: texts, EMA, prompts"] = step - sum(seconds.values())
     table, matrix, operations = [], 0.0, 0.0
@@ -361,6 +361,9 @@ def main() -> None:
     if unknown := [name for name in which if name not in BENCHMARKS]:
         raise SystemExit(f"bench: there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}.")
     machine.prepare()
+    if machine.device().type != "cpu" and "jobs" in which:
+        print("bench: jobs is left out: it shares out a processor's cores, and here is an accelerator.")
+        which = [name for name in which if name != "jobs"]
     try:
         for name in which:
             keep(name, BENCHMARKS[name]())

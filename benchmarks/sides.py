@@ -28,7 +28,7 @@ def peak_mb() -> float:
     """The most memory this process has held, on the accelerator where there is one."""
     torch = sys.modules["torch"]
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
+        return torch.cuda.max_memory_reserved() / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # rusage would count what the driver held when it started us
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e3

@@ -12,7 +12,16 @@ import pytest
 import torch
 from conftest import END, every_completion, padded, plain_log_probs, plain_logits, tiny_policy, token_ids
 from scipy.stats import chisquare
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import warp_lib.policy
 from warp_lib import cuda_graphs, machine
@@ -30,10 +39,12 @@ kinds = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
 
 def policy_of(kind: str, sampler: str, monkeypatch, **options) -> Policy:
-    monkeypatch.setattr(cuda_graphs, "worthwhile", lambda: sampler == "captured")
+    monkeypatch.setattr(cuda_graphs, "can_capture", lambda model: sampler == "captured")
     if sampler == "decode":
         monkeypatch.setattr(warp_lib.policy, "is_plain_gpt2", lambda model: False)
-    return tiny_policy(kind, **options)
+    policy = tiny_policy(kind, **options)
+    assert warp_lib.policy.is_plain_gpt2(policy.model) is (kind == "gpt2" and sampler != "decode")
+    return policy
 
 
 def stream(*role):
@@ -280,7 +291,7 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
                     got[-1].mean().backward()
                     slopes.append([p.grad.clone() for p in policy.model.parameters()])
         with monkeypatch.context() as patch:
-            patch.setattr(cuda_graphs, "worthwhile", lambda: False)
+            patch.setattr(cuda_graphs, "can_capture", lambda model: False)
             for k, y in enumerate(given):
                 policy.model.zero_grad()
                 expected = policy.log_probs(y, TAU)
@@ -315,10 +326,47 @@ def test_log_probs_may_be_asked_twice_before_a_backward(monkeypatch, float32):
     torch.testing.assert_close(both, sum(alone), atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("config", "known"), [(GPT2Config(), True), (LlamaConfig(), True), (MistralConfig(sliding_window=8), False)])
-def test_caches_that_forget_are_left_to_decode(config, known):
+CAPTURABLE = [
+    (GPT2Config(), GPT2LMHeadModel, True),
+    (LlamaConfig(), LlamaForCausalLM, True),
+    (LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), LlamaForCausalLM, False),
+    (MistralConfig(sliding_window=8), MistralForCausalLM, False),
+    (GPTNeoConfig(), GPTNeoForCausalLM, False),
+]
+
+
+@pytest.mark.parametrize(("config", "kind", "known"), CAPTURABLE, ids=["gpt2", "llama", "dynamic", "mistral", "gpt-neo"])
+def test_what_forgets_or_follows_numbers_is_not_captured(config, kind, known, monkeypatch):
     """Guards: a model with a sliding window completed as if it saw all tokens."""
-    assert cuda_graphs.can_complete(SimpleNamespace(config=config)) is known
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cuda"))
+    assert cuda_graphs.can_capture(SimpleNamespace(config=config, _can_compile_fullgraph=kind._can_compile_fullgraph)) is known
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cpu"))
+    assert not cuda_graphs.can_capture(SimpleNamespace(config=config, _can_compile_fullgraph=True))
+
+
+def test_a_capture_has_a_number_format(monkeypatch):
+    """Guards: weights captured in bfloat16 sampled from in float32; a completion of one token after a prompt that fills its cache."""
+    policy = policy_of("gpt2", "captured", monkeypatch)
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(machine, "fast_dtype", lambda dtype=dtype: dtype)
+        policy.sample(PROMPTS, NEW, TAU, stream("s"))
+    assert len(policy._graphs) == 2
+    monkeypatch.setattr(cuda_graphs, "captured", lambda run: (run(), run(), run)[2])
+    policy.sample([[1] * 63], 1, TAU, stream("s"))
+
+
+def test_graphs_make_room(monkeypatch):
+    """Guards: what is forgotten, or belongs to a policy that is, and still holds its memory, as it holds itself."""
+    policy = policy_of("gpt2", "captured", monkeypatch)
+    other = policy.clone()
+    for p in (policy, other):
+        p.sample(PROMPTS, 1, TAU, stream("s"))
+        p.step_log_probs(padded(PROMPTS, [[1] * NEW] * 4), TAU)
+    held = [weakref.ref(next(iter(policy._graphs.values()))), weakref.ref(other.model)]
+    del p, other
+    for new in range(2, 6):
+        policy.sample(PROMPTS, new, TAU, stream("s"))
+    assert [ref() for ref in held] == [None, None]
 
 
 def test_a_policy_keeps_few_graphs(monkeypatch):
@@ -326,7 +374,7 @@ def test_a_policy_keeps_few_graphs(monkeypatch):
     policy = policy_of("gpt2", "captured", monkeypatch)
     for new in range(1, 7):
         policy.sample(PROMPTS, new, TAU, stream("s"))
-    assert [key[-1] for key in policy._graphs] == [3, 4, 5, 6]
+    assert [key[3] for key in policy._graphs] == [3, 4, 5, 6]
 
 
 # The distribution that is sampled

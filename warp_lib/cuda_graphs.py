@@ -18,15 +18,17 @@ from transformers.pytorch_utils import Conv1D
 from . import machine
 from .decoding import positions
 
+WARM_UPS = 2  # of what is captured, before it is
 
-def worthwhile() -> bool:
-    """Whether this machine can capture."""
-    return machine.device().type == "cuda"
+MOVING = ("dynamic", "longrope")  # angles that are made anew when a text grows long
 
 
-def can_complete(model: PreTrainedModel) -> bool:
-    """Whether `Completion` knows this model's cache: of keys and values of all tokens, in every layer."""
-    return all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
+def can_capture(model: PreTrainedModel) -> bool:
+    """Whether there is a GPU, and the model always asks it for the same: its cache holds all tokens, its code follows no numbers."""
+    if machine.device().type != "cuda" or not model._can_compile_fullgraph:
+        return False
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    return rope.get("rope_type") not in MOVING and all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
 
 
 def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -35,12 +37,12 @@ def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         return run
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(2):  # libraries set themselves up
+    with torch.cuda.stream(beside), keeping_no_casts():
+        for _ in range(WARM_UPS):  # libraries set themselves up
             run()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph), keeping_no_casts():
         result = run()
 
     def replay() -> Tensor:
@@ -49,6 +51,12 @@ def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
     replay.run = run  # and with it the tensors that the graph works on: it does not keep their memory from others
     return replay
+
+
+def keeping_no_casts() -> torch.autocast:
+    """The autocast there is, without its memory of weights that it has cast: a graph would go on reading them after they are freed."""
+    kind = machine.device().type
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
 
 
 # Sampling
@@ -63,7 +71,8 @@ class Completion:
     """
 
     def __init__(self, model: PreTrainedModel, n: int, prompt: int, new: int):
-        self.prompt, self.new, longest = prompt, new, -(-(prompt + new) // 8) * 8  # attention copies masks of other lengths
+        self.prompt, self.new = prompt, new
+        longest = -(-(prompt + max(new, WARM_UPS)) // 8) * 8  # attention copies masks of other lengths
         self.model, self.narrow, self.wide = narrowed(model)
         self.cache = Cache(layers=[NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)])
         self.tokens = torch.zeros(n, prompt, dtype=torch.long, device=model.device)
@@ -201,11 +210,11 @@ def scoring(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """`log_probs` for batches of the shape of (tokens, mask), and with its backward if gradients are on.
 
-    The model's weights may change in place between two calls. A call's backward comes before the next call.
+    The model's weights may change in place between two calls. A call's backward comes before the next call, and gradients, which are memory
+    of the graph, are cleared between them.
     """
-    kind = tokens.device.type
     tokens, mask = tokens.clone(), mask.clone()
-    with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+    with keeping_no_casts():
         if torch.is_grad_enabled():
             replay = LogProbs(model, log_probs)
             if torch.cuda.is_available():

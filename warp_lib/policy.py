@@ -5,6 +5,7 @@ gradient, the anchor and every KL use it, or the gradient would be off-policy an
 """
 
 import copy
+import gc
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ class Policy:
         if context and longest + new > context:
             raise ValueError(f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's context of {context} tokens.")
         device = machine.device()
-        if cuda_graphs.worthwhile():  # one length for most batches
+        if cuda_graphs.can_capture(self.model):  # one length for most batches
             longest = min(-(-longest // WIDTHS) * WIDTHS, (context or torch.inf) - new)
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
@@ -181,9 +182,10 @@ class Policy:
 
     def _complete(self, tokens: Tensor, mask: Tensor, new: int, draw: Callable[[Tensor], Tensor]) -> Tensor:
         """Completions of padded prompts, (n, new), as fast as is known here."""
-        if cuda_graphs.worthwhile() and cuda_graphs.can_complete(self.model):
+        if cuda_graphs.can_capture(self.model):
             shape = (*tokens.shape, new)
-            return self._captured(("completion", *shape), lambda: cuda_graphs.Completion(self.model, *shape))(tokens, mask, draw)
+            complete = self._captured(("completion", *shape, machine.fast_dtype()), lambda: cuda_graphs.Completion(self.model, *shape))
+            return complete(tokens, mask, draw)
         complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
         return complete(self.model, tokens, mask, new, draw)
 
@@ -192,6 +194,7 @@ class Policy:
         if key not in self._graphs:
             while len(self._graphs) >= GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
+            gc.collect()  # it and the graphs of finished runs, which hold themselves and much memory
             self._graphs[key] = capture()
         return self._graphs[key]
 
@@ -210,15 +213,16 @@ class Policy:
         return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
 
     def step_log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
-        """`log_probs` in a training step, as fast as is known here. A call's backward comes before the next call."""
-        if not cuda_graphs.worthwhile():
+        """`log_probs` in a training step, as fast as is known here. A call's backward, and clearing its gradients, come before the next."""
+        if not cuda_graphs.can_capture(self.model):
             return self.log_probs(rollouts, temperature)
         given = (rollouts.tokens, rollouts.mask)
 
         def log_probs(tokens: Tensor, mask: Tensor) -> Tensor:
             return self.log_probs(Rollouts(tokens, mask, rollouts.new), temperature)
 
-        key = ("log_probs", *given[0].shape, rollouts.new, temperature, torch.is_grad_enabled(), torch.is_autocast_enabled())
+        mode = (torch.is_grad_enabled(), torch.is_autocast_enabled(given[0].device.type), machine.fast_dtype())
+        key = ("log_probs", *given[0].shape, rollouts.new, temperature, *mode)
         return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *given))(*given)
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
