@@ -142,7 +142,7 @@ def side_by_side() -> dict[str, Any]:
     another on all threads. The reward costs nothing."""
     prompts, cores = openings(), os.cpu_count() or 1
     # Each with a store of its own: they train the same run, and in one store the second would wait for the first.
-    policy = str(trained(RUNS / "untrained-135m"))
+    policy = str(BUNDLED)
     alone = [Side(sys.executable, "warp", policy, first=prompts, OMP_NUM_THREADS="1", WARP_RUNS=str(RUNS / f"{k}")) for k in range(cores)]
     result = alternately(SideBySide(alone), Side(sys.executable, "warp", policy, first=prompts, OMP_NUM_THREADS=str(cores)))
     print(f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one {result['theirs_s']:.2f} s; {as_ratio(result)}")

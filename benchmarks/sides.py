@@ -14,6 +14,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, NEW, TAU, BETA, RATE = 64, 53, 0.7, 0.1, 3e-5
 ROUND = 5  # training steps of a round; ours looks at the KL to SFT in one of five
@@ -25,10 +27,9 @@ def cheap_reward(texts: list[str]) -> list[float]:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, on the accelerator where there is one."""
-    torch = sys.modules["torch"]
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved() / 1e6
+    """The most memory this process has held: on the accelerator if it used one."""
+    if on_accelerator := torch.cuda.max_memory_reserved():  # a merge does not use it
+        return on_accelerator / 1e6
     status = Path("/proc/self/status")
     if status.exists():  # rusage would count what the driver held when it started us
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1e3
@@ -58,7 +59,6 @@ class Rounds:
 
     def end(self) -> None:
         """The step is done, on an accelerator too."""
-        torch = sys.modules["torch"]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.began)
@@ -67,8 +67,6 @@ class Rounds:
 def train_warp(folder: Path) -> None:
     """REINFORCE with a moving anchor, as the report runs it."""
     sys.path.insert(0, str(ROOT))
-    import torch
-
     from warp_lib import machine
     from warp_lib.policy import Policy
     from warp_lib.progress import Progress
@@ -106,7 +104,6 @@ def train_trl(folder: Path) -> None:
     """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same dtype, length and distribution."""
     sys.path.insert(0, str(ROOT))
     import datasets
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
 

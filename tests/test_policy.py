@@ -40,6 +40,9 @@ kinds = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
 def policy_of(kind: str, sampler: str, monkeypatch, **options) -> Policy:
     monkeypatch.setattr(cuda_graphs, "can_capture", lambda model: sampler == "captured")
+    if machine.device().type == "cpu":
+        monkeypatch.setattr(cuda_graphs, "captured", into_one_tensor)
+        monkeypatch.setattr(torch.cuda, "make_graphed_callables", one_backward_each)
     if sampler == "decode":
         monkeypatch.setattr(warp_lib.policy, "is_plain_gpt2", lambda model: False)
     policy = tiny_policy(kind, **options)
@@ -62,6 +65,19 @@ def into_one_tensor(run):
     """What a graph does with its result."""
     result = run()
     return lambda: result.copy_(run())
+
+
+def one_backward_each(module, *_, **__):
+    """What a graph with a backward asks for: that it comes before the next call."""
+    waiting = []
+
+    def call(*given):
+        assert not waiting
+        result = module(*given)
+        waiting.append(result.register_hook(lambda _: waiting.clear()))
+        return result
+
+    return call
 
 
 def sequences(rollouts: Rollouts) -> list[list[int]]:
@@ -277,9 +293,9 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
     """With gradients and without. Guards: tokens, mask or weights of an earlier call; a result that a later call writes over."""
     policy = policy_of(kind, "captured", monkeypatch)
     given = [padded(prompts, [[k] * NEW] * 4, wider=w) for prompts, k, w in ((PROMPTS, 1, 2), (PROMPTS[::-1], 7, 2), (PROMPTS, 2, 0))]
-    if machine.device().type == "cpu":
-        monkeypatch.setattr(cuda_graphs, "captured", into_one_tensor)
-    policy.step_log_probs(given[0], TAU)
+    policy.step_log_probs(given[0], TAU).mean().backward()
+    with torch.no_grad():
+        policy.step_log_probs(given[0], TAU)
     policy.load(tiny_policy(kind, seed=2).weights())
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
@@ -303,8 +319,8 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
 
 def test_a_graph_keeps_what_it_works_on(monkeypatch):
     """Guards: a replay on memory that was given to others, seen once on a GPU: completions of noise. CUDA is played here."""
-    for name, played in {"is_available": lambda: True, "Stream": Mock, "current_stream": Mock, "CUDAGraph": Mock}.items():
-        monkeypatch.setattr(torch.cuda, name, played)
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, Mock)
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
 

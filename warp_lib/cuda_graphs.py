@@ -16,10 +16,9 @@ from transformers.models.llama.modeling_llama import rotate_half
 from transformers.pytorch_utils import Conv1D
 
 from . import machine
-from .decoding import positions
+from .decoding import Draw, positions
 
 WARM_UPS = 2  # of what is captured, before it is
-
 MOVING = ("dynamic", "longrope")  # angles that are made anew when a text grows long
 
 
@@ -33,8 +32,6 @@ def can_capture(model: PreTrainedModel) -> bool:
 
 def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """`run` as a graph: when called, the same kernels work on the same memory, and the same tensor is filled anew."""
-    if not torch.cuda.is_available():
-        return run
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside), keeping_no_casts():
@@ -99,7 +96,7 @@ class Completion:
         self.place += 1
         return logits
 
-    def __call__(self, tokens: Tensor, mask: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, tokens: Tensor, mask: Tensor, draw: Draw) -> Tensor:
         torch._foreach_copy_(self.narrow, self.wide)
         self.tokens.copy_(tokens)
         self.mask[:, : self.prompt] = mask
@@ -216,10 +213,8 @@ def scoring(
     tokens, mask = tokens.clone(), mask.clone()
     with keeping_no_casts():
         if torch.is_grad_enabled():
-            replay = LogProbs(model, log_probs)
-            if torch.cuda.is_available():
-                torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # capturing has a stream of its own
-                replay = torch.cuda.make_graphed_callables(replay, (tokens, mask), allow_unused_input=True)
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # capturing has a stream of its own
+            replay = torch.cuda.make_graphed_callables(LogProbs(model, log_probs), (tokens, mask), allow_unused_input=True)
             return lambda *given: replay(*given).clone()
         run = captured(lambda: log_probs(tokens, mask))
 

@@ -23,8 +23,12 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
 
 
-def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
-    """Complete `tokens` by `new` tokens with any transformers model; `draw` picks ids (n, 1) from logits (n, vocabulary)."""
+Draw = Callable[[Tensor], Tensor]
+"""Picks ids (n, 1) from logits (n, vocabulary)."""
+
+
+def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw) -> Tensor:
+    """Complete `tokens` by `new` tokens with any transformers model: (n, new)."""
     n = len(tokens)
     cache = DynamicCache(config=model.config)
     completion = []
@@ -37,7 +41,7 @@ def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw)
     return torch.cat(completion, 1)
 
 
-def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw) -> Tensor:
+def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw) -> Tensor:
     """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
     body, heads = model.transformer, model.config.n_head
     n, prompt = tokens.shape

@@ -21,7 +21,7 @@ from transformers.activations import NewGELUActivation
 
 from . import cuda_graphs, hub, machine
 from .checkpoint import load, weights_of
-from .decoding import decode, decode_gpt2, draw, is_plain_gpt2, positions
+from .decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
 from .merging import Weights
 from .paths import ROOT
 from .progress import Progress
@@ -180,14 +180,14 @@ class Policy:
         mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
         return Rollouts(torch.cat([tokens, completions], 1), mask, new)
 
-    def _complete(self, tokens: Tensor, mask: Tensor, new: int, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    def _complete(self, tokens: Tensor, mask: Tensor, new: int, next_token: Draw) -> Tensor:
         """Completions of padded prompts, (n, new), as fast as is known here."""
         if cuda_graphs.can_capture(self.model):
             shape = (*tokens.shape, new)
             complete = self._captured(("completion", *shape, machine.fast_dtype()), lambda: cuda_graphs.Completion(self.model, *shape))
-            return complete(tokens, mask, draw)
+            return complete(tokens, mask, next_token)
         complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
-        return complete(self.model, tokens, mask, new, draw)
+        return complete(self.model, tokens, mask, new, next_token)
 
     def _captured(self, key: tuple, capture: Callable[[], Callable]) -> Callable:
         """What was captured under this key, or is now. The oldest makes room."""
