@@ -400,7 +400,7 @@ def test_draw_follows_softmax_without_truncation():
     """Guards: greedy, top-k, top-p: of 300 tokens the 270 rare ones hold a fifth of the mass and appear at that rate, each."""
     logits = torch.cat([torch.linspace(3, 5, 30), torch.linspace(-1, 1.2, 270)])[torch.randperm(300, generator=torch.manual_seed(0))]
     p, n = logits.double().softmax(0), 40_000
-    drawn = draw(logits.expand(n, -1).to(machine.device()), stream(0)).cpu()
+    drawn = draw(logits.repeat(n, 1).to(machine.device()), stream(0)).cpu()
     assert drawn.shape == (n, 1) and 0.15 < p[logits < 2].sum() < 0.25 and (p * n).min() > 5
     assert fits(drawn.flatten().bincount(minlength=300), p)
 
@@ -415,9 +415,8 @@ def test_draw_never_takes_a_masked_token():
 
 def test_draw_uses_one_stream_and_a_row_each():
     """Guards: a draw that ignores its generator, or gives all rows the same token."""
-    logits = torch.zeros(100, 10, device=machine.device())
-    same, other = draw(logits, stream(1)), draw(logits, stream(2))
-    assert torch.equal(draw(logits, stream(1)), same) and not torch.equal(other, same) and len(same.unique()) == 10
+    same, again, other = (draw(torch.zeros(100, 10, device=machine.device()), stream(k)) for k in (1, 1, 2))
+    assert torch.equal(again, same) and not torch.equal(other, same) and len(same.unique()) == 10
 
 
 @samplers

@@ -1,14 +1,16 @@
 """Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `cuda_graphs` does it."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from . import machine
+from .dense import affine
+
+BLOCK = 64  # tokens that are drawn from together
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -17,10 +19,25 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token a row from softmax(logits), by inverting the distribution function: (n, vocabulary) → (n, 1)."""
-    cumulative = logits.softmax(-1).cumsum(-1)
-    level = torch.rand(len(logits), 1, device=logits.device, generator=generator) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
+    """One token a row from softmax(logits), (n, vocabulary) → (n, 1): first a block of neighbouring tokens, then one of the block.
+
+    The logits are overwritten, so that they stay in the processor's cache.
+    """
+    n, tokens = logits.shape
+    mass = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    if tokens % BLOCK:
+        mass = F.pad(mass, (0, -tokens % BLOCK))
+    mass = mass.view(n, -1, BLOCK)
+    level = torch.rand(2, n, 1, device=logits.device, generator=generator)
+    block = invert(mass.sum(-1), level[0])
+    inside = invert(mass[torch.arange(n, device=logits.device), block[:, 0]], level[1])
+    return (block * BLOCK + inside).clamp(max=tokens - 1)
+
+
+def invert(mass: Tensor, level: Tensor) -> Tensor:
+    """Where the distribution function of unnormalised `mass`, (n, k), passes `level` in [0, 1), (n, 1): a place in each row, (n, 1)."""
+    cumulative = mass.cumsum(-1)  # the slow part, an addition waiting for the one before, and so not of a whole vocabulary
+    return torch.searchsorted(cumulative, level * cumulative[:, -1:], right=True).clamp(max=mass.shape[-1] - 1)
 
 
 Draw = Callable[[Tensor], Tensor]
@@ -43,58 +60,50 @@ def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw:
 
 def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw) -> Tensor:
     """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
-    body, heads = model.transformer, model.config.n_head
+    body, heads, width = model.transformer, model.config.n_head, model.config.n_embd
     n, prompt = tokens.shape
-    first = model(tokens, attention_mask=mask.long(), position_ids=positions(mask), use_cache=True, logits_to_keep=1)
-    dtype, width = first.logits.dtype, model.config.n_embd
+    dtype, device = machine.fast_dtype(), tokens.device
 
     blocks = []
-    for block, kept in zip(body.h, first.past_key_values.layers, strict=True):
-        cache = torch.empty(n, 2, heads, prompt + new, width // heads, dtype=dtype, device=tokens.device)  # keys and values
-        cache[:, 0, :, :prompt], cache[:, 1, :, :prompt] = kept.keys, kept.values
+    for block in body.h:
+        cache = torch.empty(2, n, heads, prompt + new, width // heads, dtype=dtype, device=device)  # keys and values
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         dense = [affine(layer.weight.to(dtype), layer.bias.to(dtype), n) for layer in layers]
-        blocks.append((block.ln_1, block.ln_2, block.mlp.act, cache, *dense))
-    head = affine(model.lm_head.weight.to(dtype).T, torch.zeros(model.config.vocab_size, dtype=dtype, device=tokens.device), n)
-    hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=tokens.device)
-    hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, -torch.inf)
-    position = mask.sum(1)
+        blocks.append((norm(block.ln_1, dtype), norm(block.ln_2, dtype), block.mlp.act, cache, *dense))
+    last, of_token, of_place = norm(body.ln_f, dtype), body.wte.weight, body.wpe.weight
+    head = affine(model.lm_head.weight.to(dtype).T, torch.zeros(model.config.vocab_size, dtype=dtype, device=device), n)
 
-    completion = [draw(first.logits[:, -1])]
-    with torch.autocast(tokens.device.type, enabled=False):
+    def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
+        """Logits after `ids` (n, q), which stand at positions `at` and in the cache from `start` on: (n, vocabulary)."""
+        end = start + ids.shape[1]
+        x = of_token[ids.flatten()] + of_place[at.flatten()]
+        for ln_1, ln_2, act, cache, c_attn, attn_proj, c_fc, mlp_proj in blocks:
+            qkv = c_attn(ln_1(x)).view(n, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+            cache.narrow(3, start, end - start).copy_(qkv.narrow(0, 1, 2))
+            keys, values = cache.narrow(3, 0, end).unbind(0)
+            a = F.scaled_dot_product_attention(qkv.select(0, 0), keys, values, hidden)
+            x = x + attn_proj(a.transpose(1, 2).reshape(-1, width))
+            x = x + mlp_proj(act(c_fc(ln_2(x))))
+        return head(last(x.view(n, -1, width)[:, -1]))
+
+    least = torch.finfo(dtype).min  # not −∞: padding, which sees nothing, would be no number then
+    hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=device)
+    hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, least)
+    later = torch.full((prompt, prompt), least, dtype=dtype, device=device).triu(1)
+
+    with torch.autocast(device.type, enabled=False):
+        at = positions(mask)
+        completion = [draw(next_logits(tokens, at, 0, torch.minimum(hidden_by[..., :prompt], later)))]
         for s in range(prompt, prompt + new - 1):
-            x = body.wte.weight[completion[-1][:, 0]] + body.wpe.weight[position]
-            for ln_1, ln_2, act, cache, c_attn, attn_proj, c_fc, mlp_proj in blocks:
-                qkv = c_attn(ln_1(x).to(dtype)).view(n, 3, heads, -1)
-                cache[:, :, :, s] = qkv[:, 1:]
-                keys, values = cache[:, :, :, : s + 1].unbind(1)
-                a = F.scaled_dot_product_attention(qkv[:, 0, :, None], keys, values, hidden_by[..., : s + 1])
-                x = x + attn_proj(a.reshape(n, width))
-                x = x + mlp_proj(act(c_fc(ln_2(x).to(dtype))))
-            completion.append(draw(head(body.ln_f(x).to(dtype))))
-            position = position + 1
+            at = at[:, -1:] + 1
+            completion.append(draw(next_logits(completion[-1], at, s, hidden_by[..., : s + 1])))
     return torch.cat(completion, 1)
 
 
-def affine(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    """x (rows, in) ↦ x @ weight + bias, for many x, without gradients."""
-    return laid_out(weight, bias, rows) or partial(torch.addmm, bias, mat2=weight)
-
-
-def laid_out(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:
-    """x (…, in) ↦ x @ weight + bias by weights laid out once as the processor's kernels read them, and not anew for each x.
-
-    None where the processor does not multiply bfloat16. That is what torch's compiler does too, by the same operations; torch has no public
-    name for them, and without them it is None too.
-
-    Args:
-        rows: of x, about: the layout is made for them.
-    """
-    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    if not known or weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not machine.bfloat16_by():
-        return None
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def norm(layer: nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The layer norm of float32 x, as `dtype`."""
+    given = (layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    return lambda x: torch.layer_norm(x, *given).to(dtype)
 
 
 def is_plain_gpt2(model: PreTrainedModel) -> bool:

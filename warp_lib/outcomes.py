@@ -42,9 +42,9 @@ Line = tuple[str, int]
 """Points over η of a unit: their method, and how many runs (or checkpoints) were averaged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a unit of the study left: its rows, the scores of each point and prompt, and its record."""
+    """What a unit of the study left: its rows, the scores of each point and prompt, and its record. There is one object for each unit."""
 
     rows: pd.DataFrame
     scores: dict[str, np.ndarray]
@@ -59,6 +59,7 @@ class Outcome:
         """The rows of a split. Their index is their place in the split's `scores`."""
         return self.rows[self.rows["split"] == split].reset_index(drop=True)
 
+    @cache  # noqa: B019 - a unit is kept for good, see `outcome`
     def points(self, split: str) -> pd.DataFrame:
         """The rows that a front may have: all but WARP's single runs. 14 different points for each arm of the primary contrast."""
         rows = self.of(split)
@@ -84,6 +85,7 @@ class Outcome:
         line = rows[(rows["method"] == "sft") | ((rows["method"] == method) & (rows["runs"] == runs))].sort_values("kl")
         return line["kl"].to_numpy(), self.scores["test.reward"][line.index]
 
+    @cache  # noqa: B019
     def front(self) -> list[int]:
         """The points that make the front, chosen on validation prompts."""
         return pareto(self.kl("validation"), self.reward("validation").mean(1))

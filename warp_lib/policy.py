@@ -22,6 +22,7 @@ from transformers.activations import NewGELUActivation
 from . import cuda_graphs, hub, machine
 from .checkpoint import load, weights_of
 from .decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
+from .dense import write_bias_once
 from .merging import Weights
 from .paths import ROOT
 from .progress import Progress
@@ -82,6 +83,7 @@ class Policy:
         self._graphs: dict[tuple, Callable] = {}
         if machine.device().type == "cpu":
             model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
+            write_bias_once(model)
         for module in model.modules():  # GPT-2's activation is written out in eight operations; this is the same in one
             if isinstance(getattr(module, "act", None), NewGELUActivation):
                 module.act = nn.GELU(approximate="tanh")
@@ -227,7 +229,9 @@ class Policy:
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
         """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape, float32."""
-        return masked(logits, temperature, self.ends).log_softmax(-1)
+        out = masked(logits, temperature, self.ends)
+        out -= out.amax(-1, keepdim=True)
+        return out.sub_(out.exp().sum(-1, keepdim=True).log_())  # in the memory it has: twice as fast as log_softmax on a processor
 
     @cached_property
     def identity(self) -> str:
@@ -239,7 +243,7 @@ class Policy:
 def masked(logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor | None = None) -> Tensor:
     """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32; in the memory of `work` if given."""
     out = torch.empty_like(logits, dtype=torch.float32) if work is None else work[: len(logits)]
-    out.copy_(logits).div_(temperature)
+    out.copy_(logits).mul_(1 / temperature)
     for end in ends:  # not by a list, which an accelerator would wait for
         out[..., end] = MASKED
     return out
@@ -254,34 +258,34 @@ class ChosenLogProbs(torch.autograd.Function):
     """log softmax(`masked` logits) at the chosen tokens, (n, vocabulary) → (n,), and its gradient.
 
     The same as cross-entropy, but a few rows at a time: what autograd would keep for the whole vocabulary, in float32 and several times
-    over, never leaves the processor's cache.
+    over, never leaves the processor's cache. Only the probabilities are kept, in the logits' own format.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
-        rows = at_once(logits[0])
-        log_p, total = logits.new_empty(2, len(logits), dtype=torch.float32)
+        rows, log_p = at_once(logits[0]), logits.new_empty(len(logits), dtype=torch.float32)
         work = logits.new_empty(rows, logits.shape[1], dtype=torch.float32)
+        p = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for k in range(0, len(logits), rows):
             part, here = masked(logits[k : k + rows], temperature, ends, work), slice(k, k + rows)
-            log_p[here] = part.gather(-1, chosen[here, None])[:, 0]
-            most = part.amax(-1)
-            total[here] = part.sub_(most[:, None]).exp_().sum(-1).log_().add_(most)  # logsumexp, in place
-        log_p -= total
-        ctx.save_for_backward(logits, chosen, total)
-        ctx.temperature, ctx.ends, ctx.rows = temperature, ends, rows
+            part.sub_(part.amax(-1, keepdim=True))
+            of_chosen = part.gather(-1, chosen[here, None])
+            total = part.exp_().sum(-1, keepdim=True)
+            log_p[here] = (of_chosen - total.log())[:, 0]
+            if p is not None:
+                p[here] = part.div_(total)
+        if p is not None:
+            ctx.save_for_backward(p, chosen)
+        ctx.temperature = temperature
         return log_p
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, chosen, total = ctx.saved_tensors
-        out, gradient = torch.empty_like(logits), (gradient / ctx.temperature)[:, None]
-        work = logits.new_empty(ctx.rows, logits.shape[1], dtype=torch.float32)
-        for k in range(0, len(logits), ctx.rows):
-            here = slice(k, k + ctx.rows)
-            p = masked(logits[here], ctx.temperature, ctx.ends, work).sub_(total[here, None]).exp_()
-            out[here] = p.mul_(-gradient[here]).scatter_add_(-1, chosen[here, None], gradient[here])
-        return out, None, None, None
+        p, chosen = ctx.saved_tensors
+        gradient = (gradient / ctx.temperature).to(p.dtype)
+        p.mul_(-gradient[:, None])  # in place, so a second backward through the same call is refused
+        p[torch.arange(len(p), device=p.device), chosen] += gradient  # a fifth of what scatter_add_ takes
+        return p, None, None, None
 
 
 def _smollm2() -> tuple[Path, dict[str, str]]:

@@ -10,15 +10,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import torch
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -30,9 +31,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import hub, machine
+from . import attention, hub, machine
 from .checkpoint import Checkpoint, load, weights_of
-from .decoding import laid_out
+from .dense import laid_out, write_bias_once
 from .progress import Progress
 from .seeds import numpy_stream, stream
 from .store import digest, remember, save_tensors
@@ -43,6 +44,7 @@ WHOLE_EVERY = 6  # steps: one of them reads whole reviews
 SHAPES = 16  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
 ROWS = 5120  # tokens that are scored together in a training step
 LONGEST = 512  # tokens of a review that are read
+Module = TypeVar("Module", bound=nn.Module)
 SEED = ("reward",)  # names the streams from which the reward model is trained
 
 
@@ -79,6 +81,7 @@ class EncoderScorer:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
         self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
         _float32_head(self.model)
+        write_bias_once(self.model)
         self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
         kept = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
         self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab())
@@ -98,12 +101,8 @@ class EncoderScorer:
 
     @cached_property
     def _narrow(self) -> PreTrainedModel:
-        """The model as it is at the first score, in `fast_dtype` but for the head: faster than autocast, which converts back and forth."""
-        narrow = copy.deepcopy(self.model).to(machine.fast_dtype())  # a copied head still calls the float32 one, see `_float32_head`
-        for layer in narrow.modules():
-            if isinstance(layer, torch.nn.Linear) and layer.out_features > 1 and layer.bias is not None:
-                layer.forward = laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS) or layer.forward
-        return narrow
+        """The model as it is at the first score, but for the head in `fast_dtype`."""
+        return _narrowed(self.model)  # a copied head still calls the float32 one, see `_float32_head`
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -134,9 +133,18 @@ class TfidfScorer:
         return torch.from_numpy(self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset).float()
 
 
+def _narrowed(module: Module) -> Module:
+    """A copy in `fast_dtype` that is not to be trained: faster than autocast, which converts back and forth."""
+    narrow = copy.deepcopy(module).to(machine.fast_dtype())
+    for layer in narrow.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features > 1 and layer.bias is not None:
+            layer.forward = laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS) or layer.forward
+    return narrow
+
+
 def _float32_head(model: PreTrainedModel) -> None:
     """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a reward."""
-    head = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1)
+    head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
 
     def forward(hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -167,8 +175,10 @@ def train_encoder_scorer(
     }  # fmt: skip
 
     def make(folder: Path) -> dict:
-        attention = scorer.model.config._attn_implementation
-        _freeze(scorer.model, layers - trained)
+        usual = scorer.model.config._attn_implementation
+        if machine.device().type == "cpu":
+            attention.use(scorer.model)
+        frozen = _freeze(scorer.model, layers - trained)
         optimiser = torch.optim.AdamW(
             [p for p in scorer.model.parameters() if p.requires_grad], learning_rate, weight_decay=0.0, fused=True
         )
@@ -180,8 +190,6 @@ def train_encoder_scorer(
                 draw = numpy_stream(*seed, "reviews", step)
                 n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
                 chosen = np.concatenate([draw.choice(positive, n), draw.choice(negative, n)])
-                if machine.device().type == "cpu":  # its fused kernel's backward is twice as fast on whole reviews, half as fast on crops
-                    scorer.model.set_attn_implementation(attention if n == WHOLE else "eager")
                 scores = scorer.logits([crop(text, words, draw) for text in chosen])
                 margins = scores[:n, None] - scores[None, n:]
                 loss = -F.logsigmoid(margins).mean()
@@ -193,7 +201,9 @@ def train_encoder_scorer(
                 checkpoint.history.append(numbers := {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()})
                 progress.log(**numbers)
         save_tensors(folder / "model.safetensors", weights_of(scorer.model))
-        scorer.model.set_attn_implementation(attention)
+        scorer.model.set_attn_implementation(usual)
+        for layer in frozen:
+            del layer.forward
         checkpoint.remove()
         return {"history": checkpoint.history}
 
@@ -201,16 +211,29 @@ def train_encoder_scorer(
     return EncoderScorer(load(scorer.model, entry.tensors("model")), scorer.tokenizer, entry.record["history"])
 
 
-def _freeze(model: PreTrainedModel, layers: int) -> None:
-    """Keep the embeddings and the first `layers` layers as they are (0: train everything). Raises ValueError if they are not found."""
+def _freeze(model: PreTrainedModel, layers: int) -> list[nn.Module]:
+    """Keep the embeddings and the first `layers` layers as they are (0: train everything). Raises ValueError if they are not found.
+
+    These layers, which are returned, compute in `fast_dtype` from then on, until their attribute `forward` is deleted.
+    """
     if not layers:
-        return
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == model.config.num_hidden_layers]
+        return []
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers]
     embeddings = getattr(model.base_model, "embeddings", None)
     if not stacks or embeddings is None:
         raise ValueError(f"reward_trained must be reward_layers for this encoder: {type(model).__name__} does not tell its layers apart.")
-    for module in (embeddings, *stacks[0][:layers]):
+    frozen = list(stacks[0][:layers])
+    for module in (embeddings, *frozen):
         module.requires_grad_(False)
+    for layer in frozen:
+        layer.forward = partial(_forward_narrowed, _narrowed(layer))
+    return frozen
+
+
+def _forward_narrowed(narrow: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What a frozen layer makes of hidden states, by its `_narrowed` copy and in that format, as when texts are scored."""
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        return narrow(hidden.to(machine.fast_dtype()), *args, **kwargs)
 
 
 def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
