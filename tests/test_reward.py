@@ -299,6 +299,19 @@ def test_only_the_last_layers_are_trained(store, tmp_path, kind):
         assert not moved & still and any(".layer.1." in n for n in moved) and any("word_embeddings" in n for n in moved) == (trained == 2)
 
 
+@pytest.mark.parametrize("kind", [BertConfig, DistilBertConfig])
+def test_a_trained_scorer_is_the_stored_one(store, tmp_path, kind):
+    """Guards: frozen layers or an attention that stay as they were for training: scores would depend on who trained."""
+    folder, reviews, texts = save_encoder(tmp_path, layers=3, kind=kind), toy_reviews(40), [f"{word} " * 40 for word in WORDS]
+
+    def scorer() -> EncoderScorer:
+        return train_encoder_scorer(folder, 3, 1, reviews, steps=2, learning_rate=0.01, seed=("reward",), progress=Progress())
+
+    trained, taken = scorer(), scorer()
+    assert torch.equal(trained(texts), taken(texts)) and torch.equal(trained.logits(texts), taken.logits(texts))
+    assert trained.model.config._attn_implementation == taken.model.config._attn_implementation != "narrow"
+
+
 # --- The judges -------------------------------------------------------------------------------------------------------------------------
 
 

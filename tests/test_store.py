@@ -127,20 +127,20 @@ def test_another_input_another_entry(store):
 
 
 MACHINE = [
-    (memory, "FORMAT", 10_000), (torch, "__version__", "0.1"), (torch, "get_num_threads", lambda: 97),
+    (memory, "FORMAT", 10_000), (torch, "__version__", "0.1"),
     (machine, "device_name", lambda: "another device"), (machine, "fast_dtype", lambda: torch.float16),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("owner, name, value", MACHINE, ids=[name for _, name, _ in MACHINE])
 def test_another_machine_another_entry(store, monkeypatch, owner, name, value):
-    """Format, torch version, threads, device and dtype are part of every key, and stand in the record."""
+    """Format, torch version, device and dtype are part of every key, and stand in the record."""
     make = Make()
     remember("thing", {}, make)
     monkeypatch.setattr(owner, name, value)
     entry = remember("thing", {}, make)
     assert make.calls == 2
-    assert {"format", "torch", "threads", "device", "dtype"} <= json.loads((entry.folder / "record.json").read_text())["inputs"].keys()
+    assert {"format", "torch", "device", "dtype"} <= json.loads((entry.folder / "record.json").read_text())["inputs"].keys()
 
 
 class Looked(Exception):

@@ -1,14 +1,18 @@
 """The report: the notebooks run in order, and one page made of them that opens offline. Also `publish`, which commits a run's notebooks."""
 
 import html
+import io
 import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
-from . import paths
+from . import machine, paths
 from .live import duration
 from .settings import Settings
 
@@ -31,9 +35,14 @@ class ReportError(Exception):
     """The report cannot go on; the message is for the person at the terminal."""
 
 
+# What a notebook waits for. All others wait for the first, which trains the reward model, and need nothing of each other.
+AFTER = {"05_pareto": ("03_warp", "04_reinforce_baseline")}
+
+
 def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> Path:
     """Execute the notebooks with ``settings``, which are those of `profile` and `overrides`, and write ``runs/<name>/report.html``.
 
+    On a processor two are run side by side, as soon as they can be, on half of its threads each: that is quicker than one after another.
     The executed notebooks are kept in ``runs/<name>/notebooks``, up to a cell that fails; then ReportError says which and why.
     """
     sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
@@ -42,42 +51,100 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     folder = paths.folder(settings.name)
     (folder / "notebooks").mkdir(exist_ok=True)
     parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
-    began, executed = time.monotonic(), []
-    with kernel_environment(), closing(_kernels(len(sources))) as kernels:
-        for number, (source, kernel) in enumerate(zip(sources, kernels, strict=True), 1):
-            print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
-            executed.append(folder / "notebooks" / source.name)
-            _execute(source, executed[-1], parameters, kernel)
-            _answer_on_top(executed[-1], settings)
-            print(f"[{number}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
+    targets = {source.stem: folder / "notebooks" / source.name for source in sources}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
+    futures: dict[str, Future[None]] = {}
+
+    def run(source: Path) -> None:
+        for before in AFTER.get(source.stem, ()):
+            if before in futures:
+                futures[before].result()
+        print(f"{source.stem}: begins", flush=True)
+        with kernels.next() as kernel:
+            _execute(source, targets[source.stem], parameters, kernel)
+        _answer_on_top(targets[source.stem], settings)
+
+    began, done = time.monotonic(), 0
+    with kernel_environment(), ThreadPoolExecutor(at_once) as pool, closing(_Kernels(len(sources), threads, at_once)) as kernels:
+        for group in (sources[:1], sorted(sources[1:], key=lambda source: source.stem in AFTER)):
+            futures |= {source.stem: pool.submit(run, source) for source in group}
+            try:
+                for future in as_completed([futures[source.stem] for source in group]):
+                    future.result()
+                    done, stem = done + 1, next(stem for stem in futures if futures[stem] is future)
+                    print(f"[{done}/{len(sources)}] {stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, KeyboardInterrupt):
+                    raise ReportError("interrupted. What is finished is kept; run the same command to go on.") from None
+                raise
     page = folder / "report.html"
-    write_page(executed, page, f"WARP: {settings.name}")
+    write_page([*targets.values()], page, f"WARP: {settings.name}")
     print(f"The report: {page}\n{paths.size_line()}")
     return page
 
 
-def _kernels(count: int) -> "Iterator[AsyncKernelManager]":
-    """Kernels to use one after another. While one is used, the next is started and imports what takes it seconds."""
-    from jupyter_client import AsyncKernelManager
-    from jupyter_core.utils import run_sync
+class _Kernels:
+    """Kernels to be used once each. While one is used, the next is started and imports what takes it seconds."""
 
-    def start() -> AsyncKernelManager:
-        kernel = AsyncKernelManager(kernel_name="python3")
-        imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering, plotly.io; assert plotly.io.renderers"
-        quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
-        run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports])
-        return kernel
+    def __init__(self, count: int, threads: int, at_once: int):
+        """The first of `count` kernels has all `threads`, the others, used `at_once`, share them out."""
+        self.threads = iter([threads] + [threads // at_once] * (count - 1))
+        self.waiting: deque[AsyncKernelManager] = deque()
+        self.used: set[AsyncKernelManager] = set()
+        self.lock = threading.Lock()
+        self._start()
 
-    started = [start()]
-    try:
-        for number in range(1, count + 1):
-            if number < count:
-                started.append(start())
-            yield started[0]
-            run_sync(started.pop(0).shutdown_kernel)(now=True)
-    finally:
-        for kernel in started:
-            run_sync(kernel.shutdown_kernel)(now=True)
+    @contextmanager
+    def next(self) -> "Iterator[AsyncKernelManager]":
+        """The next kernel, ended afterwards."""
+        with self.lock:
+            if not self.waiting:
+                self._start()
+            kernel = self.waiting.popleft()
+            self.used.add(kernel)
+            self._start()
+        try:
+            yield kernel
+        finally:
+            self.used.discard(kernel)
+            self._end(kernel)
+
+    def close(self) -> None:
+        """End those that are left, whoever uses them."""
+        for kernel in [*self.waiting, *self.used]:
+            self._end(kernel)
+
+    def _start(self) -> None:
+        from jupyter_client import AsyncKernelManager
+        from jupyter_core.utils import run_sync
+
+        if threads := next(self.threads, None):
+            kernel = AsyncKernelManager(kernel_name="python3")
+            imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering, plotly.io; assert plotly.io.renderers"
+            quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
+            run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            self.waiting.append(kernel)
+
+    @staticmethod
+    def _end(kernel: "AsyncKernelManager") -> None:
+        from jupyter_core.utils import run_sync
+
+        run_sync(kernel.shutdown_kernel)(now=True)
+
+
+class _Named(io.TextIOBase):
+    """Where a notebook prints: the terminal, its name before every line."""
+
+    def __init__(self, name: str):
+        self.name, self.begun = name, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.begun = (self.begun + text).split("\n")
+        sys.stdout.write("".join(f"{self.name}: {line}\n" for line in lines if line))
+        sys.stdout.flush()
+        return len(text)
 
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "AsyncKernelManager") -> None:
@@ -90,14 +157,14 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "As
     try:
         papermill.execute_notebook(
             source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
-            progress_bar=False, stdout_file=sys.stdout, km=kernel,
+            progress_bar=False, stdout_file=_Named(source.stem), km=kernel,
         )  # fmt: skip
     except PapermillExecutionError as error:
         reason = (error.evalue.strip().splitlines() or [""])[-1]
         if error.ename == "ValueError":  # a setting out of its range, and nothing to look up
             raise ReportError(f"{source.stem}: {reason}") from None
         raise ReportError(f"{source.stem}: {error.ename}: {reason} (what ran, and the traceback: {target})") from None
-    except (DeadKernelError, KeyboardInterrupt):  # nbclient answers Ctrl-C by ending the kernel
+    except DeadKernelError:
         raise ReportError(
             f"{source.stem}: its kernel was ended, by hand or for want of memory. What is finished is kept; run the same command to go on."
         ) from None

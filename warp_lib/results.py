@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from .paths import folder, write_whole
 
@@ -50,8 +51,9 @@ def write_results(name: str, part: str, rows: list[dict], completions: list[dict
     parts.mkdir(exist_ok=True)
     write_whole(parts / f"{part}.json", json.dumps({"scorers": scorers, "completions": completions}))
     write_whole(parts / f"{part}.csv", table.to_csv(index=False))
-    together = pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))])
-    write_whole(folder(name) / "results.csv", together.to_csv(index=False))
+    with FileLock(parts / "together.lock"):  # notebooks may be run side by side
+        together = pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))])
+        write_whole(folder(name) / "results.csv", together.to_csv(index=False))
     return table
 
 

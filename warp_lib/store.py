@@ -20,7 +20,7 @@ from torch import Tensor
 from . import machine
 from .paths import RUNS, write_whole
 
-FORMAT = 5  # raised when the same inputs give other results than before
+FORMAT = 6  # raised when the same inputs give other results than before
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
 
     Args:
         kind: a word for people who look into the folder, e.g. "run".
-        inputs: JSON values that determine the result; the machine's device, dtype, threads and torch version are added.
+        inputs: JSON values that determine the result; the machine's device, dtype and torch version are added.
         make: computes into the folder it is given and returns the JSON record. The folder outlives an interruption, so `make` may leave
             checkpoints there and go on from them; it removes them when it is done.
 
@@ -73,17 +73,17 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
         part.mkdir(exist_ok=True)
         result = make(part)
         files = {f.name: file_digest(f) for f in sorted(part.iterdir()) if f.name != "record.json"}  # one may be left by a kill
-        record = json.loads(json.dumps({"kind": kind, "inputs": inputs, "result": result, "files": files}))  # as a later reader gets it
+        record = {"kind": kind, "inputs": inputs, "threads": torch.get_num_threads(), "result": result, "files": files}
+        record = json.loads(json.dumps(record))  # as a later reader gets it
         write_json(part / "record.json", record | {"digest": digest(record)})
         part.rename(folder)
         return Entry(folder, record["result"])
 
 
 def surroundings() -> dict[str, Any]:
-    """What every result depends on beside its inputs."""
+    """What every result depends on beside its inputs. Other processors and numbers of threads round differently, and no more."""
     return {
         "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
-        "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
