@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from warp_lib import paths, report, store
+from warp_lib import machine, paths, report, store
 from warp_lib.__main__ import main
 
 SETTINGS = "from warp_lib.settings import Settings\n\nsettings = Settings.from_notebook(globals())\nsettings"
@@ -188,6 +189,56 @@ def test_failing_notebook_is_one_sentence(toy, monkeypatch, tmp_path, capsys):
     assert any(output["output_type"] == "error" for cell in kept["cells"] for output in cell.get("outputs", []))
     assert not (folder / "notebooks" / "02_after.ipynb").exists() and not (folder / "report.html").exists()
     assert main(["publish", "--name", "misspelt"]) == 1 and "02_after" in capsys.readouterr().err
+
+
+MEET = """
+import os, time
+from pathlib import Path
+
+here = Path({folder!r})
+(here / {mine!r}).touch()
+until = time.monotonic() + 60
+while not (here / {other!r}).exists() and time.monotonic() < until:
+    time.sleep(0.1)
+print((here / {other!r}).exists(), os.environ["OMP_NUM_THREADS"])
+"""
+
+
+def side_by_side(tmp_path, monkeypatch, **cells: str) -> None:
+    """A project of these notebooks, on four threads."""
+    for name, cell in cells.items():
+        nbformat.write(notebook(name, cell), tmp_path / f"{name[1:]}.ipynb")
+    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+
+
+@pytest.mark.skipif(machine.device().type != "cpu", reason="an accelerator is not shared out")
+def test_notebooks_run_side_by_side(toy, tmp_path, monkeypatch, capsys):
+    """The first alone on all threads, then two at once on half of them; what waits for another comes after it. Terminal lines are named."""
+    meet = [MEET.format(folder=str(tmp_path), mine=mine, other=other) for mine, other in (("a", "b"), ("b", "a"))]
+    first = f"print(os.environ['OMP_NUM_THREADS'], os.listdir({str(tmp_path)!r}).count('a'))"
+    last = f"print(os.path.exists({str(tmp_path / 'b')!r}))"
+    side_by_side(tmp_path, monkeypatch, _01_first=f"import os\n{first}", _02_last=f"import os\n{last}", _03_one=meet[0], _04_other=meet[1])
+    monkeypatch.setattr(report, "AFTER", {"02_last": ("03_one", "04_other")})
+    report.run_report(report.Settings.profile("smoke", name="lanes"), "smoke", {"name": "lanes"})
+    said = capsys.readouterr().out.splitlines()
+    for line in ("01_first: 4 0", "02_last: True", "03_one: True 2", "04_other: True 2"):
+        assert said.count(line) == 1
+    ended = [re.match(r"\[(\d)/4\] (\w+): finished", line).groups() for line in said if line.startswith("[")]
+    assert [number for number, _ in ended] == list("1234") and (ended[0][1], ended[3][1]) == ("01_first", "02_last")
+
+
+@pytest.mark.skipif(machine.device().type != "cpu", reason="an accelerator is not shared out")
+def test_a_failing_notebook_ends_the_one_beside_it(toy, tmp_path, monkeypatch):
+    """Guards: a person who waits minutes for a report that has failed; the wrong one of the two named."""
+    sleep = f"import time\nopen({str(tmp_path / 'sleeps')!r}, 'w').close()\ntime.sleep(600)"
+    fail = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'sleeps')!r}):\n    time.sleep(0.1)\nraise ValueError('no')"
+    side_by_side(tmp_path, monkeypatch, _01_first="1", _02_sleeps=sleep, _03_fails=fail, _04_never="1")
+    began = time.monotonic()
+    with pytest.raises(report.ReportError, match="^03_fails: no$"):
+        report.run_report(report.Settings.profile("smoke", name="failing"), "smoke", {"name": "failing"})
+    assert time.monotonic() - began < 120
+    assert not (toy / "runs" / "failing" / "notebooks" / "04_never.ipynb").exists()
 
 
 def test_unfinished_notebook_is_not_published():

@@ -143,6 +143,15 @@ def test_another_machine_another_entry(store, monkeypatch, owner, name, value):
     assert {"format", "torch", "device", "dtype"} <= json.loads((entry.folder / "record.json").read_text())["inputs"].keys()
 
 
+def test_other_threads_find_it(store, monkeypatch):
+    """What one number of threads has stored is not made again by another; which it was stands in the record."""
+    make, before = Make(), torch.get_num_threads()
+    remember("thing", {}, make)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
+    entry = remember("thing", {}, make)
+    assert make.calls == 1 and json.loads((entry.folder / "record.json").read_text())["threads"] == before
+
+
 class Looked(Exception):
     """Instead of a computation: its key."""
 

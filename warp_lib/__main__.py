@@ -37,10 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         usage="python -m warp_lib study [EXPERIMENT …] [--jobs N]",
     )  # fmt: skip
     command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, best-of-n, grid, merges)")
-    command.add_argument(
-        "--jobs", type=int, default=1,
-        help="units at a time, the processors shared out among them; what other numbers of threads have stored is not reused (default: 1)",
-    )  # fmt: skip
+    command.add_argument("--jobs", type=int, default=1, help="units at a time, the processors shared out among them (default: 1)")
     command.set_defaults(run=study)
 
     command = commands.add_parser(

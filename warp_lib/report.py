@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,30 +55,37 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
     futures: dict[str, Future[None]] = {}
+    began, finished, failed = time.monotonic(), [], threading.Event()
 
     def run(source: Path) -> None:
-        for before in AFTER.get(source.stem, ()):
-            if before in futures:
-                futures[before].result()
-        print(f"{source.stem}: begins", flush=True)
-        with kernels.next() as kernel:
-            _execute(source, targets[source.stem], parameters, kernel)
-        _answer_on_top(targets[source.stem], settings)
+        if failed.is_set():
+            return
+        try:
+            for before in AFTER.get(source.stem, ()):
+                if before in futures:
+                    futures[before].result()
+            print(f"{source.stem}: begins", flush=True)
+            with kernels.next() as kernel:
+                _execute(source, targets[source.stem], parameters, kernel)
+            _answer_on_top(targets[source.stem], settings)
+        except BaseException:
+            failed.set()
+            raise
+        finished.append(source.stem)
+        print(f"[{len(finished)}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
 
-    began, done = time.monotonic(), 0
+    # Left from the right: the kernels are ended, and with them what is still running in the pool.
     with kernel_environment(), ThreadPoolExecutor(at_once) as pool, closing(_Kernels(len(sources), threads, at_once)) as kernels:
         for group in (sources[:1], sorted(sources[1:], key=lambda source: source.stem in AFTER)):
-            futures |= {source.stem: pool.submit(run, source) for source in group}
+            for source in group:
+                futures[source.stem] = pool.submit(run, source)
             try:
-                for future in as_completed([futures[source.stem] for source in group]):
-                    future.result()
-                    done, stem = done + 1, next(stem for stem in futures if futures[stem] is future)
-                    print(f"[{done}/{len(sources)}] {stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
-            except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                if isinstance(error, KeyboardInterrupt):
-                    raise ReportError("interrupted. What is finished is kept; run the same command to go on.") from None
-                raise
+                ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+            except KeyboardInterrupt:
+                failed.set()
+                raise ReportError("interrupted. What is finished is kept; run the same command to go on.") from None
+            for future in ended:
+                future.result()
     page = folder / "report.html"
     write_page([*targets.values()], page, f"WARP: {settings.name}")
     print(f"The report: {page}\n{paths.size_line()}")
@@ -153,7 +160,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "As
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters it does not find; the settings cell knows better
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the settings cell knows the parameters, and we what failed
     try:
         papermill.execute_notebook(
             source, target, parameters, kernel_name="python3", language="python", start_timeout=300,

@@ -71,7 +71,7 @@ def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, 
     """Execute the jobs of `plan`, and collect the rows of their results tables.
 
     A job that an earlier sweep finished with the same notebook, parameters, library and policy is not executed again; one that fails does
-    not stop the others. Several jobs at a time share the processors evenly; runs on fewer threads are other ones to the store.
+    not stop the others. Several jobs at a time share the processors evenly.
 
     Returns the table ``runs/<name>/<notebook>.csv`` (None when no job wrote results), and the jobs that failed.
     """
