@@ -129,6 +129,14 @@ def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, c
     assert gradient.dtype == dtype and gradient[:, END].eq(0).all() and gradient.abs().max() > 0.5
 
 
+def test_the_gradient_of_a_likely_token_is_there_in_bfloat16():
+    """Guards: 1 − p of a probability that was rounded, which is several percent off, or 0."""
+    logits = torch.tensor([[0.0, 0.0, gap] for gap in (3.0, 5.0, 8.0)], dtype=torch.bfloat16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ChosenLogProbs.apply(logits, torch.tensor([2, 2, 2]), 1.0, []).sum(), logits)
+    expected = 1 - logits.detach().double().softmax(-1)[:, 2]
+    torch.testing.assert_close(gradient[:, 2].double(), expected, atol=0, rtol=2**-8)
+
+
 def test_chosen_log_probs_have_one_backward():
     """Its memory is the gradient's: a second one, which would be wrong, is refused."""
     logits = torch.randn(3, 12, requires_grad=True)
@@ -155,6 +163,8 @@ def test_log_distribution_is_one_without_eos():
     policy = tiny_policy(ends=[END, 7])
     p = (log_p := policy.log_distribution(policy.logits(padded(PROMPTS, [[1] * NEW] * 4)), TAU)).exp()
     torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
+    far = 300 * torch.randn(5, 12, generator=torch.manual_seed(0)).to(machine.device())  # whose exponentials no float32 holds
+    torch.testing.assert_close(policy.log_distribution(far, TAU), masked(far, TAU, [END, 7]).log_softmax(-1))
     assert (p[..., [END, 7]] == 0).all() and ((p * log_p)[..., [END, 7]] == 0).all() and (p.sum((0, 1)) > 0).sum() == 10
 
 

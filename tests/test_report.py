@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbformat import v4
 
 from warp_lib import machine, paths, report, store
@@ -210,6 +211,7 @@ def side_by_side(tmp_path, monkeypatch, **cells: str) -> None:
         nbformat.write(notebook(name, cell), tmp_path / f"{name[1:]}.ipynb")
     monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
 
 @pytest.mark.skipif(machine.device().type != "cpu", reason="an accelerator is not shared out")

@@ -309,6 +309,7 @@ def test_a_trained_scorer_is_the_stored_one(store, tmp_path, kind):
 
     trained, taken = scorer(), scorer()
     assert torch.equal(trained(texts), taken(texts)) and torch.equal(trained.logits(texts), taken.logits(texts))
+    assert not any(getattr(layer.forward, "func", None) is reward_module._forward_narrowed for layer in trained.model.modules())
     assert trained.model.config._attn_implementation == taken.model.config._attn_implementation != "narrow"
 
 

@@ -78,6 +78,8 @@ def report(args: argparse.Namespace, unknown: list[str]) -> int:
         run_report(settings, args.profile, overrides)
     except ReportError as error:
         return say(error, 1)
+    except KeyboardInterrupt:
+        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     return 0
 
 

@@ -8,7 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 NAME = "narrow"
-FOR = ("bert", "distilbert", "electra", "roberta")  # types of models whose attention is the plain one, and as many keys as queries
+FOR = ("bert", "distilbert", "electra", "roberta")  # types of models whose attention is the plain one, and whose layers take no more
 
 
 def use(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""Where an unfinished training stands, so that it goes on after a stop or a kill exactly as if nothing had happened."""
+"""Where an unfinished training stands, so that it goes on after a stop or a kill, on as many threads exactly as if nothing had happened."""
 
 import json
 import time

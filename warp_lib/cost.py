@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from .aligner import Run, Seed
 from .experiment import Experiment
 from .live import duration
@@ -55,17 +57,18 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     pace, recorded = recorded_pace(experiment), True
     if pace is None:
         reward = experiment.standardised(rewards, Progress())["reward"]
-        timed = remember("pace", _size(experiment), lambda _: {"seconds": _timed_pace(experiment, reward)})
+        inputs = _size(experiment) | {"threads": torch.get_num_threads()}
+        timed = remember("pace", inputs, lambda _: {"seconds": _timed_pace(experiment, reward)})
         pace, recorded = timed.record["seconds"], False
         stored = _stored(experiment, rewards)
     return Cost(s.iterations * s.runs * s.steps, stored, s.iterations * s.runs, pace, recorded)
 
 
 def recorded_pace(experiment: Experiment) -> float | None:
-    """Seconds a step took in the latest stored run of this policy, batch and length on this machine; None if there is none."""
-    like = surroundings() | _size(experiment)
+    """Seconds a step took in the latest stored run of this policy, batch and length on as many threads; None if there is none."""
+    like, threads = surroundings() | _size(experiment), torch.get_num_threads()
     for record in records("run"):
-        if all(record["inputs"].get(name) == value for name, value in like.items()):
+        if record.get("threads") == threads and all(record["inputs"].get(name) == value for name, value in like.items()):
             return statistics.median(row["seconds"] for row in record["result"]["history"])
     return None
 

@@ -86,7 +86,7 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
             x = x + mlp_proj(act(c_fc(ln_2(x))))
         return head(last(x.view(n, -1, width)[:, -1]))
 
-    least = torch.finfo(dtype).min  # not −∞: padding, which sees nothing, would be no number then
+    least = torch.finfo(dtype).min  # not −∞: what padding sees, nothing, would be no number
     hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=device)
     hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, least)
     later = torch.full((prompt, prompt), least, dtype=dtype, device=device).triu(1)

@@ -41,10 +41,10 @@ def laid_out(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tens
 def write_bias_once(model: nn.Module) -> None:
     """Have the model's dense layers add their biases as `Dense` does, wherever they multiply in bfloat16 and the operations are `known`.
 
-    A layer that was given a `forward` of its own keeps it.
+    A layer that was given a `forward` of its own keeps it. Does nothing on an accelerator.
     """
-    for layer in model.modules():
-        if isinstance(layer, (Conv1D, nn.Linear)) and layer.bias is not None and "forward" not in vars(layer):
+    for layer in model.modules() if machine.device().type == "cpu" else ():
+        if type(layer) in (Conv1D, nn.Linear) and layer.bias is not None and "forward" not in vars(layer):
             layer.forward = partial(_forward, layer)
 
 
@@ -66,8 +66,8 @@ class Dense(torch.autograd.Function):
         return torch.ops.mkldnn._linear_pointwise(x, weight.T, bias, "none", [], "")
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         # A weight's gradient lies in memory as the weight does, or it would be copied.
         of_weight = x.T @ gradient if weight.is_contiguous() else (gradient.T @ x).T
-        return gradient @ weight.T, of_weight, gradient.sum(0)
+        return gradient @ weight.T if ctx.needs_input_grad[0] else None, of_weight, gradient.sum(0)

@@ -1,4 +1,4 @@
-"""The report: the notebooks run in order, and one page made of them that opens offline. Also `publish`, which commits a run's notebooks."""
+"""The report: the notebooks run, and one page made of them that opens offline. Also `publish`, which commits a run's notebooks."""
 
 import html
 import io
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
-from . import machine, paths
+from . import paths
 from .live import duration
 from .settings import Settings
 
@@ -45,6 +45,10 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     On a processor two are run side by side, as soon as they can be, on half of its threads each: that is quicker than one after another.
     The executed notebooks are kept in ``runs/<name>/notebooks``, up to a cell that fails; then ReportError says which and why.
     """
+    import torch  # only now: `publish` does without
+
+    from . import machine
+
     sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
         raise ReportError("there are no notebooks to run in notebooks/.")
@@ -52,10 +56,10 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     (folder / "notebooks").mkdir(exist_ok=True)
     parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
     targets = {source.stem: folder / "notebooks" / source.name for source in sources}
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = torch.get_num_threads()
     at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
     futures: dict[str, Future[None]] = {}
-    began, finished, failed = time.monotonic(), [], threading.Event()
+    began, finished, failed, saying = time.monotonic(), [], threading.Event(), threading.Lock()
 
     def run(source: Path) -> None:
         if failed.is_set():
@@ -64,15 +68,17 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
             for before in AFTER.get(source.stem, ()):
                 if before in futures:
                     futures[before].result()
-            print(f"{source.stem}: begins", flush=True)
+            print(f"{source.stem}: begins\n", end="", flush=True)
             with kernels.next() as kernel:
                 _execute(source, targets[source.stem], parameters, kernel)
             _answer_on_top(targets[source.stem], settings)
         except BaseException:
             failed.set()
             raise
-        finished.append(source.stem)
-        print(f"[{len(finished)}/{len(sources)}] {source.stem}: finished, {duration(time.monotonic() - began)} in all\n", flush=True)
+        with saying:
+            finished.append(source.stem)
+            state = f"finished, {duration(time.monotonic() - began)} in all"
+            print(f"[{len(finished)}/{len(sources)}] {source.stem}: {state}\n\n", end="", flush=True)
 
     # Left from the right: the kernels are ended, and with them what is still running in the pool.
     with kernel_environment(), ThreadPoolExecutor(at_once) as pool, closing(_Kernels(len(sources), threads, at_once)) as kernels:
@@ -81,11 +87,11 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
                 futures[source.stem] = pool.submit(run, source)
             try:
                 ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-            except KeyboardInterrupt:
+                for future in ended:
+                    future.result()
+            except BaseException:  # Ctrl-C too
                 failed.set()
-                raise ReportError("interrupted. What is finished is kept; run the same command to go on.") from None
-            for future in ended:
-                future.result()
+                raise
     page = folder / "report.html"
     write_page([*targets.values()], page, f"WARP: {settings.name}")
     print(f"The report: {page}\n{paths.size_line()}")
@@ -97,48 +103,60 @@ class _Kernels:
 
     def __init__(self, count: int, threads: int, at_once: int):
         """The first of `count` kernels has all `threads`, the others, used `at_once`, share them out."""
-        self.threads = iter([threads] + [threads // at_once] * (count - 1))
+        shared = {"OMP_NUM_THREADS": str(threads // at_once)} if at_once > 1 else {}
+        self.environments = iter([{}] + [shared] * (count - 1))
         self.waiting: deque[AsyncKernelManager] = deque()
-        self.used: set[AsyncKernelManager] = set()
-        self.lock = threading.Lock()
+        self.alive: list[AsyncKernelManager] = []
+        self.closed, self.lock = False, threading.Lock()
         self._start()
 
     @contextmanager
     def next(self) -> "Iterator[AsyncKernelManager]":
-        """The next kernel, ended afterwards."""
+        """The next kernel, ended afterwards. Raises ReportError when they are closed."""
         with self.lock:
-            if not self.waiting:
-                self._start()
+            if self.closed:
+                raise ReportError("the report has ended.")
             kernel = self.waiting.popleft()
-            self.used.add(kernel)
             self._start()
         try:
             yield kernel
         finally:
-            self.used.discard(kernel)
             self._end(kernel)
 
     def close(self) -> None:
-        """End those that are left, whoever uses them."""
-        for kernel in [*self.waiting, *self.used]:
+        """End all of them, whoever uses them."""
+        with self.lock:
+            self.closed = True
+        for kernel in [*self.alive]:
             self._end(kernel)
 
     def _start(self) -> None:
         from jupyter_client import AsyncKernelManager
         from jupyter_core.utils import run_sync
 
-        if threads := next(self.threads, None):
+        environment = next(self.environments, None)
+        if environment is not None:
             kernel = AsyncKernelManager(kernel_name="python3")
             imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering, plotly.io; assert plotly.io.renderers"
             quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
-            run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | environment)
             self.waiting.append(kernel)
+            self.alive.append(kernel)
 
-    @staticmethod
-    def _end(kernel: "AsyncKernelManager") -> None:
+    def _end(self, kernel: "AsyncKernelManager") -> None:
         from jupyter_core.utils import run_sync
 
+        with self.lock:
+            if kernel not in self.alive:
+                return
+            self.alive.remove(kernel)
+        kernel.start_kernel = _never_again
         run_sync(kernel.shutdown_kernel)(now=True)
+
+
+async def _never_again(*_: Any, **__: Any) -> None:
+    """In place of a used kernel's `start_kernel`: nbclient starts one that it finds ended."""
+    raise ReportError("the report has ended.")
 
 
 class _Named(io.TextIOBase):
@@ -153,6 +171,11 @@ class _Named(io.TextIOBase):
         sys.stdout.flush()
         return len(text)
 
+    def close(self) -> None:
+        if self.begun:
+            self.write("\n")
+        super().close()
+
 
 def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "AsyncKernelManager") -> None:
     """Run one notebook through papermill into `target`, in a started kernel; what it prints shows in the terminal as well."""
@@ -162,10 +185,11 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "As
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the settings cell knows the parameters, and we what failed
     try:
-        papermill.execute_notebook(
-            source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
-            progress_bar=False, stdout_file=_Named(source.stem), km=kernel,
-        )  # fmt: skip
+        with closing(_Named(source.stem)) as terminal:
+            papermill.execute_notebook(
+                source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
+                progress_bar=False, stdout_file=terminal, km=kernel,
+            )  # fmt: skip
     except PapermillExecutionError as error:
         reason = (error.evalue.strip().splitlines() or [""])[-1]
         if error.ename == "ValueError":  # a setting out of its range, and nothing to look up

@@ -36,7 +36,7 @@ COLUMNS = {
     "perplexity": "of SFT on the completions",
     "perplexity_se": "",
     "completions": "completions sampled and scored to get there (empty for DPO, which samples before it trains)",
-    "seconds": "training time to get there, runs one after the other, pauses of the process included",
+    "seconds": "training time to get there, runs one after the other, on its share of the machine; pauses included",
 }
 
 

@@ -214,7 +214,9 @@ def train_encoder_scorer(
 def _freeze(model: PreTrainedModel, layers: int) -> list[nn.Module]:
     """Keep the embeddings and the first `layers` layers as they are (0: train everything). Raises ValueError if they are not found.
 
-    These layers, which are returned, compute in `fast_dtype` from then on, until their attribute `forward` is deleted.
+    Returns those of these layers that compute as they do when texts are scored, all in `fast_dtype`, until their attribute `forward` is
+    deleted; so the trained layers, which come after them, are given what they will be given then. Other kinds of encoders, whose layers
+    may be given more than hidden states and a mask, go on as they are.
     """
     if not layers:
         return []
@@ -225,13 +227,15 @@ def _freeze(model: PreTrainedModel, layers: int) -> list[nn.Module]:
     frozen = list(stacks[0][:layers])
     for module in (embeddings, *frozen):
         module.requires_grad_(False)
+    if model.config.model_type not in attention.FOR:
+        return []
     for layer in frozen:
         layer.forward = partial(_forward_narrowed, _narrowed(layer))
     return frozen
 
 
 def _forward_narrowed(narrow: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What a frozen layer makes of hidden states, by its `_narrowed` copy and in that format, as when texts are scored."""
+    """What a frozen layer makes of hidden states, by its `_narrowed` copy and in that format."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         return narrow(hidden.to(machine.fast_dtype()), *args, **kwargs)
 

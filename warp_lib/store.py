@@ -81,7 +81,7 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
 
 
 def surroundings() -> dict[str, Any]:
-    """What every result depends on beside its inputs. Other processors and numbers of threads round differently, and no more."""
+    """What every result depends on beside its inputs. On other processors and numbers of threads it differs by rounding only."""
     return {
         "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
     }  # fmt: skip
