@@ -219,7 +219,8 @@ def test_notebooks_run_side_by_side(toy, tmp_path, monkeypatch, capsys):
     """The first alone on all threads, then two at once on half of them; what waits for another comes after it. Terminal lines are named."""
     meet = [MEET.format(folder=str(tmp_path), mine=mine, other=other) for mine, other in (("a", "b"), ("b", "a"))]
     first = f"print(os.environ['OMP_NUM_THREADS'], os.listdir({str(tmp_path)!r}).count('a'))"
-    last = f"print(os.path.exists({str(tmp_path / 'b')!r}))"
+    meet[1] += "\ntime.sleep(3)\n(here / 'end').touch()"
+    last = f"print(os.path.exists({str(tmp_path / 'end')!r}))"
     side_by_side(tmp_path, monkeypatch, _01_first=f"import os\n{first}", _02_last=f"import os\n{last}", _03_one=meet[0], _04_other=meet[1])
     monkeypatch.setattr(report, "AFTER", {"02_last": ("03_one", "04_other")})
     report.run_report(report.Settings.profile("smoke", name="lanes"), "smoke", {"name": "lanes"})

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import machine
 from .merging import Weights
-from .policy import Policy, Rollouts, at_once
+from .policy import ChosenLogProbs, Policy, Rollouts, at_once
 from .progress import Progress
 from .reward import Reward
 from .seeds import torch_stream
@@ -80,8 +79,9 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
     losses = []
     for part in ids.split(CHUNK):
         with machine.autocast():
-            logits = policy.model(part, use_cache=False).logits[:, :-1].float()
-        losses.append(F.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none").mean(1))
+            logits = policy.model(part, use_cache=False).logits[:, :-1]
+        chosen = ChosenLogProbs.apply(logits.flatten(0, 1), part[:, 1:].flatten(), 1.0, [])
+        losses.append(-chosen.view(len(part), -1).mean(1))
     loss = torch.cat(losses)
     return loss.mean().item(), loss.std().item() / math.sqrt(len(loss))
 

@@ -2,6 +2,7 @@
 
 import html
 import io
+import itertools
 import logging
 import os
 import re
@@ -81,8 +82,9 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
             print(f"[{len(finished)}/{len(sources)}] {source.stem}: {state}\n\n", end="", flush=True)
 
     # Left from the right: the kernels are ended, and with them what is still running in the pool.
-    with kernel_environment(), ThreadPoolExecutor(at_once) as pool, closing(_Kernels(len(sources), threads, at_once)) as kernels:
-        for group in (sources[:1], sorted(sources[1:], key=lambda source: source.stem in AFTER)):
+    groups = sources[:1], sorted(sources[1:], key=lambda source: source.stem in AFTER)
+    with kernel_environment(), ThreadPoolExecutor(at_once) as pool, closing(_Kernels(sum(groups, []), threads, at_once)) as kernels:
+        for group in groups:
             for source in group:
                 futures[source.stem] = pool.submit(run, source)
             try:
@@ -99,12 +101,12 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
 
 
 class _Kernels:
-    """Kernels to be used once each. While one is used, the next is started and imports what takes it seconds."""
+    """Kernels to be used once each. While one is used, the next is started and imports what takes it seconds, if its notebook wants it."""
 
-    def __init__(self, count: int, threads: int, at_once: int):
-        """The first of `count` kernels has all `threads`, the others, used `at_once`, share them out."""
+    def __init__(self, sources: list[Path], threads: int, at_once: int):
+        """The kernel of the first of `sources` has all `threads`, the others, used `at_once`, share them out."""
         shared = {"OMP_NUM_THREADS": str(threads // at_once)} if at_once > 1 else {}
-        self.environments = iter([{}] + [shared] * (count - 1))
+        self.planned = iter([(source, shared if number else {}) for number, source in enumerate(sources)])
         self.waiting: deque[AsyncKernelManager] = deque()
         self.alive: list[AsyncKernelManager] = []
         self.closed, self.lock = False, threading.Lock()
@@ -134,10 +136,10 @@ class _Kernels:
         from jupyter_client import AsyncKernelManager
         from jupyter_core.utils import run_sync
 
-        environment = next(self.environments, None)
-        if environment is not None:
+        for source, environment in itertools.islice(self.planned, 1):
             kernel = AsyncKernelManager(kernel_name="python3")
-            imports = "--IPKernelApp.exec_lines=import warp_lib.experiment, warp_lib.rendering, plotly.io; assert plotly.io.renderers"
+            heavy = "import warp_lib.experiment; " if "warp_lib.experiment" in source.read_text(encoding="utf-8") else ""
+            imports = f"--IPKernelApp.exec_lines={heavy}import warp_lib.rendering, plotly.io; assert plotly.io.renderers"
             quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
             run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | environment)
             self.waiting.append(kernel)
