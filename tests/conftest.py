@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-")  # before warp_lib.paths reads it
 
 import datasets
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -237,6 +238,11 @@ def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Pat
     What goes wrong before a fixture hands it on is raised with what the page and the server say.
     """
     folder, log = notebook.parent, notebook.parent / "log"
+    fresh = nbformat.read(notebook, 4)
+    for cell in fresh.cells:  # or what it was committed with would look as if its cells had begun
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(fresh, notebook)
     server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
     server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     around |= {"PYTHONPATH": paths.ROOT, "JUPYTER_CONFIG_DIR": folder / "c"}
