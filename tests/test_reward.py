@@ -20,7 +20,7 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification, D
 
 import warp_lib.experiment as experiment_module
 import warp_lib.reward as reward_module
-from warp_lib import machine
+from warp_lib import attention, machine
 from warp_lib.checkpoint import weights_of
 from warp_lib.experiment import Experiment
 from warp_lib.progress import Progress
@@ -310,7 +310,7 @@ def test_a_trained_scorer_is_the_stored_one(store, tmp_path, kind):
     trained, taken = scorer(), scorer()
     assert torch.equal(trained(texts), taken(texts)) and torch.equal(trained.logits(texts), taken.logits(texts))
     assert not any(getattr(layer.forward, "func", None) is reward_module._forward_narrowed for layer in trained.model.modules())
-    assert trained.model.config._attn_implementation == taken.model.config._attn_implementation != "narrow"
+    assert trained.model.config._attn_implementation == taken.model.config._attn_implementation != attention.NAME
 
 
 # --- The judges -------------------------------------------------------------------------------------------------------------------------
