@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -42,6 +43,7 @@ def policy_of(kind: str, sampler: str, monkeypatch, **options) -> Policy:
     monkeypatch.setattr(cuda_graphs, "can_capture", lambda model: sampler == "captured")
     if machine.device().type == "cpu":
         monkeypatch.setattr(cuda_graphs, "captured", into_one_tensor)
+        monkeypatch.setattr(cuda_graphs, "compiled", lambda run: run)
         monkeypatch.setattr(torch.cuda, "make_graphed_callables", one_backward_each)
     if sampler == "decode":
         monkeypatch.setattr(warp_lib.policy, "is_plain_gpt2", lambda model: False)
@@ -259,17 +261,34 @@ def test_decode_gpt2_is_not_used_for_its_variants(option):
 # What a GPU captures
 
 
-@pytest.mark.parametrize("plain", [True, False], ids=["llama_token", "transformers"])
-def test_both_captured_tokens_of_a_llama_are_decode(plain, monkeypatch, float32):
-    """Guards: the arithmetic of `llama_token`, and transformers' own token on a cache of fixed length, at every step for every token."""
-    logits = []
-    for sampler in ("captured", "decode"):
-        with monkeypatch.context() as patch:
-            patch.setattr(cuda_graphs, "is_plain_llama", lambda model: plain)
-            policy, seen = policy_of("llama", sampler, patch), spy_on_draw(patch)
-            policy.sample(PROMPTS, 20, TAU, stream("s"))
-        logits.append(torch.stack(seen, 1))
-    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("token", ["written out", "compiled", "transformers"])
+def test_all_captured_tokens_of_a_llama_are_decode(token, monkeypatch, float32):
+    """Guards: the arithmetic of `llama_token`, what its compilation loses (keys and values written in place, numbers taken for constants),
+    and transformers' own token on a cache of fixed length, at every step for every token."""
+    for prompts in (PROMPTS, [*PROMPTS, [9, 1]]):  # another shape is compiled again
+        logits = []
+        for sampler in ("captured", "decode"):
+            with monkeypatch.context() as patch:
+                patch.setattr(cuda_graphs, "is_plain_llama", lambda model: token != "transformers")
+                policy, seen = policy_of("llama", sampler, patch), spy_on_draw(patch)
+                if token == "compiled" and machine.device().type == "cpu":  # without the kernels, which want a compiler for C++
+                    patch.setattr(cuda_graphs, "compiled", partial(torch.compile, backend="aot_eager", fullgraph=True))
+                policy.sample(prompts, 20, TAU, stream("s"))
+            logits.append(torch.stack(seen, 1))
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+
+
+def test_without_a_compiler_a_block_runs_as_it_is(monkeypatch):
+    """Guards: sampling that fails, or tries to compile again for every token, where torch's compiler does not work."""
+    tried = Mock(side_effect=RuntimeError("no C compiler\nand a long trace"))
+    monkeypatch.setattr(torch, "compile", lambda run: tried)
+    block = cuda_graphs.compiled(lambda x: x + 1)
+    with pytest.warns(UserWarning, match=r"RuntimeError: no C compiler\)") as said:
+        assert [block(1), block(2)] == [2, 3]
+    assert len(said) == tried.call_count == 1
+    broken = cuda_graphs.compiled(lambda x: x[0])
+    with pytest.warns(UserWarning), pytest.raises(TypeError):
+        broken(1)
 
 
 @pytest.mark.parametrize("option", [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}], ids=lambda o: next(iter(o)))

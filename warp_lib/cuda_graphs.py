@@ -1,11 +1,13 @@
 """On a GPU: work of one shape that is asked for again and again, captured as a graph once and then replayed.
 
 A forward is hundreds of small kernels, and asking for them one by one takes longer than they do. What is captured here is transformers'
-own forward and backward; only a Llama's single token is written out, in less than half the kernels.
+own forward and backward; only a Llama's single token is written out, and compiled, in fewer than a third of the kernels.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -138,40 +140,32 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
 
 
 def llama_token(completion: Completion) -> Callable[[], Tensor]:
-    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and heads that share keys read them together."""
+    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and the rest of a block is compiled."""
     model, cache, mask, place = completion.model, completion.cache, completion.mask, completion.place
-    body, c, n = model.model, model.config, len(place)
-    shared, size, dtype = c.num_key_value_heads, body.layers[0].self_attn.head_dim, machine.fast_dtype()
-    heads, columns = c.num_attention_heads, torch.arange(mask.shape[1], device=mask.device)
-    blocks = [
+    body, c, dtype = model.model, model.config, machine.fast_dtype()
+    heads_of_a_key, columns = c.num_attention_heads // c.num_key_value_heads, torch.arange(mask.shape[1], device=mask.device)
+    weights = [
         (
-            block.input_layernorm, joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj), block.self_attn.o_proj,
-            block.post_attention_layernorm, joined(block.mlp.gate_proj, block.mlp.up_proj), block.mlp.down_proj, kept,
+            block.input_layernorm.weight, joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
+            block.self_attn.o_proj.weight, block.post_attention_layernorm.weight, joined(block.mlp.gate_proj, block.mlp.up_proj),
+            block.mlp.down_proj.weight,
         )
-        for block, kept in zip(body.layers, cache.layers, strict=True)
+        for block in body.layers
     ]  # fmt: skip
-
-    def normed(x: Tensor, norm: nn.Module) -> Tensor:
-        return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(dtype)
+    block = compiled(llama_block)
 
     def token() -> Tensor:
         at = cache.layers[0].cumulative_length
         seen = (mask.bool() & (columns <= at))[:, None, None]
-        hidden_by = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf).expand(-1, shared, heads // shared, -1)
+        hidden_by = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
+        hidden_by = hidden_by.expand(-1, c.num_key_value_heads, heads_of_a_key, -1)
         x = body.embed_tokens.weight[completion.token[:, 0]]
         cos, sin = body.rotary_emb(x[:, None], place)
-        for norm_1, q_k_v, o, norm_2, gate_up, down, kept in blocks:
-            qk, v = F.linear(normed(x, norm_1), q_k_v).view(n, heads + 2 * shared, size).split((heads + shared, shared), 1)
-            q, k = (qk * cos + rotate_half(qk) * sin).to(dtype).split((heads, shared), 1)
-            kept.keys.index_copy_(2, at[None], k[:, :, None])
-            kept.values.index_copy_(2, at[None], v[:, :, None])
-            a = F.scaled_dot_product_attention(q.reshape(n, shared, heads // shared, size), kept.keys, kept.values, hidden_by)
-            x = x + o(a.reshape(n, heads * size))
-            gate, up = F.linear(normed(x, norm_2), gate_up).chunk(2, 1)
-            x = x + down(F.silu(gate) * up)
+        for given, kept in zip(weights, cache.layers, strict=True):
+            x = block(x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *given, c.rms_norm_eps)
         at += 1
         place.add_(1)
-        return model.lm_head(normed(x, body.norm))
+        return model.lm_head(F.rms_norm(x, x.shape[1:], body.norm.weight, c.rms_norm_eps).to(dtype))
 
     def without_autocast() -> Tensor:
         with torch.autocast(mask.device.type, enabled=False):
@@ -180,12 +174,60 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
     return without_autocast
 
 
+def llama_block(
+    x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, hidden_by: Tensor, keys: Tensor, values: Tensor, norm_1: Tensor, q_k_v: Tensor,
+    o: Tensor, norm_2: Tensor, gate_up: Tensor, down: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """A Llama's block for one token in each row, x (n, width) ↦ (n, width); heads that share keys read them together.
+
+    Args:
+        cos, sin: (n, 1, size) of the token's place.
+        at: (1,) where the token stands in the cache; it is written there.
+        hidden_by: (n, shared, heads / shared, longest) 0, or −∞ where nothing is to be seen.
+        keys, values: (n, shared, longest, size) of the cache.
+        norm_1 … down: the block's weights, (out, in).
+    """
+    n, shared, _, size = keys.shape
+    heads, dtype = o.shape[1] // size, keys.dtype
+    qkv = F.linear(F.rms_norm(x, norm_1.shape, norm_1, eps).to(dtype), q_k_v).view(n, heads + 2 * shared, size)
+    qk, v = qkv.split((heads + shared, shared), 1)
+    q, k = (qk * cos + rotate_half(qk) * sin).to(dtype).split((heads, shared), 1)
+    keys.index_copy_(2, at, k[:, :, None])
+    values.index_copy_(2, at, v[:, :, None])
+    a = F.scaled_dot_product_attention(q.reshape(n, shared, heads // shared, size), keys, values, hidden_by)
+    x = x + F.linear(a.reshape(n, heads * size), o)
+    gate, up = F.linear(F.rms_norm(x, norm_2.shape, norm_2, eps).to(dtype), gate_up).chunk(2, 1)
+    return x + F.linear(F.silu(gate) * up, down)
+
+
 def joined(*products: nn.Linear) -> Tensor:
     """The weights of products as one, whose parts they are from now on."""
     whole = torch.cat([product.weight.data for product in products])
     for product, part in zip(products, whole.split([product.out_features for product in products]), strict=True):
         product.weight.data = part
     return whole
+
+
+@lru_cache
+def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`run` by torch's compiler; as it is where that fails, as it does without Triton or a C compiler."""
+    fast = torch.compile(run)
+
+    def attempt(*given) -> Tensor:
+        nonlocal fast
+        try:
+            return fast(*given)
+        except Exception as error:
+            if fast is run:
+                raise
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(
+                f"Sampling is slower than it could be: torch.compile failed here ({type(error).__name__}: {reason}).", stacklevel=2
+            )
+            fast = run
+            return run(*given)
+
+    return attempt
 
 
 # Scoring
