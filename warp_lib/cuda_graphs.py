@@ -211,21 +211,18 @@ def joined(*products: nn.Linear) -> Tensor:
 @lru_cache
 def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`run` by torch's compiler; as it is where that fails, as it does without Triton or a C compiler."""
-    fast = torch.compile(run)
+    fast: Callable[..., Tensor] | None = torch.compile(run)
 
     def attempt(*given) -> Tensor:
         nonlocal fast
-        try:
-            return fast(*given)
-        except Exception as error:
-            if fast is run:
-                raise
-            reason = str(error).strip().split("\n")[0]
-            warnings.warn(
-                f"Sampling is slower than it could be: torch.compile failed here ({type(error).__name__}: {reason}).", stacklevel=2
-            )
-            fast = run
-            return run(*given)
+        if fast is not None:
+            try:
+                return fast(*given)
+            except Exception as error:
+                why = (str(error).strip() or repr(error)).splitlines()[0]
+                warnings.warn(f"Sampling is slower than it could be, for torch.compile fails here: {why}", stacklevel=2)
+                fast = None
+        return run(*given)
 
     return attempt
 
