@@ -1,7 +1,7 @@
 """On a GPU: work of one shape that is asked for again and again, captured as a graph once and then replayed.
 
 A forward is hundreds of small kernels, and asking for them one by one takes longer than they do. What is captured here is transformers'
-own forward and backward; only a Llama's single token is written out, and compiled, in fewer than a third of the kernels.
+own forward and backward; only a Llama's single token is written out, and its blocks are compiled.
 """
 
 import copy
@@ -140,7 +140,7 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
 
 
 def llama_token(completion: Completion) -> Callable[[], Tensor]:
-    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and the rest of a block is compiled."""
+    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and blocks are compiled."""
     model, cache, mask, place = completion.model, completion.cache, completion.mask, completion.place
     body, c, dtype = model.model, model.config, machine.fast_dtype()
     heads_of_a_key, columns = c.num_attention_heads // c.num_key_value_heads, torch.arange(mask.shape[1], device=mask.device)
@@ -210,18 +210,26 @@ def joined(*products: nn.Linear) -> Tensor:
 
 @lru_cache
 def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`run` by torch's compiler; as it is where that fails, as it does without Triton or a C compiler."""
-    fast: Callable[..., Tensor] | None = torch.compile(run)
+    """`run` by torch's compiler; as it is where that fails, as it does without Triton or a C compiler.
+
+    It is compiled for each new shape, and so rounds the same whatever came before; after eight of them in a process torch runs others as
+    they are, and its log says so.
+    """
+    fast: Callable[..., Tensor] | None = None  # `run` itself once that has failed
 
     def attempt(*given) -> Tensor:
         nonlocal fast
-        if fast is not None:
+        if fast is not run:
             try:
+                fast = fast or torch.compile(run, dynamic=False)
                 return fast(*given)
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:
+                fast = run
+                error = getattr(error, "inner_exception", error)  # torch's own names the backend only
                 why = (str(error).strip() or repr(error)).splitlines()[0]
                 warnings.warn(f"Sampling is slower than it could be, for torch.compile fails here: {why}", stacklevel=2)
-                fast = None
         return run(*given)
 
     return attempt
