@@ -123,7 +123,7 @@ def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, c
     draw = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(rows, words, generator=draw)).to(dtype).requires_grad_()
     chosen, weights = torch.randint(END + 1, words, (rows,), generator=draw), torch.randn(rows, generator=draw)
-    found = ChosenLogProbs.apply(logits, chosen, TAU, [END])
+    found = ChosenLogProbs.apply(logits * 1, chosen, TAU, [END])  # a copy, for it is written over
     (gradient,) = torch.autograd.grad(found @ weights, logits)
     expected = -torch.nn.functional.cross_entropy(masked(logits, TAU, [END]), chosen, reduction="none")
     (expected_gradient,) = torch.autograd.grad(expected @ weights, logits)
@@ -135,18 +135,20 @@ def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, c
 def test_the_gradient_of_a_likely_token_is_there_in_bfloat16():
     """Guards: 1 − p of a probability that was rounded, which is several percent off, or 0."""
     logits = torch.tensor([[0.0, 0.0, gap] for gap in (3.0, 5.0, 8.0)], dtype=torch.bfloat16, requires_grad=True)
-    (gradient,) = torch.autograd.grad(ChosenLogProbs.apply(logits, torch.tensor([2, 2, 2]), 1.0, []).sum(), logits)
+    (gradient,) = torch.autograd.grad(ChosenLogProbs.apply(logits * 1, torch.tensor([2, 2, 2]), 1.0, []).sum(), logits)
     expected = 1 - logits.detach().double().softmax(-1)[:, 2]
     torch.testing.assert_close(gradient[:, 2].double(), expected, atol=0, rtol=2**-8)
 
 
-def test_chosen_log_probs_have_one_backward():
-    """Its memory is the gradient's: a second one, which would be wrong, is refused."""
-    logits = torch.randn(3, 12, requires_grad=True)
-    total = ChosenLogProbs.apply(logits, torch.tensor([1, 2, 3]), TAU, [END]).sum()
-    total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        total.backward()
+def test_chosen_log_probs_keep_what_they_are_given():
+    """Guards: logits written over where nobody asks for a gradient; a second backward that reads what the first one left."""
+    logits = torch.randn(3, 12, generator=torch.manual_seed(0)).requires_grad_()
+    plain = logits.detach().clone()
+    ChosenLogProbs.apply(plain, torch.tensor([1, 2, 3]), TAU, [END])
+    assert torch.equal(plain, logits)
+    total = ChosenLogProbs.apply(logits * 1, torch.tensor([1, 2, 3]), TAU, [END]).sum()
+    first, second = (torch.autograd.grad(total, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.abs().sum() > 1
 
 
 def test_a_gpt2_computes_what_transformers_computes():

@@ -258,33 +258,31 @@ class ChosenLogProbs(torch.autograd.Function):
     """log softmax(`masked` logits) at the chosen tokens, (n, vocabulary) → (n,), and its gradient.
 
     The same as cross-entropy, but a few rows at a time: what autograd would keep for the whole vocabulary, in float32 and several times
-    over, never leaves the processor's cache. Only what the gradient is made of is kept, in the logits' own format: probabilities, less 1 at
-    the chosen token.
+    over, never leaves the processor's cache. Where a gradient is asked for, what it is made of is kept in the memory of the logits, which
+    nothing else may need: probabilities, less 1 at the chosen token.
     """
 
     @staticmethod
     def forward(ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
         rows, log_p = at_once(logits[0]), logits.new_empty(len(logits), dtype=torch.float32)
         work = logits.new_empty(rows, logits.shape[1], dtype=torch.float32)
-        difference = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         for k in range(0, len(logits), rows):
             part, here = masked(logits[k : k + rows], temperature, ends, work), slice(k, k + rows)
             part.sub_(part.amax(-1, keepdim=True))
             of_chosen = part.gather(-1, chosen[here, None])
             total = part.exp_().sum(-1, keepdim=True)
             log_p[here] = (of_chosen - total.log())[:, 0]
-            if difference is not None:  # 1 is taken away in float32: of a likely token nothing would be left in bfloat16
-                difference[here] = part.div_(total).scatter_add_(-1, chosen[here, None], -torch.ones_like(total))
-        if difference is not None:
-            ctx.save_for_backward(difference)
+            if ctx.needs_input_grad[0]:  # 1 is taken away in float32: of a likely token nothing would be left in bfloat16
+                logits[here] = part.div_(total).scatter_add_(-1, chosen[here, None], -torch.ones_like(total))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(logits)
         ctx.temperature = temperature
         return log_p
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (difference,) = ctx.saved_tensors
-        gradient = (gradient / -ctx.temperature).to(difference.dtype)
-        return difference.mul_(gradient[:, None]), None, None, None  # in place, so a second backward through the same call is refused
+        return difference * (gradient / -ctx.temperature).to(difference.dtype)[:, None], None, None, None
 
 
 def _smollm2() -> tuple[Path, dict[str, str]]:
