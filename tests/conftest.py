@@ -57,8 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in ("test_smoke", "test_study"))  # the longest files, one for each process
 
 
-def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)
+@pytest.hookimpl(trylast=True)  # when fixtures have ended what they started
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)  # not in pytest_unconfigure: a process of xdist may be ended before
 
 
 @pytest.fixture(name="store")
