@@ -19,7 +19,9 @@ from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
-os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-")  # before warp_lib.paths reads it
+# Before warp_lib.paths reads it. Those of xdist's processes lie in that of the process that began them, and which removes it.
+IN = os.environ.get("WARP_RUNS") if "PYTEST_XDIST_WORKER" in os.environ else None
+os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-", dir=IN)
 
 import datasets
 import nbformat
@@ -59,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)  # when fixtures have ended what they started
 def pytest_sessionfinish() -> None:
-    shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)  # not in pytest_unconfigure: a process of xdist may be ended before
+    shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)
 
 
 @pytest.fixture(name="store")
