@@ -20,8 +20,7 @@ from itertools import product
 from pathlib import Path
 
 # Before warp_lib.paths reads it. Those of xdist's processes lie in that of the process that began them, and which removes it.
-IN = os.environ.get("WARP_RUNS") if "PYTEST_XDIST_WORKER" in os.environ else None
-os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-tests-", dir=IN)
+os.environ["WARP_RUNS"] = tempfile.mkdtemp("", "warp-tests-", os.environ.get("WARP_RUNS") if "PYTEST_XDIST_WORKER" in os.environ else None)
 
 import datasets
 import nbformat
