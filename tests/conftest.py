@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nbconvert.preprocessors import ClearOutputPreprocessor
 from playwright.sync_api import Browser, Page, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 from safetensors.numpy import save_file
@@ -58,8 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in ("test_smoke", "test_study"))  # the longest files, one for each process
 
 
-@pytest.hookimpl(trylast=True)  # when fixtures have ended what they started
-def pytest_sessionfinish() -> None:
+def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["WARP_RUNS"], ignore_errors=True)
 
 
@@ -240,10 +240,7 @@ def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Pat
     What goes wrong before a fixture hands it on is raised with what the page and the server say.
     """
     folder, log = notebook.parent, notebook.parent / "log"
-    fresh = nbformat.read(notebook, 4)
-    for cell in fresh.cells:  # or what it was committed with would look as if its cells had begun
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+    fresh, _ = ClearOutputPreprocessor().preprocess(nbformat.read(notebook, 4), {})  # or its cells would look as if they had begun
     nbformat.write(fresh, notebook)
     server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
     server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]

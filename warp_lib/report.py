@@ -2,7 +2,6 @@
 
 import html
 import io
-import itertools
 import logging
 import os
 import re
@@ -136,7 +135,8 @@ class _Kernels:
         from jupyter_client import AsyncKernelManager
         from jupyter_core.utils import run_sync
 
-        for source, environment in itertools.islice(self.planned, 1):
+        if planned := next(self.planned, None):
+            source, environment = planned
             kernel = AsyncKernelManager(kernel_name="python3")
             heavy = "import warp_lib.experiment; " if "warp_lib.experiment" in source.read_text(encoding="utf-8") else ""
             imports = f"--IPKernelApp.exec_lines={heavy}import warp_lib.rendering, plotly.io; assert plotly.io.renderers"
