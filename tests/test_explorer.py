@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import serving
@@ -40,8 +41,9 @@ def own(store, monkeypatch) -> pd.DataFrame:
         },
     ]
     shown = [{"point": k, "prompt": f"{EVIL} p", "completion": f"{EVIL} {k}", "reward": k - 0.5} for k in (0, 1)]
-    results.write_results(f"mine{EVIL[:1]}", "03_warp", rows, shown, {"reward": "mine"})
-    results.write_results("silent", "03_warp", rows, [], {})
+    scores = {score: np.array([[row[score]] for row in rows]) for score in ("reward", "kl")}
+    results.write_results(f"mine{EVIL[:1]}", "03_warp", rows, scores, shown, {"reward": "mine"})
+    results.write_results("silent", "03_warp", rows, scores, [], {})
     (store / "silent" / "results" / "03_warp.json").unlink()
     (store / f"mine{EVIL[:1]}" / "real_positive.json").write_text(json.dumps({"mean": 0.3, "p99": 1.4}))
     return all_points()

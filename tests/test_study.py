@@ -555,19 +555,25 @@ def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "seeds, prompts, words",
+    "mean, of_seeds, of_prompts, seeds, words",
     [
-        ((0.1, 0.05, 0.15, 8), (0.1, 0.02, 0.18, 100), "ahead of rival"),
-        ((0.1, 0.05, 0.15, 8), (0.1, -0.02, 0.22, 100), "cannot be told"),
-        ((0.1, -0.05, 0.25, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),
-        ((0.1, 0.02, 0.18, 8), (0.1, 0.02, 0.18, 100), "cannot be told"),  # each excludes 0, their errors together do not
-        ((-0.1, -0.15, -0.05, 8), (-0.1, -0.18, -0.02, 100), "behind rival"),
-        ((0.1, math.nan, math.nan, 1), (0.1, 0.02, 0.18, 100), "one seed cannot say"),
+        (0.1, 0.05, 0.1, 8, "ahead of rival"),
+        (0.1, 0.05, 0.6, 8, "cannot be told"),
+        (0.1, 0.15, 0.1, 8, "cannot be told"),
+        (0.1, 0.1, 0.4, 8, "cannot be told"),  # each by itself would exclude 0: ± 0.084 over seeds, ± 0.079 over prompts
+        (-0.1, 0.05, 0.1, 8, "behind rival"),
+        (0.1, 0.001, 0.01, 2, "which two seeds do not decide"),
+        (0.1, 0.0, 0.01, 1, "one seed cannot say"),
     ],
 )
-def test_a_verdict_adds_the_errors_of_seeds_and_prompts(seeds, prompts, words):
-    found = Contrast({}, Interval(*seeds), Interval(*prompts), arm="warp", rival="rival", high=3.0, short={})
+def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, words):
+    """Seeds and prompts as far apart as these standard deviations say."""
+    by_seed, by_prompt = ((x - x.mean()) / (x.std(ddof=1) if len(x) > 1 else 1) for x in map(np.arange, (float(seeds), 100.0)))
+    table = mean + of_seeds * by_seed[:, None] + of_prompts * by_prompt
+    found = Contrast(dict(enumerate(table)), arm="warp", rival="rival", high=3.0, short={})
     assert words in found.verdict
+    if words.startswith("cannot") and of_prompts == 0.4:
+        assert found.over_seeds.side == found.over_prompts.side == 1
 
 
 def test_figures_show_what_is_compared(folder):
@@ -698,17 +704,19 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
 def test_lines_over_eta_and_their_bend(folder):
     """Guards: validation prompts on the line, another arm's method, the sign of the bend."""
     etas = [0.0, 0.5, 1.0]
-    for seed, order in ((0, [2, 0, 1]), (1, [1, 2, 0])):
+    for seed, order in ((0, [2, 0, 1]), (1, [1, 2, 0]), (2, [0, 1, 2])):
         test = [(0, 0), (1 + seed, 1.0), (4, 1.0)]
         keep(folder, "x", "warp", seed, [(0, 9), (1, 9), (4, 9)], test=[test[k] for k in order])
         file = folder / "x" / f"warp-{seed}.csv"
         pd.read_csv(file).assign(eta=[etas[k] for k in order] * 2).to_csv(file, index=False)
-    table = outcomes.along_eta("x", "warp", "warp", [0, 1])
-    assert table["eta"].tolist() == etas and table["reward"].tolist() == [0, 1, 1] and table["kl"].tolist() == [0, 1.5, 4]
-    assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2]).high - 1.5, 0])
-    bends = {column: outcomes.bend("x", "warp", "warp", column, [0, 1]) for column in ("reward", "kl")}
-    assert bends["reward"].both.mean == pytest.approx(0.5) and bends["reward"].both.side == 1  # concave
-    assert bends["kl"].both.mean == -0.5 and bends["kl"].both.side == 0  # −1 and 0: two seeds do not say
+    table = outcomes.along_eta("x", "warp", "warp", [0, 1, 2])
+    assert table["eta"].tolist() == etas and table["reward"].tolist() == [0, 1, 1] and table["kl"].tolist() == [0, 2, 4]
+    assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2, 3]).high - 2, 0])
+    bends = {column: outcomes.bend("x", "warp", "warp", column, [0, 1, 2]) for column in ("reward", "kl")}
+    assert bends["reward"].both.mean == pytest.approx(0.5) and bends["reward"].side == 1  # concave
+    assert bends["kl"].both.mean == 0 and bends["kl"].side == 0  # −1, 0 and 1
+    of_two = outcomes.bend("x", "warp", "warp", "kl", [0, 1])
+    assert of_two.both.mean == -0.5 and of_two.side == 0
 
 
 @pytest.mark.parametrize("differences, side", [([1.0, 1.1], 1), ([-1.0, -1.1], -1), ([-1.0, 1.1], 0), ([1.0], 0)])

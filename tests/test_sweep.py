@@ -22,7 +22,7 @@ if settings.runs == broken and settings.eta == 1:
     os.kill(os.getpid(), 9)
 if settings.runs == broken:
     raise RuntimeError("broken here")
-write_results(settings.name, "toy", [{"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}], [], {})
+write_results(settings.name, "toy", [{"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}], {}, [], {})
 """
 
 

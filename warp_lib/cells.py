@@ -37,13 +37,13 @@ class Cell:
     def over(self, seeds: Iterable[int]) -> dict[str, Effect]:
         """Its r̃ and its KL on some of its seeds."""
         seeds = list(seeds)
-        return {n: Effect.of({s: by_seed[s] for s in seeds}) for n, by_seed in (("r̃", self.reward), ("KL, nats", self.kl))}
+        return {n: Effect({s: by_seed[s] for s in seeds}) for n, by_seed in (("r̃", self.reward), ("KL, nats", self.kl))}
 
     def less(self, other: "Cell") -> dict[str, Effect]:
         """What it has over another cell in r̃ and in KL, paired by seed and prompt, on the seeds that both have."""
         seeds = shared_by([self, other])
         pairs = (("r̃", self.reward, other.reward), ("KL, nats", self.kl, other.kl))
-        return {name: Effect.of({s: a[s] - b[s] for s in seeds}) for name, a, b in pairs}
+        return {name: Effect({s: a[s] - b[s] for s in seeds}) for name, a, b in pairs}
 
     def height(self) -> Effect | None:
         """Its r̃ less that of the longest run's front at the same KL, on the seeds that both have; None where there is none, or where a
@@ -52,7 +52,7 @@ class Cell:
         lines = {s: rivals[s].front_at([self.kl[s].mean()]) for s in sorted(self.reward.keys() & rivals.keys())}
         if not lines or any(line is None for line in lines.values()):
             return None
-        return Effect.of({s: self.reward[s] - line[0] for s, line in lines.items()})
+        return Effect({s: self.reward[s] - line[0] for s, line in lines.items()})
 
 
 def shared_by(cells: Iterable[Cell]) -> list[int]:

@@ -224,7 +224,7 @@ class Experiment:
 
     def measure(self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
         """Evaluate the points of one notebook and enter them into the results table as its `part`."""
-        s, rows, shown = self.settings, [], []
+        s, rows, scores, shown = self.settings, [], {}, []
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
             place = {k: v for k, v in vars(point).items() if k != "theta"}
@@ -233,8 +233,11 @@ class Experiment:
             for prompt, text, reward in zip(prompts, texts, seen.scores["reward"].mean(1).tolist(), strict=False):
                 shown.append({"point": number, "prompt": prompt, "completion": text, "reward": reward})
             rows.append(place | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary)
+            for score, values in seen.scores.items():
+                scores.setdefault(score, []).append(values.mean(1).numpy())
             progress.log(reward=seen.summary["reward"], kl_sft=seen.summary["kl"])
-        return write_results(s.name, part, rows, shown, {name: scorer.identity for name, scorer in rewards.items()})
+        scores = {score: np.stack(values) for score, values in scores.items()}
+        return write_results(s.name, part, rows, scores, shown, {name: scorer.identity for name, scorer in rewards.items()})
 
     def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> Table:
         """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""

@@ -1,15 +1,19 @@
-"""Reward/KL fronts compared: which points make a front, its mean reward over a range of KL, and the difference of two over seeds.
+"""Reward/KL fronts compared: which points make a front, its mean reward over a range of KL, and the difference of two over seeds and
+prompts.
 
 A front is read linearly between its points and never beyond them. Reading it needs no torch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from scipy.special import stdtrit
+
+FEWEST = 3  # seeds from which an interval over seeds is given, and a side taken
+DRAWS = 2000  # resamplings of a bootstrap
 
 
 def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
@@ -67,7 +71,7 @@ def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` paired differences and its 95% interval (Student's t): low and high are nan for a single one."""
+    """A mean over `n` paired differences and its 95% interval (Student's t): low and high are nan where there is none."""
 
     mean: float
     low: float
@@ -83,49 +87,127 @@ class Interval:
 
     @property
     def side(self) -> int:
-        """1 or −1 where the interval lies on one side of 0, else 0; a single difference has no side."""
+        """1 or −1 where the interval lies on one side of 0, else 0; without an interval there is no side."""
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
-        span = f"{self.low:+z.3f} to {self.high:+z.3f}" if self.n > 1 else "no interval"
+        span = "no interval" if math.isnan(self.low) else f"{self.low:+z.3f} to {self.high:+z.3f}"
         return f"{self.mean:+z.3f} ({span}, n = {self.n})"
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A number measured on each seed and prompt: its mean, and its errors over both.
+def half_width(table: np.ndarray) -> np.ndarray:
+    """Half of the 95% interval of a table's mean, over other seeds and other prompts at once.
 
-    by_seed: seed → its interval over prompts. over_seeds: of the seeds' means, over training runs on the same prompts; over_prompts: of the
-    prompts' means, over prompts with the same runs.
+    A two-way random-effects model: a value is the mean, plus an effect of its seed, plus one of its prompt, plus the rest (interaction and
+    sampling noise). The variance of the seeds' means / seeds and that of the prompts' means / prompts each hold the rest once, so their sum
+    less the rest / (seeds · prompts) is the variance of the mean. Each part has the t quantile of its own degrees of freedom: seeds − 1 for
+    what the seeds add, prompts − 1 for the prompts' means. The interval is never narrower than the one over seeds alone or over prompts
+    alone.
+
+    Args:
+        table: values in any unit, (…, seeds, prompts), at least two each.
+
+    Returns:
+        Half widths in that unit, (…).
+    """
+    seeds, prompts = table.shape[-2:]
+    by_seed, by_prompt = table.mean(-1), table.mean(-2)
+    rest = table - by_seed[..., None] - by_prompt[..., None, :] + table.mean((-1, -2))[..., None, None]
+    rest = (rest**2).sum((-1, -2)) / ((seeds - 1) * (prompts - 1)) / (seeds * prompts)
+    of_seeds, of_prompts = by_seed.var(-1, ddof=1) / seeds, by_prompt.var(-1, ddof=1) / prompts
+    t_seeds, t_prompts = stdtrit(seeds - 1, 0.975), stdtrit(prompts - 1, 0.975)
+    both = t_seeds**2 * np.maximum(of_seeds - rest, 0) + t_prompts**2 * of_prompts
+    return np.sqrt(np.maximum(both, t_seeds**2 * of_seeds))
+
+
+def bootstrap(number: Callable[[np.ndarray], float], prompts: int) -> Interval:
+    """The 95% interval over prompts of a number that is no plain mean over them, as a front's reward at a KL is, whose points' KL is a mean
+    over the same prompts too.
+
+    The prompts are drawn anew `DRAWS` times, always the same ones, and the number's standard deviation over the draws is its error. For a
+    plain mean that is `Interval.of`.
+
+    Args:
+        number: what it is when each prompt counts as much as these shares say, (prompts,), of sum 1.
+        prompts: how many there are.
+    """
+    equal = np.full(prompts, 1 / prompts)
+    drawn = np.random.default_rng(0).multinomial(prompts, equal, DRAWS) / prompts
+    mean, error = number(equal), np.std([number(share) for share in drawn])
+    half = stdtrit(prompts - 1, 0.975) * error * math.sqrt(prompts / (prompts - 1))  # drawn n of n, a mean varies (n − 1)/n too little
+    return Interval(mean, mean - half, mean + half, prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """A number measured on each seed and prompt, with its errors over both.
+
+    With fewer than `FEWEST` seeds each seed stands by itself, with its interval over prompts, and there is no interval for other seeds: two
+    say next to nothing of how far apart seeds are.
+
+    by_prompt: seed → the number on each prompt, (prompts,), on the same prompts for all seeds.
     """
 
-    by_seed: dict[int, Interval]
-    over_seeds: Interval
-    over_prompts: Interval
+    by_prompt: dict[int, np.ndarray]
 
-    @classmethod
-    def of(cls, by_prompt: dict[int, np.ndarray]) -> "Effect":
-        """From each seed's numbers on the same prompts, (prompts,)."""
-        by_seed = {seed: Interval.of(values) for seed, values in by_prompt.items()}
-        over_prompts = Interval.of(np.mean(list(by_prompt.values()), axis=0))
-        return cls(by_seed, Interval.of([i.mean for i in by_seed.values()]), over_prompts)
+    @property
+    def by_seed(self) -> dict[int, Interval]:
+        """Seed → its interval over prompts."""
+        return {seed: Interval.of(values) for seed, values in self.by_prompt.items()}
+
+    @property
+    def over_seeds(self) -> Interval:
+        """Of the seeds' means: over training runs, on the same prompts."""
+        return Interval.of(self._table.mean(1))
+
+    @property
+    def over_prompts(self) -> Interval:
+        """Of the prompts' means: over prompts, with the same runs."""
+        return Interval.of(self._table.mean(0))
+
+    @property
+    def _table(self) -> np.ndarray:
+        """(seeds, prompts)."""
+        return np.array(list(self.by_prompt.values()), dtype=float)
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few seeds for an interval over them."""
+        return len(self.by_prompt) < FEWEST
 
     @property
     def both(self) -> Interval:
-        """The 95% interval over seeds and prompts together, whose errors add up; its n is of seeds, and a single one has none."""
-        mean, seeds, prompts = self.over_seeds.mean, self.over_seeds, self.over_prompts
-        half = math.hypot(seeds.high - mean, prompts.high - prompts.mean)
-        return Interval(mean, mean - half, mean + half, seeds.n)
+        """The 95% interval over seeds and prompts together (see `half_width`); its n is of seeds. There is none for fewer than `FEWEST`."""
+        table = self._table
+        mean, half = float(table.mean()), math.nan if self.few else float(half_width(table))
+        return Interval(mean, mean - half, mean + half, len(table))
 
     @property
     def widest(self) -> Interval:
-        """The interval of most that there is: over seeds and prompts, or over the prompts of a single seed."""
-        return self.both if self.over_seeds.n > 1 else self.over_prompts
+        """The interval of most that there is: over seeds and prompts, or over the prompts of a single seed; two seeds have none."""
+        return self.over_prompts if len(self.by_prompt) == 1 else self.both
+
+    @property
+    def side(self) -> int:
+        """1 or −1 where the interval over seeds and prompts lies on one side of 0, else 0, as with fewer than `FEWEST` seeds."""
+        return self.both.side
 
     def __str__(self) -> str:
-        over = f"seeds and prompts, n = {self.over_seeds.n}" if self.over_seeds.n > 1 else "prompts, one seed"
-        return f"{self.widest.mean:+z.3f} ({self.widest.low:+z.3f} to {self.widest.high:+z.3f} over {over})"
+        mean, found = f"{self.both.mean:+z.3f}", self.widest
+        if len(self.by_prompt) == 2:
+            each = "; ".join(f"seed {seed} {i.mean:+z.3f}, {i.low:+z.3f} to {i.high:+z.3f}" for seed, i in self.by_seed.items())
+            return f"{mean} ({each}; each over prompts, and two seeds decide nothing)"
+        over = "prompts, one seed" if self.few else f"seeds and prompts, n = {found.n}"
+        return f"{mean} ({found.low:+z.3f} to {found.high:+z.3f} over {over})"
+
+    def rows(self, name: str) -> dict[str, Interval]:
+        """For a figure: its interval over seeds and prompts, or each of too few seeds over prompts."""
+        if self.few:
+            return {f"{name}, seed {seed}, over prompts": interval for seed, interval in self.by_seed.items()}
+        return {f"{name} (n = {len(self.by_prompt)})": self.both}
 
     def named(self, name: str) -> dict[str, Interval]:
-        """Its intervals for a figure: over prompts, over seeds, and over both."""
+        """For a figure: its intervals over prompts, over seeds, and over both; or each of too few seeds over prompts."""
+        if self.few:
+            return self.rows(name)
         return {f"{name}, over prompts": self.over_prompts, f"{name}, over seeds": self.over_seeds, f"{name}, over both": self.both}

@@ -272,7 +272,7 @@ def averages(experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[i
             for name, values in numbers.items():
                 place.setdefault(name, {})[seed] = values
     order = sorted(found, key=lambda place: (place.split(":")[0], list(STAGES.values()).index(place.split(": ")[1])))
-    return {place: {n: Effect.of(values) for n, values in found[place].items() if len(values) == len(seeds)} for place in order}
+    return {place: {n: Effect(values) for n, values in found[place].items() if len(values) == len(seeds)} for place in order}
 
 
 def ahead_of_judge(experiment: str, arm: str, judge: str, seeds: Iterable[int]) -> dict[float, Effect]:
@@ -285,7 +285,7 @@ def ahead_of_judge(experiment: str, arm: str, judge: str, seeds: Iterable[int]) 
         at: {seed: (weights(kl, [at]) - weights(kl, [0]))[:, 0] @ (reward - score) for seed, ((kl, reward), (_, score)) in lines.items()}
         for at in np.arange(0.5, end, 0.5).tolist()
     }
-    return {at: Effect.of(by_prompt) for at, by_prompt in since_sft.items()}
+    return {at: Effect(by_prompt) for at, by_prompt in since_sft.items()}
 
 
 def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
@@ -304,7 +304,7 @@ def bend(experiment: str, arm: str, method: str, score: str, seeds: Iterable[int
         rows = one.along_eta(method)
         values = one.scores[f"test.{score}"][rows.index]
         rises[seed] = weights(rows["eta"], [0.5])[:, 0] @ values - (values[0] + values[-1]) / 2
-    return Effect.of(rises)
+    return Effect(rises)
 
 
 def _with_halves(numbers: dict[str, list[float]]) -> dict[str, float]:
@@ -313,7 +313,7 @@ def _with_halves(numbers: dict[str, list[float]]) -> dict[str, float]:
     return {name: i.mean for name, i in intervals.items()} | {f"{name}_half": i.high - i.mean for name, i in intervals.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contrast(Effect):
     """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high` on test prompts, the points' KL taken as
     known.
@@ -329,9 +329,11 @@ class Contrast(Effect):
     @property
     def verdict(self) -> str:
         """What the interval over seeds and prompts allows to say."""
-        if self.over_seeds.n == 1:
+        if len(self.by_prompt) == 1:
             return "and one seed cannot say whether that holds for the next"
-        if not (side := self.both.side):
+        if self.few:
+            return "which two seeds do not decide"
+        if not (side := self.side):
             return "which cannot be told from none"
         return f"so {self.arm} is {'ahead of' if side > 0 else 'behind'} {self.rival}"
 
@@ -532,4 +534,4 @@ def _scored_alike(units: list[Outcome], scorer: str) -> bool:
 
 def _paired(arm: str, rival: str, high: float, by_prompt: dict[int, np.ndarray], ends: dict[int, float]) -> Contrast:
     """The contrast whose differences on each seed are `by_prompt`, (prompts,)."""
-    return Contrast(**vars(Effect.of(by_prompt)), arm=arm, rival=rival, high=high, short={s: end for s, end in ends.items() if end < high})
+    return Contrast(by_prompt, arm=arm, rival=rival, high=high, short={s: end for s, end in ends.items() if end < high})

@@ -4,7 +4,7 @@ Reward axes are in r̃. Points of one seed carry ±2 standard errors clustered b
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -226,7 +226,7 @@ def cells(
 ) -> go.Figure:
     """The student report's plot on some seeds: a line for each M through I of 1 to 3 (see `cells.warp_cells`), and REINFORCE along its way.
 
-    On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single seed.
+    On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single seed; two seeds have none.
     """
     paths = {f"WARP, M = {m}": {f"I = {i}": cell for (i, n), cell in warp.items() if n == m} for m in sorted({m for _, m in warp})}
     paths["REINFORCE (steps)"] = {str(t): cell for t, cell in reinforce.items()}
@@ -234,7 +234,7 @@ def cells(
     for (name, path), colour in zip(paths.items(), (*PALETTE[: len(paths) - 1], GREY), strict=True):
         found = [{n: effect.widest for n, effect in cell.over(seeds).items()} for cell in path.values()]
         (reward, up), (kl, across) = (
-            ([f[n].mean for f in found], dict(array=[f[n].high - f[n].mean for f in found], color=colour, thickness=1, width=2))
+            ([f[n].mean for f in found], dict(array=_halves([f[n] for f in found]), color=colour, thickness=1, width=2))
             for n in ("r̃", "KL, nats")
         )
         figure.add_scatter(
@@ -269,14 +269,14 @@ def between_seeds(angles: pd.DataFrame) -> go.Figure:
 
 def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
     """Judge → arm → what `outcomes.ahead_of_judge` gave: how much more r̃ has risen since SFT than each judge's score, as KL grows, with 95%
-    intervals over seeds and prompts."""
+    intervals over seeds and prompts, or over the prompts of a single seed; two seeds have none."""
     figure = make_subplots(1, len(found), shared_yaxes=True, subplot_titles=[AXES[judge].split(" (")[0] for judge in found])
     for col, arms in enumerate(found.values(), start=1):
         for place, ((arm, effects), colour) in enumerate(zip(arms.items(), PALETTE, strict=False)):
             intervals = [effect.widest for effect in effects.values()]
             figure.add_scatter(
                 x=[kl + 0.05 * place for kl in effects],  # bars stay apart
-                y=[i.mean for i in intervals], error_y=dict(array=[i.high - i.mean for i in intervals], color=colour, thickness=1, width=2),
+                y=[i.mean for i in intervals], error_y=dict(array=_halves(intervals), color=colour, thickness=1, width=2),
                 mode="lines+markers", line_color=colour, name=ARMS.get(arm, arm), legendgroup=arm, showlegend=col == 1, row=1, col=col,
                 text=list(map(str, effects.values())), hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
@@ -292,16 +292,20 @@ def _two_errors(scores: np.ndarray, colour: str) -> dict:
     return dict(array=2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1]), color=colour, thickness=1, width=0)
 
 
+def _halves(intervals: Iterable[Interval]) -> np.ndarray:
+    """The intervals' half widths; 0, no whisker, where there is no interval."""
+    return np.nan_to_num([interval.high - interval.mean for interval in intervals])
+
+
 def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
-    """Differences with their 95% intervals, one below the other, and a line at 0. One of n = 1 has none; no rows are said to be."""
+    """Differences with their 95% intervals, one below the other, and a line at 0. Some may have none; no rows are said to be."""
     figure = go.Figure()
     if not rows:
         figure.add_annotation(text="nothing to compare yet", x=0, y=0, showarrow=False, bgcolor="white")
         figure.update_yaxes(showticklabels=False)
     means = np.array([row.mean for row in rows.values()])
-    half = np.nan_to_num([row.high - row.mean for row in rows.values()])
     figure.add_scatter(
-        x=means, y=list(rows), error_x=dict(array=half, color=BLUE), mode="markers", marker=dict(color=BLUE, size=9),
+        x=means, y=list(rows), error_x=dict(array=_halves(rows.values()), color=BLUE), mode="markers", marker=dict(color=BLUE, size=9),
         text=[str(row) for row in rows.values()], hovertemplate="%{y}: %{text}<extra></extra>",
     )  # fmt: skip
     figure.add_vline(0, line=dict(color=GREY, dash="dash"))

@@ -1,13 +1,15 @@
 """The results table: a row for each evaluated checkpoint. Reading it needs no torch."""
 
 import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from safetensors.numpy import load_file, save_file
 
+from .fronts import Interval, bootstrap, weights
 from .paths import folder, write_whole
 
 # What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge), liti (where the next iteration begins),
@@ -40,8 +42,12 @@ COLUMNS = {
 }
 
 
-def write_results(name: str, part: str, rows: list[dict], completions: list[dict], scorers: dict[str, str]) -> pd.DataFrame:
+def write_results(
+    name: str, part: str, rows: list[dict], scores: Mapping[str, np.ndarray], completions: list[dict], scorers: dict[str, str]
+) -> pd.DataFrame:
     """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the rows as a table.
+
+    scores: reward, kl and what else was measured → its mean over each prompt's completions, (rows, prompts). They are what `matched` reads.
 
     For the explorer: completions of some prompts, each with point (place of its row), prompt, completion, reward (the prompt's mean r̃);
     scorers: the reward's and each judge's name → its digest.
@@ -49,6 +55,9 @@ def write_results(name: str, part: str, rows: list[dict], completions: list[dict
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     parts = folder(name) / "results"
     parts.mkdir(exist_ok=True)
+    unfinished = parts / f"{part}.safetensors.tmp"
+    save_file(dict(scores), unfinished)
+    unfinished.replace(parts / f"{part}.safetensors")
     write_whole(parts / f"{part}.json", json.dumps({"scorers": scorers, "completions": completions}))
     write_whole(parts / f"{part}.csv", table.to_csv(index=False))
     with FileLock(parts / "together.lock"):  # notebooks may be run side by side
@@ -66,44 +75,63 @@ def read_results(name: str) -> pd.DataFrame:
     return pd.read_csv(file)
 
 
-def reward_at(results: pd.DataFrame, method: str, kl: float) -> tuple[float, float]:
-    """Reward of a method's points and its standard error at a given KL, linearly between the two points around it.
+def read_scores(name: str) -> dict[str, np.ndarray]:
+    """What `matched` compares: reward and kl of each test prompt, (rows, prompts), the rows as in `read_results`.
 
-    SFT, at a KL of 0, is where every method begins. Raises ValueError outside the KL they span: nothing is extrapolated.
+    Raises ValueError when a notebook ran before these were kept beside its table, or on other test prompts than the other one.
     """
-    points = results[results["method"].isin(["sft", method])].sort_values("kl")
-    if not points["kl"].min() <= kl <= points["kl"].max():
-        raise ValueError(
-            f"kl must be within the KL that {method} reaches, {points['kl'].min():.2f} to {points['kl'].max():.2f}, not {kl:.2f}."
-        )
-    return tuple(float(np.interp(kl, points["kl"], points[column])) for column in ("reward", "reward_se"))
+    tables = sorted((folder(name) / "results").glob("*.csv"))
+    if old := [table.stem for table in tables if not table.with_suffix(".safetensors").exists()]:
+        why = "was made before rewards were kept prompt by prompt, which comparing methods needs"
+        raise ValueError(f"name={name!r} {why}: run {' and '.join(old)} again.")
+    parts = [load_file(table.with_suffix(".safetensors")) for table in tables]
+    if len({part["reward"].shape[1] for part in parts}) > 1:
+        again = " and ".join(table.stem for table in tables)
+        raise ValueError(f"name={name!r} has results on different numbers of test prompts: run {again} again.")
+    return {score: np.concatenate([part[score] for part in parts]).astype(float) for score in ("reward", "kl")}
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The difference of two methods' rewards at one KL, and its 95% interval (low, high)."""
+    """The difference of two methods' rewards at one KL, in r̃, on one seed: its mean and its 95% interval over test prompts."""
 
     kl: float
-    difference: float
-    low: float
-    high: float
+    difference: Interval
 
     def __str__(self) -> str:
         """The difference in words, with what its interval allows to say."""
-        verdict = "above" if self.low > 0 else "below" if self.high < 0 else "not distinguishable from"
-        return f"{self.difference:+z.2f} ({self.low:+z.2f} to {self.high:+z.2f}), {verdict} it"
+        verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[self.difference.side]
+        return f"{self.difference.mean:+z.2f} ({self.difference.low:+z.2f} to {self.difference.high:+z.2f}), {verdict} it"
 
 
-def matched(results: pd.DataFrame, first: str, second: str, kl: float | None = None) -> Matched:
-    """The rewards of two methods at a KL, or at the largest that both reach.
+def matched(results: pd.DataFrame, scores: Mapping[str, np.ndarray], first: str, second: str, kl: float | None = None) -> Matched:
+    """The rewards of two methods at one KL, each read linearly between its points, of which SFT is the first; paired by test prompt.
 
-    The interval is over test prompts, with the two standard errors added as if independent: wider than a paired one.
+    The interval is over test prompts, by a bootstrap in which rewards and KLs of all points are means over the same drawn prompts.
+
+    Args:
+        results: a table (`read_results`).
+        scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts) (`read_scores`).
+        kl: where to compare, nats; None for the largest KL that both reach, which every draw of prompts finds for itself.
+
+    Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
     """
-    if kl is None:
-        kl = min(results.loc[results["method"] == method, "kl"].max() for method in (first, second))
-    (a, a_se), (b, b_se) = (reward_at(results, method, kl) for method in (first, second))
-    half = 1.96 * math.hypot(a_se, b_se)
-    return Matched(kl, a - b, a - b - half, a - b + half)
+    methods = {method: results["method"].isin(["sft", method]).to_numpy() for method in (first, second)}
+    reward, own_kl = ([scores[score][rows] for rows in methods.values()] for score in ("reward", "kl"))
+
+    def end(shares: np.ndarray) -> float:
+        return min((points @ shares).max() for points in own_kl) if kl is None else kl
+
+    def difference(shares: np.ndarray) -> float:
+        a, b = (weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares) for k, r in zip(own_kl, reward, strict=True))
+        return a - b
+
+    prompts = reward[0].shape[1]
+    at = float(end(np.full(prompts, 1 / prompts)))
+    for method, points in zip(methods, own_kl, strict=True):
+        if not 0 <= at <= (reach := points.mean(1).max()) + 1e-9:
+            raise ValueError(f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not {at:.2f}.")
+    return Matched(at, bootstrap(difference, prompts))
 
 
 def real_positive(name: str) -> dict[str, float]:
