@@ -7,7 +7,7 @@ own forward and backward; only a Llama's single token is written out, and its bl
 import copy
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import machine
 from .decoding import Draw, positions
+from .dense import in_parts, repeated
 
 WARM_UPS = 2  # of what is captured, before it is
 MOVING = ("dynamic", "longrope")  # angles that are made anew when a text grows long
@@ -72,7 +73,7 @@ class Completion:
     def __init__(self, model: PreTrainedModel, n: int, prompt: int, new: int):
         self.prompt, self.new = prompt, new
         longest = -(-(prompt + max(new, WARM_UPS)) // 8) * 8  # attention copies masks of other lengths
-        self.model, self.narrow, self.wide = narrowed(model)
+        self.model, self.refresh = in_few_bits(model)
         self.cache = Cache(layers=[NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)])
         self.tokens = torch.zeros(n, prompt, dtype=torch.long, device=model.device)
         self.token, self.place = (torch.zeros(n, 1, dtype=torch.long, device=model.device) for _ in range(2))
@@ -99,7 +100,7 @@ class Completion:
         return logits
 
     def __call__(self, tokens: Tensor, mask: Tensor, draw: Draw) -> Tensor:
-        torch._foreach_copy_(self.narrow, self.wide)
+        self.refresh()
         self.tokens.copy_(tokens)
         self.mask[:, : self.prompt] = mask
         completion = [draw(self.begin())]
@@ -111,27 +112,48 @@ class Completion:
 
 
 class NarrowLayer(StaticLayer):
-    """Keys and values of a layer in `fast_dtype`, to which attention rounds them anyway; rotated keys come in float32, values do not."""
+    """Keys and values of a layer in autocast's dtype, to which attention rounds them anyway; rotated keys come in float32."""
 
     def __init__(self, longest: int):
         super().__init__(longest)
-        self.kept = machine.fast_dtype()
+        self.kept = machine.dtype_here(machine.device())
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         return super().update(key_states.to(self.kept), value_states.to(self.kept), *args, **kwargs)
 
 
-def narrowed(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Tensor], list[Tensor]]:
-    """A copy that multiplies by weights in `fast_dtype` and shares all else with the model; these weights, and those they are copies of."""
+def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], None]]:
+    """A copy that multiplies by weights in autocast's dtype, in `machine.parts` (see `dense`), and shares all else with the model; and what
+    writes these weights anew from the model's."""
+    dtype = machine.dtype_here(model.device)
+    parts = machine.parts() if dtype != torch.float32 else 1
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    narrow, wide = [], []
+    weights, biases = [], []  # each: the copy's, the model's, and along which dimension the parts lie
     for module in twin.modules():
         if isinstance(module, (nn.Linear, Conv1D)):
-            for name, weight in list(module.named_parameters(recurse=False)):
-                wide.append(weight.detach())
-                narrow.append(nn.Parameter(weight.detach().to(machine.fast_dtype(), copy=True), requires_grad=False))
-                setattr(module, name, narrow[-1])
-    return twin, narrow, wide
+            dim, wide = int(isinstance(module, nn.Linear)), module.weight.detach()
+            module.weight = nn.Parameter(in_parts(wide, parts, dim, dtype).clone(), requires_grad=False)
+            weights.append((module.weight, wide, dim))
+            if module.bias is not None:
+                wide = module.bias.detach()
+                module.bias = nn.Parameter(wide.to(dtype, copy=True), requires_grad=False)
+                biases.append((module.bias, wide))
+            module.forward = partial(_of_parts, module, parts)
+
+    def refresh() -> None:
+        rest = [wide for _, wide, _ in weights]
+        for part in range(parts):  # the copy's weights may have moved since
+            narrow = [weight.narrow(dim, part * wide.shape[dim], wide.shape[dim]) for weight, wide, dim in weights]
+            torch._foreach_copy_(narrow, rest)
+            if part + 1 < parts:
+                rest = torch._foreach_sub(rest, [some.float() for some in narrow])
+        torch._foreach_copy_([bias for bias, _ in biases], [wide for _, wide in biases])
+
+    return twin, refresh
+
+
+def _of_parts(layer: nn.Linear | Conv1D, parts: int, x: Tensor) -> Tensor:
+    return type(layer).forward(layer, repeated(x, parts, layer.weight.dtype))
 
 
 def is_plain_llama(model: PreTrainedModel) -> bool:
@@ -142,7 +164,7 @@ def is_plain_llama(model: PreTrainedModel) -> bool:
 def llama_token(completion: Completion) -> Callable[[], Tensor]:
     """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and blocks are compiled."""
     model, cache, mask, place = completion.model, completion.cache, completion.mask, completion.place
-    body, c, dtype = model.model, model.config, machine.fast_dtype()
+    body, c, dtype = model.model, model.config, machine.dtype_here(model.device)
     heads_of_a_key, columns = c.num_attention_heads // c.num_key_value_heads, torch.arange(mask.shape[1], device=mask.device)
     weights = [
         (
@@ -165,7 +187,7 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
             x = block(x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *given, c.rms_norm_eps)
         at += 1
         place.add_(1)
-        return model.lm_head(F.rms_norm(x, x.shape[1:], body.norm.weight, c.rms_norm_eps).to(dtype))
+        return model.lm_head(F.rms_norm(x, x.shape[1:], body.norm.weight, c.rms_norm_eps))
 
     def without_autocast() -> Tensor:
         with torch.autocast(mask.device.type, enabled=False):
@@ -185,19 +207,24 @@ def llama_block(
         at: (1,) where the token stands in the cache; it is written there.
         hidden_by: (n, shared, heads / shared, longest) 0, or −∞ where nothing is to be seen.
         keys, values: (n, shared, longest, size) of the cache.
-        norm_1 … down: the block's weights, (out, in).
+        norm_1 … down: the block's weights, (out, parts · in).
     """
     n, shared, _, size = keys.shape
-    heads, dtype = o.shape[1] // size, keys.dtype
-    qkv = F.linear(F.rms_norm(x, norm_1.shape, norm_1, eps).to(dtype), q_k_v).view(n, heads + 2 * shared, size)
+    parts, dtype = q_k_v.shape[1] // x.shape[1], keys.dtype
+    heads = o.shape[1] // (parts * size)
+
+    def product(y: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(repeated(y, parts, dtype), weight)
+
+    qkv = product(F.rms_norm(x, norm_1.shape, norm_1, eps), q_k_v).view(n, heads + 2 * shared, size)
     qk, v = qkv.split((heads + shared, shared), 1)
     q, k = (qk * cos + rotate_half(qk) * sin).to(dtype).split((heads, shared), 1)
     keys.index_copy_(2, at, k[:, :, None])
     values.index_copy_(2, at, v[:, :, None])
     a = F.scaled_dot_product_attention(q.reshape(n, shared, heads // shared, size), keys, values, hidden_by)
-    x = x + F.linear(a.reshape(n, heads * size), o)
-    gate, up = F.linear(F.rms_norm(x, norm_2.shape, norm_2, eps).to(dtype), gate_up).chunk(2, 1)
-    return x + F.linear(F.silu(gate) * up, down)
+    x = x + product(a.reshape(n, heads * size), o)
+    gate, up = product(F.rms_norm(x, norm_2.shape, norm_2, eps), gate_up).chunk(2, 1)
+    return x + product(F.silu(gate) * up, down)
 
 
 def joined(*products: nn.Linear) -> Tensor:

@@ -1,6 +1,7 @@
 """Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `cuda_graphs` does it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from . import machine
-from .dense import affine
+from .dense import of_layer, written_once
 
 BLOCK = 64  # tokens that are drawn from together
 
@@ -49,12 +50,13 @@ def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw:
     n = len(tokens)
     cache = DynamicCache(config=model.config)
     completion = []
-    for _ in range(new):
-        at = positions(mask)[:, -tokens.shape[1] :]
-        logits = model(tokens, attention_mask=mask.long(), position_ids=at, past_key_values=cache, logits_to_keep=1).logits
-        tokens = draw(logits[:, -1])
-        completion.append(tokens)
-        mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
+    with written_once(model, n):
+        for _ in range(new):
+            at = positions(mask)[:, -tokens.shape[1] :]
+            logits = model(tokens, attention_mask=mask.long(), position_ids=at, past_key_values=cache, logits_to_keep=1).logits
+            tokens = draw(logits[:, -1])
+            completion.append(tokens)
+            mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
     return torch.cat(completion, 1)
 
 
@@ -62,16 +64,17 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
     body, heads, width = model.transformer, model.config.n_head, model.config.n_embd
     n, prompt = tokens.shape
-    dtype, device = machine.fast_dtype(), tokens.device
+    device = tokens.device
+    dtype, parts = machine.dtype_here(device), machine.parts()
 
     blocks = []
     for block in body.h:
         cache = torch.empty(2, n, heads, prompt + new, width // heads, dtype=dtype, device=device)  # keys and values
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-        dense = [affine(layer.weight.to(dtype), layer.bias.to(dtype), n) for layer in layers]
-        blocks.append((norm(block.ln_1, dtype), norm(block.ln_2, dtype), block.mlp.act, cache, *dense))
-    last, of_token, of_place = norm(body.ln_f, dtype), body.wte.weight, body.wpe.weight
-    head = affine(model.lm_head.weight.to(dtype).T, torch.zeros(model.config.vocab_size, dtype=dtype, device=device), n)
+        dense = [of_layer(layer, parts, dtype, n) for layer in layers]
+        blocks.append((norm(block.ln_1), norm(block.ln_2), block.mlp.act, cache, *dense))
+    last, of_token, of_place = norm(body.ln_f), body.wte.weight, body.wpe.weight
+    head = of_layer(model.lm_head, parts, dtype, n)
 
     def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
         """Logits after `ids` (n, q), which stand at positions `at` and in the cache from `start` on: (n, vocabulary)."""
@@ -100,10 +103,9 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     return torch.cat(completion, 1)
 
 
-def norm(layer: nn.LayerNorm, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The layer norm of float32 x, as `dtype`."""
-    given = (layer.normalized_shape, layer.weight, layer.bias, layer.eps)
-    return lambda x: torch.layer_norm(x, *given).to(dtype)
+def norm(layer: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """The layer norm of float32 x, in float32."""
+    return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, weight=layer.weight, bias=layer.bias, eps=layer.eps)
 
 
 def is_plain_gpt2(model: PreTrainedModel) -> bool:

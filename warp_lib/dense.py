@@ -1,9 +1,15 @@
-"""Dense layers in bfloat16 on a processor, by the operations that torch's own compiler calls.
+"""Dense layers in bfloat16 whose weights are not rounded: W = hi + lo (+ …), each part a bfloat16 number.
 
-torch has no public name for them. Where they are not there, or the processor does not multiply bfloat16, nothing here is used.
+Autocast rounds a weight to bfloat16's 8 bits in every pass, and a task vector of reinforcement learning is smaller than that for most
+weights: the pass runs another, nearer policy (notebook 09). Two parts keep 16 bits, and where the weights before training are themselves
+bfloat16 numbers, 8 bits of the smallest change. x @ [hi; lo] is one product of twice the depth, summed in float32 and rounded once.
+
+On a processor the products are asked of the operations that torch's own compiler calls, for which torch has no public name. Where they
+are not there, or the processor does not multiply bfloat16, plain ones are used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -14,17 +20,38 @@ from . import machine
 
 
 def known(weight: Tensor) -> bool:
-    """Whether these operations can multiply by the weight."""
+    """Whether the compiler's operations can multiply by the weight."""
     named = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     return named and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and bool(machine.bfloat16_by())
 
 
-def affine(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+def in_parts(weight: Tensor, parts: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A float32 weight as a sum of `parts` narrower numbers, laid one after the other along `dim`.
+
+    Each part is what the ones before it leave over, rounded: one part is the rounded weight.
+    """
+    found, rest = [], weight.detach()
+    for _ in range(parts):
+        found.append(rest.to(dtype))
+        rest = rest - found[-1]
+    return found[0] if parts == 1 else torch.cat(found, dim)
+
+
+def repeated(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
+    """x (…, in) as `dtype`, once for each part of the weight it is multiplied by: (…, parts · in)."""
+    if parts == 1:
+        return x.to(dtype)
+    out = x.new_empty(*x.shape[:-1], parts, x.shape[-1], dtype=dtype)
+    return out.copy_(x.unsqueeze(-2)).flatten(-2)
+
+
+def affine(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
     """x (rows, in) ↦ x @ weight + bias, for many x, without gradients."""
-    return laid_out(weight, bias, rows) or partial(torch.addmm, bias, mat2=weight)
+    plain = partial(torch.mm, mat2=weight) if bias is None else partial(torch.addmm, bias, mat2=weight)
+    return laid_out(weight, bias, rows) or plain
 
 
-def laid_out(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:
+def laid_out(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor] | None:
     """x (…, in) ↦ x @ weight + bias by weights laid out once as the processor's kernels read them, and not anew for each x.
 
     None where that is not `known`.
@@ -38,36 +65,92 @@ def laid_out(weight: Tensor, bias: Tensor, rows: int) -> Callable[[Tensor], Tens
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-def write_bias_once(model: nn.Module) -> None:
-    """Have the model's dense layers add their biases as `Dense` does, wherever they multiply in bfloat16 and the operations are `known`.
+def multiply_in_parts(model: nn.Module) -> None:
+    """Have the model's dense layers multiply as `Dense` does under autocast to bfloat16, by as many parts as `machine.parts` says there.
 
-    A layer that was given a `forward` of its own keeps it. Does nothing on an accelerator.
+    A layer that was given a `forward` of its own keeps it.
     """
-    for layer in model.modules() if machine.device().type == "cpu" else ():
-        if type(layer) in (Conv1D, nn.Linear) and layer.bias is not None and "forward" not in vars(layer):
+    for layer in model.modules():
+        if type(layer) in (Conv1D, nn.Linear) and "forward" not in vars(layer):
             layer.forward = partial(_forward, layer)
 
 
+@contextmanager
+def written_once(model: nn.Module, rows: int) -> Iterator[None]:
+    """Inside, the layers' parts are made and laid out once, for work that asks for them many times and changes no weight.
+
+    Args:
+        rows: of the products, about.
+    """
+    layers = [layer for layer in model.modules() if getattr(layer.forward, "func", None) is _forward]
+    dtype, parts = machine.dtype_here(next(model.parameters()).device), machine.parts()
+    if dtype == torch.float32:
+        yield
+        return
+    try:
+        for layer in layers:
+            layer.product = of_layer(layer, parts, dtype, rows)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("product", None)
+
+
+def of_layer(layer: Conv1D | nn.Linear, parts: int, dtype: torch.dtype, rows: int) -> Callable[[Tensor], Tensor]:
+    """x (rows, in) ↦ the layer's output, for many x, without gradients; float32 takes the weight as it is."""
+    if dtype == torch.float32:
+        parts = 1
+    product = affine(*_written(layer, parts, dtype), rows)
+    return lambda x: product(repeated(x, parts, dtype))
+
+
+def _written(layer: Conv1D | nn.Linear, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The layer's weight in parts, (parts · in, out), and its bias."""
+    conv = isinstance(layer, Conv1D)
+    weight = in_parts(layer.weight, parts, 0 if conv else 1, dtype)
+    return weight if conv else weight.T, None if layer.bias is None else layer.bias.detach().to(dtype)
+
+
 def _forward(layer: Conv1D | nn.Linear, x: Tensor) -> Tensor:
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    weight, bias = layer.weight.to(dtype), layer.bias.to(dtype)
-    if not known(weight):
+    dtype = machine.dtype_here(x.device)
+    if dtype == torch.float32:
         return type(layer).forward(layer, x)
-    rows = x.reshape(-1, x.shape[-1]).to(dtype)
-    return Dense.apply(rows, weight if isinstance(layer, Conv1D) else weight.T, bias).view(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    if "product" in vars(layer):
+        out = layer.product(rows)
+    else:
+        out = Dense.apply(rows.to(dtype), layer.weight, layer.bias, machine.parts(), isinstance(layer, Conv1D))
+    return out.view(*x.shape[:-1], -1)
 
 
 class Dense(torch.autograd.Function):
-    """x (n, in), weight (in, out), bias (out,) ↦ x @ weight + bias. As `torch.addmm`, which first writes the bias to every row."""
+    """x (n, in) in bfloat16, weight and bias in float32 ↦ x @ weight + bias in bfloat16, the weight as a sum of `parts`.
+
+    `torch.addmm` first writes the bias to every row; this does not, where the operation is `known`.
+    The gradient of x is taken by the first part alone: it is rounded to as many bits itself.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int, conv: bool) -> Tensor:
+        """conv: the weight is (in, out), as GPT-2's; else (out, in)."""
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight.T, bias, "none", [], "")
+        ctx.conv, ctx.biased = conv, bias is not None
+        written = in_parts(weight, parts, 0 if conv else 1, x.dtype)
+        written, rows = written if conv else written.T, repeated(x, parts, x.dtype)
+        bias = None if bias is None else bias.to(x.dtype)
+        if known(written):
+            return torch.ops.mkldnn._linear_pointwise(rows, written.T, bias, "none", [], "")
+        return rows @ written if bias is None else torch.addmm(bias, rows, written)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        # A weight's gradient lies in memory as the weight does, or it would be copied.
-        of_weight = x.T @ gradient if weight.is_contiguous() else (gradient.T @ x).T
-        return gradient @ weight.T if ctx.needs_input_grad[0] else None, of_weight, gradient.sum(0)
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            first = weight.to(x.dtype)
+            of_x = gradient @ (first.T if ctx.conv else first)
+        if ctx.needs_input_grad[1]:  # lies in memory as the weight does, or it would be copied
+            of_weight = (x.T @ gradient if ctx.conv else gradient.T @ x).to(weight.dtype)
+        if ctx.biased and ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(0).to(weight.dtype)
+        return of_x, of_weight, of_bias, None, None

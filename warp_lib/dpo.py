@@ -86,7 +86,7 @@ def make_pairs(
     inputs = {
         "policy": policy.identity, "theta": digest(theta), "prompts": digest(list(map(list, drawn))), "reward": reward.identity,
         "seed": list(seed), "new": s.max_new_tokens, "temperature": s.temperature, "completions": n, "at_once": s.batch_size,
-        "rank": rank.__name__,
+        "rank": rank.__name__, "precision": s.precision,
     }  # fmt: skip
 
     def make(folder) -> dict:
@@ -95,7 +95,8 @@ def make_pairs(
         for k in progress.track(range(0, len(drawn), rows), "pairs"):
             x = [prompt for prompt in drawn[k : k + rows] for _ in range(n)]
             generator = torch_stream(*seed, "pairs", k, device=machine.device())
-            parts.append(policy.sample(x, s.max_new_tokens, s.temperature, generator, progress))
+            with machine.passes(s.precision):
+                parts.append(policy.sample(x, s.max_new_tokens, s.temperature, generator, progress))
             scores.append(reward(texts := policy.texts(parts[-1])).view(-1, n))
             progress.show(texts, scores[-1].flatten().tolist())
             progress.log(reward=scores[-1].mean().item())
@@ -165,7 +166,8 @@ def dpo(
     if not s.beta:
         raise ValueError("beta must be above 0 for DPO: at 0 no pair is worth anything.")
     given, count = pairs(theta_init, seed), steps or s.steps
-    inputs = {"pairs": given.identity, "loss": loss.__name__, "temperature": s.temperature, "batch_size": s.batch_size, "beta": s.beta}
+    used = {name: getattr(s, name) for name in ("temperature", "batch_size", "beta", "precision")}
+    inputs = used | {"pairs": given.identity, "loss": loss.__name__}
 
     def rows(t: int) -> list[int]:
         return batch(range(len(given)), s.batch_size // 2, 1, seed, t)
@@ -175,7 +177,7 @@ def dpo(
         return together([part.rows(picked).to(machine.device()) for part in (given.chosen, given.rejected)])
 
     def log_p(model: Policy, y: Rollouts) -> Tensor:
-        with machine.autocast():
+        with machine.passes(s.precision):
             return model.step_log_probs(y, s.temperature).sum(1)
 
     fixed: dict[int, Tensor] = {}  # pair → log π_ref of its completions, (2,), where the reference stays

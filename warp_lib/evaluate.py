@@ -31,17 +31,20 @@ class Evaluation:
 
 
 def evaluate(
-    theta: Weights, *, policy: Policy, sft: Policy, prompts: Sequence[Sequence[int]], samples: int, new: int, temperature: float,
-    rewards: dict[str, Reward], progress: Progress | None = None,
+    theta: Weights, *, policy: Policy, sft: Policy, prompts: Sequence[Sequence[int]], split: str, samples: int, new: int,
+    temperature: float, rewards: dict[str, Reward], precision: str = "float32", progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
     """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take the result from the store.
 
-    The random stream is the same for every θ, so that differences between policies on the same prompt are less noisy than each.
+    In float32: what is measured is the policy of these weights, as transformers opens it from a saved folder.
+    A split's random stream is the same for every θ, so that differences between policies on the same prompt are less noisy than each.
 
     Args:
         theta: the weights to evaluate; `policy` is overwritten with them.
         sft: π_sft, what KL and perplexity are measured against.
+        split: what the prompts are of, e.g. "test"; names the random stream.
         rewards: name → scorer; "reward" trained the policy, "judge" and "judge_tfidf" did not.
+        precision: of both policies' passes (see `machine.passes`); another than float32 measures another policy.
         progress: may be asked to stop while completions are sampled; they are lost then.
 
     Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`); entropy of π_θ, nats per token; distinct2, share
@@ -49,15 +52,18 @@ def evaluate(
     """
     inputs = {
         "policy": policy.identity, "theta": digest(theta), "sft": digest(sft.weights()), "prompts": digest(list(map(list, prompts))),
+        "split": split, "precision": precision,
         "samples": samples, "new": new, "temperature": temperature, "rewards": {name: r.identity for name, r in rewards.items()},
     }  # fmt: skip
 
     def make(folder) -> dict[str, float]:
         policy.load(theta)
         repeated = [p for p in prompts for _ in range(samples)]
-        y = policy.sample(repeated, new, temperature, torch_stream("evaluation", device=machine.device()), progress)
+        with machine.passes(precision):
+            y = policy.sample(repeated, new, temperature, torch_stream("evaluation", split, device=machine.device()), progress)
+            apart = distances(policy, sft, y, temperature)
         texts = policy.texts(y)
-        scores = {name: reward(texts) for name, reward in rewards.items()} | distances(policy, sft, y, temperature)
+        scores = {name: reward(texts) for name, reward in rewards.items()} | apart
         scores = {name: s.view(len(prompts), samples) for name, s in scores.items()}
         save_tensors(folder / "scores.safetensors", scores)
         save_tensors(folder / "rollouts.safetensors", {"tokens": y.tokens, "mask": y.mask})
@@ -78,8 +84,7 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
     ids = torch.tensor([row[:tokens] for row in rows if len(row) >= tokens], device=machine.device())
     losses = []
     for part in ids.split(CHUNK):
-        with machine.autocast():
-            logits = policy.model(part, use_cache=False).logits[:, :-1]
+        logits = policy.model(part, use_cache=False).logits[:, :-1]
         chosen = ChosenLogProbs.apply(logits.flatten(0, 1), part[:, 1:].flatten(), 1.0, [])
         losses.append(-chosen.view(len(part), -1).mean(1))
     loss = torch.cat(losses)
@@ -91,14 +96,25 @@ def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: floa
     """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean negative log-probability per token."""
     parts = []
     for chunk in rollouts.split(CHUNK):
-        with machine.autocast():
-            logits_p, logits_q = policy.logits(chunk), sft.logits(chunk)
+        logits_p, logits_q = policy.logits(chunk), sft.logits(chunk)
         few = at_once(logits_p[0])
         for p, q, y in zip(logits_p.split(few), logits_q.split(few), chunk.completions[..., None].split(few), strict=True):
             log_p, log_q = policy.log_distribution(p, temperature), sft.log_distribution(q, temperature)
             p, log_p_y, log_q_y = log_p.exp(), log_p.gather(-1, y)[..., 0], log_q.gather(-1, y)[..., 0]
             parts.append([exact_kl(p, log_p, log_q), (log_p_y - log_q_y).sum(1), -(p * log_p).sum(-1).mean(1), -log_q_y.mean(1)])
     return dict(zip(("kl", "kl_k1", "entropy", "nll_sft"), (torch.cat(column).cpu() for column in zip(*parts, strict=True)), strict=True))
+
+
+@torch.no_grad()
+def kl_of_pass(policy: Policy, rollouts: Rollouts, temperature: float, precision: str) -> Tensor:
+    """KL(π ‖ what a pass of this precision computes instead) along completions that π wrote: (n,), nats a completion."""
+    parts = []
+    for chunk in rollouts.split(CHUNK):
+        log_p = policy.log_distribution(policy.logits(chunk), temperature)
+        with machine.passes(precision):
+            log_q = policy.log_distribution(policy.logits(chunk), temperature)
+        parts.append(exact_kl(log_p.exp(), log_p, log_q).cpu())
+    return torch.cat(parts)
 
 
 def exact_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:

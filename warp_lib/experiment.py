@@ -40,6 +40,7 @@ class Experiment:
     def __init__(self, settings: Settings):
         machine.prepare()
         self.settings = settings
+        self._held_out: dict[str, dict[int, list[int]]] = {}  # split → its prompts, all of them
         self.reviews: Reviews = load_reviews(settings.reviews)
         find_encoder(settings.encoder, settings.reward_layers)
         self.policy = Policy.from_name(settings.policy)
@@ -79,9 +80,10 @@ class Experiment:
 
     def held_out_prompts(self, split: str) -> dict[int, list[int]]:
         """A held-out review's row in the source → its first 5 to 15 tokens, for as many reviews as the settings say."""
-        reviews = getattr(self.reviews, split)
-        prompts = list(self.policy.prompts(reviews["text"][:], split).items())[: self.settings.test_prompts]
-        return {reviews["review"][place]: ids for place, ids in prompts}
+        if split not in self._held_out:
+            reviews = getattr(self.reviews, split)
+            self._held_out[split] = {reviews["review"][k]: ids for k, ids in self.policy.prompts(reviews["text"][:], split).items()}
+        return dict(list(self._held_out[split].items())[: self.settings.test_prompts])
 
     # Rewards
 
@@ -93,7 +95,7 @@ class Experiment:
     def sample_sft(self, progress: Progress) -> list[str]:
         """`sft_texts`, sampled or taken from the store. Raises Stopped between two tokens."""
         prompts = list(self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values())[:SFT_COMPLETIONS]
-        return self.policy.texts(self.evaluate(self.theta_sft, {}, prompts, samples=1, progress=progress).rollouts)
+        return self.policy.texts(self._evaluate(self.theta_sft, {}, prompts, "train", 1, "float32", progress).rollouts)
 
     def reward(self, progress: Progress) -> Reward:
         """The reward model, trained on its half of the labels or taken from the store, standardised."""
@@ -212,14 +214,22 @@ class Experiment:
         return merging.lerp if self.settings.merge == "lerp" else partial(merging.slerp, per=self.settings.slerp_per)
 
     def evaluate(
-        self, theta: Weights, rewards: dict[str, Reward], prompts: list[list[int]] | None = None, samples: int | None = None,
+        self, theta: Weights, rewards: dict[str, Reward], split: str | None = None, precision: str = "float32",
         progress: Progress | None = None,
     ) -> Evaluation:  # fmt: skip
-        """θ on the test prompts, or on others."""
+        """θ on the prompts of a held-out split, of the settings' own unless given."""
+        split = split or self.settings.held_out
+        prompts = list(self.held_out_prompts(split).values())
+        return self._evaluate(theta, rewards, prompts, split, self.settings.test_samples, precision, progress)
+
+    def _evaluate(
+        self, theta: Weights, rewards: dict[str, Reward], prompts: list[list[int]], split: str, samples: int, precision: str,
+        progress: Progress | None,
+    ) -> Evaluation:  # fmt: skip
         s = self.settings
         return evaluate(
-            theta, policy=self.policy, sft=self.sft, prompts=prompts or self.test_prompts, samples=samples or s.test_samples,
-            new=s.max_new_tokens, temperature=s.temperature, rewards=rewards, progress=progress,
+            theta, policy=self.policy, sft=self.sft, prompts=prompts, split=split, samples=samples, new=s.max_new_tokens,
+            temperature=s.temperature, rewards=rewards, precision=precision, progress=progress,
         )  # fmt: skip
 
     def measure(self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:

@@ -4,7 +4,8 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import datasets
 import torch
@@ -18,24 +19,8 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-_float32_asked = False
-
-
-@contextmanager
-def in_float32() -> Iterator[None]:
-    """Inside, `fast_dtype` is float32 on every machine, for what goes on with results in float32."""
-    global _float32_asked
-    before, _float32_asked = _float32_asked, True
-    try:
-        yield
-    finally:
-        _float32_asked = before
-
-
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower) and inside `in_float32`."""
-    if _float32_asked:
-        return torch.float32
+    """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower)."""
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if device().type == "cpu" and bfloat16_by() else torch.float32
@@ -48,9 +33,42 @@ def bfloat16_by() -> str | None:
 
 
 def autocast() -> AbstractContextManager:
-    """Matrix products in `fast_dtype`, weights in float32. Enter it in the thread that computes."""
+    """Matrix products in `fast_dtype`, weights rounded to it. Enter it in the thread that computes."""
     dtype = fast_dtype()
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
+
+
+PRECISIONS = {"split": 2, "bfloat16": 1, "float32": 0}  # how a policy is passed in training → bfloat16 parts of a weight; 0: as it is
+_parts = ContextVar("parts", default=1)
+
+
+def parts() -> int:
+    """How many bfloat16 numbers a policy's weight is written as here (see `dense`)."""
+    return _parts.get()
+
+
+@contextmanager
+def passes(precision: str) -> Iterator[None]:
+    """Passes of a policy in training: what is sampled from and scored inside.
+
+    As with autocast, it holds for the thread that enters it, and a machine whose `fast_dtype` is float32 computes in that.
+    Outside, a policy is passed in float32: there everything is measured.
+
+    Args:
+        precision: "split": bfloat16 products of weights in two parts, within 0.02 nats a completion of float32; "bfloat16": of rounded
+            weights, another policy (notebook 09); "float32".
+    """
+    before = _parts.set(PRECISIONS[precision])
+    try:
+        with autocast() if PRECISIONS[precision] else nullcontext():
+            yield
+    finally:
+        _parts.reset(before)
+
+
+def dtype_here(on: torch.device) -> torch.dtype:
+    """What products are computed in here on that device: autocast's dtype inside it, else float32."""
+    return torch.get_autocast_dtype(on.type) if torch.is_autocast_enabled(on.type) else torch.float32
 
 
 def prepare() -> None:

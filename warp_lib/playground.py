@@ -117,8 +117,7 @@ class Playground:
 @torch.no_grad()
 def by_token(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
     """KL(π‖π_sft) over the vocabulary before each sampled token, and log π − log π_sft of the token itself: (n, new) each, nats."""
-    with machine.autocast():
-        logits_p, logits_q = policy.logits(rollouts), sft.logits(rollouts)
+    logits_p, logits_q = policy.logits(rollouts), sft.logits(rollouts)
     log_p, log_q = policy.log_distribution(logits_p, temperature), sft.log_distribution(logits_q, temperature)
     log_ratio = (log_p - log_q).gather(-1, rollouts.completions[..., None])[..., 0]
     return kl_by_token(log_p.exp(), log_p, log_q).cpu(), log_ratio.cpu()

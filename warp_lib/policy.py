@@ -22,7 +22,7 @@ from transformers.activations import NewGELUActivation
 from . import cuda_graphs, hub, machine
 from .checkpoint import load, weights_of
 from .decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
-from .dense import write_bias_once
+from .dense import multiply_in_parts
 from .merging import Weights
 from .paths import ROOT
 from .progress import Progress
@@ -83,7 +83,7 @@ class Policy:
         self._graphs: dict[tuple, Callable] = {}
         if machine.device().type == "cpu":
             model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
-            write_bias_once(model)
+        multiply_in_parts(model)
         for module in model.modules():  # GPT-2's activation is written out in eight operations; this is the same in one
             if isinstance(getattr(module, "act", None), NewGELUActivation):
                 module.act = nn.GELU(approximate="tanh")
@@ -177,8 +177,7 @@ class Policy:
                 progress.check()
             return draw(masked(logits, temperature, self.ends), generator)
 
-        with machine.autocast():
-            completions = self._complete(tokens, mask, new, next_token)
+        completions = self._complete(tokens, mask, new, next_token)
         mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
         return Rollouts(torch.cat([tokens, completions], 1), mask, new)
 
@@ -186,7 +185,8 @@ class Policy:
         """Completions of padded prompts, (n, new), as fast as is known here."""
         if cuda_graphs.can_capture(self.model):
             shape = (*tokens.shape, new)
-            complete = self._captured(("completion", *shape, machine.fast_dtype()), lambda: cuda_graphs.Completion(self.model, *shape))
+            key = ("completion", *shape, machine.dtype_here(tokens.device), machine.parts())
+            complete = self._captured(key, lambda: cuda_graphs.Completion(self.model, *shape))
             return complete(tokens, mask, next_token)
         complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
         return complete(self.model, tokens, mask, new, next_token)
@@ -223,7 +223,7 @@ class Policy:
         def log_probs(tokens: Tensor, mask: Tensor) -> Tensor:
             return self.log_probs(Rollouts(tokens, mask, rollouts.new), temperature)
 
-        mode = (torch.is_grad_enabled(), torch.is_autocast_enabled(given[0].device.type), machine.fast_dtype())
+        mode = (torch.is_grad_enabled(), machine.dtype_here(given[0].device), machine.parts())
         key = ("log_probs", *given[0].shape, rollouts.new, temperature, *mode)
         return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *given))(*given)
 

@@ -40,7 +40,7 @@ def reinforce(
         keep_every: keep the weights along the way every so many steps.
     """
     s = settings
-    used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "beta")
+    used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "beta", "precision")
     inputs = {n: getattr(s, n) for n in used} | {
         "prompts": digest(list(map(list, prompts))), "reward": reward.identity, "sft": digest(theta_sft),
     }  # fmt: skip
@@ -48,11 +48,13 @@ def reinforce(
 
     def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
         x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
-        y = learner.sample(x, s.max_new_tokens, s.temperature, torch_stream(*seed, "sampling", t, device=machine.device()), progress)
+        generator = torch_stream(*seed, "sampling", t, device=machine.device())
+        with machine.passes(s.precision):
+            y = learner.sample(x, s.max_new_tokens, s.temperature, generator, progress)
         r = reward(texts := learner.texts(y)).to(machine.device())
         progress.show(texts, r.tolist())
         progress.check()  # often, so that Stop answers within a second
-        with machine.autocast():
+        with machine.passes(s.precision):
             log_pi = learner.step_log_probs(y, s.temperature).sum(1)
             progress.check()
             with torch.no_grad():

@@ -33,7 +33,7 @@ from transformers import (
 
 from . import attention, hub, machine
 from .checkpoint import Checkpoint, load, weights_of
-from .dense import laid_out, write_bias_once
+from .dense import laid_out, multiply_in_parts
 from .progress import Progress
 from .seeds import numpy_stream, stream
 from .store import digest, remember, save_tensors
@@ -81,7 +81,7 @@ class EncoderScorer:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
         self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
         _float32_head(self.model)
-        write_bias_once(self.model)
+        multiply_in_parts(self.model)
         self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
         kept = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
         self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab())

@@ -53,6 +53,13 @@ class Settings:
         0.01, "μ: share of the policy that enters the EMA anchor each step (0: the anchor stays at the initialisation)", 0.0, 1.0
     )
 
+    precision: str = knob(
+        "split",
+        "how training passes a policy where the hardware multiplies bfloat16: split (weights in two parts), bfloat16 (weights rounded: "
+        "another policy), float32 (slower); everything is measured in float32",
+        among=("split", "bfloat16", "float32"),
+    )
+
     # DPO, in REINFORCE's place: β, μ, learning rate, T and batch size (two completions a pair) are the same settings.
     pair_prompts: int = knob(256, "prompts whose completions are ranked and paired before each iteration", 1)
     pair_completions: int = knob(4, "completions of each of these prompts", 2)

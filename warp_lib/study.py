@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -30,6 +29,7 @@ from . import kept_reward, machine
 from .aligner import Aligner, Run, Seed
 from .best_of_n import best_of, kl_of_best
 from .dpo import MakePairs, Pairs, for_all_runs
+from .evaluate import kl_of_pass
 from .experiment import Experiment, Point, reinforce_points, warp_points
 from .merging import Weights, geometry, interpolate, lerp, slerp, slerp_without_order
 from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
@@ -294,24 +294,60 @@ class Training(Unit):
         s = self.settings
         points, record = self.train(experiment, rewards["reward"], progress)
         splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
-        held_out = {split: experiment.held_out_prompts(split) for split in splits}
         choosing = {name: reward for name, reward in rewards.items() if name != "judge"}  # it counts nowhere there, and costs an encoder
         rows, scores, shown = [], {}, []
         for point in progress.track(list(points), "evaluation"):
             place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
             if "pairs_from" not in record:  # DPO samples before it trains
                 place["completions"] = point.steps * s.batch_size
-            for split, prompts in held_out.items():
+            for split in splits:
                 asked = rewards if split == "test" else choosing
-                seen = experiment.evaluate(point.theta, asked, list(prompts.values()), progress=progress)
+                seen = experiment.evaluate(point.theta, asked, split, progress=progress)
                 rows.append({"arm": self.arm, "split": split} | place | seen.summary)
                 for score, values in seen.scores.items():
                     scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
-            for k, review in list(enumerate(prompts))[: SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN]:
+            reviews = experiment.held_out_prompts(splits[-1])
+            for k, review in list(enumerate(reviews))[: SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN]:
                 one = k * s.test_samples
                 shown.append({"point": len(rows) // len(splits) - 1, "split": split, "review": review, "completion": texts[one]})
         return Found(rows, scores, shown, record)
+
+
+@dataclass(frozen=True)
+class Passes(Unit):
+    """An arm trained in one precision, and what its policies are in others: on test prompts, all points in float32, and those of its line
+    over η in `others` too. Their `split` is "test", or names the pass."""
+
+    train: Train
+    others: tuple[str, ...] = ()
+
+    def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
+        s, rows, scores = self.settings, [], {}
+        points, record = self.train(experiment, rewards["reward"], progress)
+        for point in progress.track(list(points), "evaluation"):
+            place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed, "completions": point.steps * s.batch_size}
+            place["stays"] = rounds_to(experiment.theta_sft, point.theta)
+            exact = experiment.evaluate(point.theta, rewards, progress=progress)
+            seen = {"test": exact}
+            if point.method in ("warp", "reinforce-liti"):
+                seen |= {f"test in {p}": experiment.evaluate(point.theta, rewards, precision=p, progress=progress) for p in self.others}
+            for split, one in seen.items():
+                row = {"arm": self.arm, "split": split} | place | one.summary
+                if split != "test":
+                    written = exact.rollouts.rows(torch.arange(0, len(exact.rollouts.tokens), s.test_samples))
+                    apart = kl_of_pass(experiment.policy.load(point.theta), written, s.temperature, split.removeprefix("test in "))
+                    row |= {"pass_kl": apart.mean().item(), "pass_kl_se": apart.std().item() / math.sqrt(len(apart))}
+                rows.append(row)
+                for score, values in one.scores.items():
+                    scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
+        return Found(rows, scores, [], record)
+
+
+def rounds_to(base: Weights, theta: Weights) -> float:
+    """The share of weights that round to the base's own in bfloat16."""
+    same = sum((theta[n].bfloat16() == base[n].bfloat16()).sum().item() for n in base)
+    return same / sum(t.numel() for t in base.values())
 
 
 class BestOfN(Unit):
@@ -504,11 +540,37 @@ def best_of_n() -> list[Unit]:
     return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study", seed=seeds[0])) for seeds in (EARLIER, SEEDS)]
 
 
+# The report's learning rate and β: that of which 400 steps of REINFORCE end at no more than about 10 nats and below the 99th percentile of
+# real positives; of several the one with the most reward.
+FOUR = {"a": (1e-5, 0.3), "b": (3e-5, 0.3), "c": (1e-5, 1.0), "d": (3e-5, 1.0)}
+
+
+def defaults() -> list[Unit]:
+    """What the report's learning rate and β are chosen by, on validation prompts."""
+    common = {"held_out": "validation", "judge_steps": 0}
+    given = {name: {"learning_rate": rate, "beta": beta} | common for name, (rate, beta) in FOUR.items()}
+    return [_unit("defaults", f"reinforce-{name}", PRIMARY["reinforce"], TUNING_SEED, some) for name, some in given.items()]
+
+
+ROUNDED = (10, 11, 12)  # seeds
+
+
+def precision() -> list[Unit]:
+    """What rounding weights to bfloat16 in a pass does to what is measured, and to training: trained both ways, measured in float32."""
+    common, units = {"learning_rate": 1e-5, "beta": 0.3, "judge_steps": 0, "front_points": 6}, []
+    for seed in ROUNDED:
+        for trained, others in (("split", ("split", "bfloat16")), ("bfloat16", ())):
+            for name in ("warp", "reinforce"):
+                settings = Settings.profile(**COMMON | common, precision=trained, seed=seed, name="study")
+                units.append(Passes("precision", f"{name}-{trained}", settings, PRIMARY[name].train, others))
+    return units
+
+
 NOW: dict[str, Callable[[], list[Unit]]] = {
     "tuning": tuning, "primary": primary, "best-of-n": best_of_n, "grid": grid, "merges": merges, "averages": averages, "angles": angles,
 }  # fmt: skip
 LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "duration": duration, "more-runs": more_runs, "restarts": restarts}
-LATER |= {"dpo-tuning": dpo_tuning, "dpo": dpo, "reference": reference}
+LATER |= {"defaults": defaults, "precision": precision, "dpo-tuning": dpo_tuning, "dpo": dpo, "reference": reference}
 TUNED = {"tuning": tuple(PRIMARY), "dpo-tuning": ("warp-dpo", "dpo")}  # the arms whose settings an experiment decides when it ends
 EXPERIMENTS = NOW | LATER
 
@@ -579,21 +641,14 @@ def _run_or_leave(unit: Unit, progress: Progress | None = None) -> None:
 def run_unit(unit: Unit, progress: Progress) -> None:
     """Measure, and keep what came out whole. Weights that it trains stay in the store of runs.
 
-    A seed that was begun in float32 goes on in it, which every machine has.
-
     Raises Unlike for a unit that could not be compared here with others of its seed.
     """
-    begun_in = {made_with["dtype"] for made_with in _compared_with(unit).values()}
-    with machine.in_float32() if begun_in == {str(torch.float32)} else nullcontext():
-        _run_unit(unit, progress)
-
-
-def _run_unit(unit: Unit, progress: Progress) -> None:
     began, s = time.perf_counter(), unit.settings
     experiment = Experiment(s)
     reward = kept_reward.read(s) or experiment.reward(progress)
     made_with = {"reward_model": reward.identity, "sft": digest(experiment.theta_sft)}
-    _refuse_others(unit, made_with | {"dtype": str(machine.fast_dtype())})
+    made_with |= {"dtype": str(machine.fast_dtype()), "measured_in": "float32"}
+    _refuse_others(unit, made_with)
     kept_reward.write(reward, s)
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
@@ -631,7 +686,8 @@ def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
         for file in sorted(FOLDER.glob(f"{experiments}/*-{seed}.json")):
             if file.parent.name not in ("best-of-n", "angles"):  # no arm is compared with these
                 record = json.loads(file.read_text())
-                made_with = {part: record.get(part) for part in ("reward_model", "sft")} | {"dtype": record["machine"]["dtype"]}
+                made_with = {part: record.get(part) for part in ("reward_model", "sft", "measured_in")}
+                made_with["dtype"] = record["machine"]["dtype"]
                 found[f"{file.parent.name}/{file.stem}"] = made_with
     return found
 
