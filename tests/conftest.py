@@ -92,7 +92,7 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
     file.parent.mkdir(exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
-    found = {"settings": GIVEN, "reward_model": "kept", "sft": "sft", "real_positive": {"mean": 0.3, "p99": 1.4}}
+    found = {"settings": GIVEN, "reward_model": "kept", "sft": "sft", "measured_in": "float32", "real_positive": {"mean": 0.3, "p99": 1.4}}
     file.write_text(json.dumps(found | {"machine": {"dtype": str(machine.fast_dtype())}}))
 
 

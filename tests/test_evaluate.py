@@ -36,7 +36,7 @@ def measure(theta: Weights, raw: Scores | None = None, **options) -> Evaluation:
     """θ, of the tiny policy of seed 1, against SFT, that of seed 2."""
     rewards = {"reward": Reward(raw or Scores(), 0.0, 1.0)}
     given = {"prompts": PROMPTS, "samples": SAMPLES, "new": NEW, "temperature": TAU, "rewards": rewards}
-    return evaluate(theta, policy=tiny_policy(), sft=tiny_policy(seed=2), **given | options)
+    return evaluate(theta, policy=tiny_policy(), sft=tiny_policy(seed=2), **{"split": "test"} | given | options)
 
 
 # KL
@@ -205,7 +205,7 @@ def test_evaluation_leaves_sft_and_theta_alone(store):
     """Guards: SFT overwritten by θ, so that the next KL is to something else."""
     policy, sft, theta = tiny_policy(), tiny_policy(seed=2), tiny_policy(seed=4).weights()
     before, copy = sft.weights(), {name: t.clone() for name, t in theta.items()}
-    evaluate(theta, policy=policy, sft=sft, prompts=PROMPTS, samples=2, new=2, temperature=TAU, rewards={})
+    evaluate(theta, policy=policy, sft=sft, prompts=PROMPTS, split="test", samples=2, new=2, temperature=TAU, rewards={})
     for a, b in ((sft.weights(), before), (theta, copy), (policy.weights(), theta)):
         assert all(torch.equal(a[name], b[name]) for name in b)
 
@@ -226,7 +226,7 @@ def test_language_loss_is_that_of_transformers(float32):
 
 def test_policies_of_other_architectures_are_evaluated_too(store, float32):
     """Guards: an evaluation that only works for GPT-2."""
-    options = {"prompts": PROMPTS, "samples": 2, "new": 3, "temperature": TAU, "rewards": {}}
+    options = {"prompts": PROMPTS, "split": "test", "samples": 2, "new": 3, "temperature": TAU, "rewards": {}}
     policies: list[Policy] = [tiny_policy("llama", seed=k) for k in (1, 2)]
     theta, sft = (p.weights() for p in policies)
     assert evaluate(theta, policy=policies[0], sft=policies[1], **options).summary["kl"] > 0.1

@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -69,6 +70,20 @@ Train = Callable[[Experiment, Reward, Progress], Trained]
 def by_warp(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP as in the paper, on REINFORCE."""
     return _warp_of(experiment, experiment.aligner(reward, progress))
+
+
+def by_warp_beside_one_run(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
+    """WARP, and the line from SFT through its very first run: that is REINFORCE of T steps."""
+    iterations = experiment.warp(experiment.aligner(reward, progress))
+    s, sft, run = experiment.settings, experiment.theta_sft, iterations[0].runs[0]
+
+    def points() -> Iterator[Point]:
+        yield from warp_points(sft, iterations, s)
+        for eta in np.linspace(0, 1, s.front_points):
+            yield Point("reinforce-liti", interpolate(sft, run.weights, eta), s.steps, run.seconds, eta=eta)
+
+    angles = [{"iteration": i.number} | row for i in iterations for row in geometry(i.init, [run.weights for run in i.runs])]
+    return points(), {"geometry": angles}
 
 
 def _warp_of(experiment: Experiment, align: Aligner) -> Trained:
@@ -560,9 +575,8 @@ def precision() -> list[Unit]:
     common, units = {"learning_rate": 1e-5, "beta": 0.3, "judge_steps": 0, "front_points": 6}, []
     for seed in ROUNDED:
         for trained, others in (("split", ("split", "bfloat16")), ("bfloat16", ())):
-            for name in ("warp", "reinforce"):
-                settings = Settings.profile(**COMMON | common, precision=trained, seed=seed, name="study")
-                units.append(Passes("precision", f"{name}-{trained}", settings, PRIMARY[name].train, others))
+            settings = Settings.profile(**COMMON | common, precision=trained, seed=seed, name="study")
+            units.append(Passes("precision", f"warp-{trained}", settings, by_warp_beside_one_run, others))
     return units
 
 
