@@ -1,4 +1,4 @@
-"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge`` and ``publish``."""
+"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge``, ``verify`` and ``publish``."""
 
 import argparse
 import sys
@@ -63,6 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         "--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (default: what holds the base's and the runs' numbers)"
     )
     command.set_defaults(run=merge)
+
+    command = commands.add_parser(
+        "verify", help="recompute KL and reward of a run's saved policies with plain transformers, and compare with its results.csv",
+        usage="python -m warp_lib verify RUN", allow_abbrev=False,
+    )  # fmt: skip
+    command.add_argument("name", metavar="RUN", help="the run's folder under runs/, e.g. laptop")
+    command.set_defaults(run=verify)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
     command.add_argument("--name", default="laptop", help="the run's folder under runs/ (default: laptop)")
@@ -172,6 +179,26 @@ def merge(args: argparse.Namespace, unknown: list[str]) -> int:
             say(f"Warning: {warning.message}", 0)
     print(f"The merged model: {args.out}")
     return 0
+
+
+def verify(args: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        return say(f"verify takes the name of one run only, not {unknown[0]}.", 2)
+    from . import machine
+    from .live import TerminalProgress
+    from .verify import described
+    from .verify import verify as verify_run
+
+    machine.prepare()
+    progress = TerminalProgress()
+    try:
+        checks = verify_run(args.name, progress)
+    except (ValueError, KeyboardInterrupt) as error:
+        while progress.bars:
+            progress.end()  # the sentence gets a line of its own
+        return say(error, 2) if isinstance(error, ValueError) else say("Stopped. Nothing was written.", 1)
+    print(described(checks))
+    return 0 if all(check.agrees for check in checks) else 1
 
 
 def pairs(given: list[str], form: str) -> list[tuple[str, str]]:
