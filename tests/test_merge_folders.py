@@ -3,11 +3,13 @@
 import gc
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +18,7 @@ from tests.conftest import tiny_policy
 from warp_lib import hub
 from warp_lib import merge_folders as module
 from warp_lib.__main__ import main
-from warp_lib.merge_folders import INDEX, SINGLE, merge_folders
+from warp_lib.merge_folders import INDEX, SINGLE, RoundingWarning, merge_folders
 from warp_lib.merging import Weights, geometry, interpolate, layer_of, lerp, slerp
 from warp_lib.progress import Progress
 
@@ -55,6 +57,11 @@ def folders(request, tmp_path_factory) -> dict[str, Path]:
 def merged(folders: dict[str, Path], out: Path, runs: str = "ab", **options) -> Weights:
     merge_folders(str(folders["base"]), [str(folders[run]) for run in runs], out, **options)
     return weights_in(out)
+
+
+def merged_folder(folders: dict[str, Path], out: Path, runs: str = "ab", **options) -> Path:
+    merged(folders, out, runs, **options)
+    return out
 
 
 def in_memory(folders: dict[str, Path], runs: str = "ab", eta: float = 1.0, merge: str = "slerp", per: str = "layer") -> Weights:
@@ -108,16 +115,147 @@ def test_a_run_that_did_not_move(folders, tmp_path, per):
     assert "NaN" not in text and json.loads(text)["geometry"][-1]["degrees"] is None
 
 
-def test_bfloat16_is_rounded_once_and_the_runs_may_be_wider(folders, tmp_path):
-    """Guards: a base in bfloat16 merged in bfloat16, of whose task vectors a third would be lost."""
-    base, a, b = (weights_in(folders[name]) for name in ("base", "a", "b"))
-    low = {n: t.bfloat16() for n, t in base.items()}
-    folder_of(low, folders["base"], tmp_path / "low")
-    folder_of({n: t.double() for n, t in a.items()}, folders["a"], tmp_path / "a")
-    wide = {n: t.float() for n, t in low.items()}
-    expected = {n: t.bfloat16() for n, t in interpolate(wide, slerp(wide, [a, b]), 0.3).items()}
-    result = merged({"base": tmp_path / "low", "a": tmp_path / "a", "b": folders["b"]}, tmp_path / "out", eta=0.3)
-    assert all(torch.equal(result[n], expected[n]) for n in expected) and all(t.dtype == torch.bfloat16 for t in result.values())
+# --- dtypes -----------------------------------------------------------------------------------------------------------------------------
+
+
+def narrow(folders: dict[str, Path], to: Path, names: list[str], dtype: torch.dtype = torch.bfloat16) -> dict[str, Path]:
+    """The folders, those called `names` as transformers saves them in a narrower dtype, in shards."""
+    for name in names:
+        AutoModelForCausalLM.from_pretrained(folders[name]).to(dtype).save_pretrained(to / name, max_shard_size="4KB")
+        AutoTokenizer.from_pretrained(folders[name]).save_pretrained(to / name)
+    return folders | {name: to / name for name in names}
+
+
+def trained(folders: dict[str, Path], to: Path) -> dict[str, Path]:
+    """A base in bfloat16, and float32 runs from it whose task vectors are within a bfloat16 spacing, as RL's are; a tensor is frozen."""
+    folders = narrow(folders, to, ["base"])
+    base = {n: t.float() for n, t in weights_in(folders["base"]).items()}
+    draw = torch.Generator().manual_seed(0)
+    for run in "ab":
+        moved = {n: t + t.abs() * 2**-9 * torch.randn(t.shape, generator=draw) for n, t in base.items()}
+        folders[run] = folder_of(moved | dict([max(base.items(), key=lambda item: item[0])]), folders[run], to / run)
+    return folders
+
+
+def said_dtype(folder: Path) -> str:
+    return json.loads((folder / "config.json").read_text())["dtype"]
+
+
+def test_a_bfloat16_base_with_float32_runs_gives_float32(folders, tmp_path, capsys):
+    """To the bit what merging in memory in float32 gives. Guards: the base's dtype taken, and 65% of an RL task vector with it."""
+    small = trained(folders, tmp_path)
+    base, a, b = ({n: t.float() for n, t in weights_in(small[name]).items()} for name in ("base", "a", "b"))
+    command = ["merge", *(str(small[name]) for name in ("base", "a", "b")), "--eta", "0.3", "--out", str(tmp_path / "out")]
+    assert main(command) == 0 and "Warning" not in capsys.readouterr().err
+    result, expected = weights_in(tmp_path / "out"), interpolate(base, slerp(base, [a, b]), 0.3)
+    assert result.keys() == expected.keys() and all(torch.equal(result[n], expected[n]) for n in expected)
+    assert all(t.dtype == torch.float32 for t in result.values()) and said_dtype(tmp_path / "out") == "float32"
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert record["dtype"] is None and record["rounding"] == {"error": 0, "unmoved": 0}
+
+
+def test_a_dtype_that_is_asked_for_is_rounded_to_once_and_its_cost_is_told(folders, tmp_path, capsys):
+    """Guards: merged in bfloat16, which rounds at every step; numbers that are not those of the weights written."""
+    small = trained(folders, tmp_path)
+    wide = weights_in(merged_folder(small, tmp_path / "wide", eta=0.3))
+    base = weights_in(small["base"])
+    command = ["merge", *(str(small[name]) for name in ("base", "a", "b")), "--eta", "0.3", "--dtype", "bfloat16"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    result = weights_in(tmp_path / "out")
+    assert all(torch.equal(result[n], wide[n].bfloat16()) for n in wide) and said_dtype(tmp_path / "out") == "bfloat16"
+
+    was, exact, rounded = (torch.cat([w[n].double().flatten() for n in wide]) for w in (base, wide, result))
+    error, unmoved = ((rounded - exact).norm() / (exact - was).norm()).item(), (rounded == was)[exact != was].double().mean().item()
+    assert error > 0.5 and unmoved > 0.5
+    said = capsys.readouterr().err
+    assert f"Warning: rounding to bfloat16 costs {error:.1%} of the task vector (" in said
+    assert f", and {unmoved:.1%} of the weights that the merge moves stay the base's; --dtype float32 keeps it.\n" in said
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["rounding"] == pytest.approx({"error": error, "unmoved": unmoved})
+
+
+def test_a_merge_of_bfloat16_weights_warns_of_what_it_rounds_away(folders, tmp_path):
+    """Nothing was asked for and nothing promoted, and yet the merge lies between bfloat16 numbers; float32, asked for, keeps it."""
+    low = narrow(folders, tmp_path, ["base", "a", "b"])
+    with pytest.warns(RoundingWarning, match="rounding to bfloat16 costs .* --dtype float32 keeps it"):
+        assert all(t.dtype == torch.bfloat16 for t in weights_in(merged_folder(low, tmp_path / "out", eta=0.3)).values())
+    with warnings.catch_warnings(action="error"):
+        wide = weights_in(merged_folder(low, tmp_path / "wide", eta=0.3, dtype="float32"))
+    base, a, b = ({n: t.float() for n, t in weights_in(low[name]).items()} for name in ("base", "a", "b"))
+    assert near(wide, interpolate(base, slerp(base, [a, b]), 0.3)) and said_dtype(tmp_path / "wide") == "float32"
+
+
+def test_no_run_is_narrowed(folders, tmp_path):
+    """Float64 runs are merged and written as such; a float16 run on a bfloat16 base needs float32, which holds both."""
+    low = narrow(folders, tmp_path, ["base"])
+    double = folder_of({n: t.double() / 3 for n, t in weights_in(folders["a"]).items()}, folders["a"], tmp_path / "double")
+    result = weights_in(merged_folder(low | {"a": double}, tmp_path / "out", "a"))
+    assert all(torch.equal(result[n], t) for n, t in weights_in(double).items()) and said_dtype(tmp_path / "out") == "float64"
+    half = narrow(folders, tmp_path / "half", ["a"], torch.float16)["a"]
+    assert all(t.dtype == torch.float32 for t in weights_in(merged_folder(low | {"a": half}, tmp_path / "both")).values())
+    with pytest.warns(RoundingWarning, match="without --dtype nothing is rounded"):
+        merged_folder(low | {"a": double}, tmp_path / "less", "a", dtype="float32")
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16"}], ids=["promoted", "asked for"])
+@pytest.mark.filterwarnings("ignore::warp_lib.merge_folders.RoundingWarning")
+def test_files_of_another_dtype_than_the_bases_are_whole(folders, tmp_path, options):
+    """Headers, index, config and file sizes fit the numbers written. Guards: the base's offsets under numbers twice as wide."""
+    low = narrow(folders, tmp_path, ["base"])
+    config = json.loads((low["base"] / "config.json").read_text())
+    old = {k: v for k, v in config.items() if k != "dtype"} | {"torch_dtype": "bfloat16", "inner": {"dtype": "bfloat16"}}
+    (low["base"] / "config.json").write_text(json.dumps(old))
+    out, width = merged_folder(low, tmp_path / "out", **options), 2 if options else 4
+    name = "float16" if options else "float32"
+    told = json.loads((out / "config.json").read_text())
+    assert told == old | {"torch_dtype": name, "inner": {"dtype": name}}
+
+    index, sizes = json.loads((out / INDEX).read_text()), []
+    for file in sorted(set(index["weight_map"].values())):
+        tensors = load_file(out / file)
+        sizes.append(sum(t.nbytes for t in tensors.values()))
+        with safe_open(out / file, "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+        head = int.from_bytes((out / file).read_bytes()[:8], "little")
+        assert head % 8 == 0 and (out / file).stat().st_size == 8 + head + sizes[-1]
+        assert {n for n, f in index["weight_map"].items() if f == file} == tensors.keys()
+    assert index["metadata"]["total_size"] == sum(sizes) == width * sum(t.numel() for t in weights_in(low["base"]).values())
+    assert index["metadata"].keys() == json.loads((low["base"] / INDEX).read_text())["metadata"].keys()
+    model, loaded = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert model.dtype == getattr(torch, name) and not loaded["missing_keys"] and not loaded["unexpected_keys"]
+    assert all(torch.equal(model.state_dict()[n], t) for n, t in weights_in(out).items())
+    head = AutoTokenizer.from_pretrained(out)("w4 w7", return_tensors="pt")
+    assert model(**{k: head[k] for k in ("input_ids", "attention_mask")}).logits.isfinite().all()
+
+
+def test_tensors_of_several_dtypes(folders, tmp_path):
+    """Each is promoted by itself and begins at a multiple of its numbers' size; the config names the dtype that opens all unrounded."""
+    odd = {"h.0.mask": torch.tensor([True, False, True]), "h.0.steps": torch.tensor([7])}
+    changed = {}
+    for name in ("base", "a"):
+        weights = weights_in(folders[name])
+        first = sorted(weights)[0]
+        as_saved = {n: t if name == "a" and n == first else t.bfloat16() for n, t in weights.items()}
+        changed[name] = folder_of(as_saved | odd, folders[name], tmp_path / name)
+    result = weights_in(merged_folder(changed, tmp_path / "out", "a"))
+    assert {n for n, t in result.items() if t.dtype == torch.float32} == {first}
+    assert {t.dtype for n, t in result.items() if n != first} == {torch.bfloat16, torch.bool, torch.int64}
+    assert all(torch.equal(result[n], t) for n, t in odd.items()) and said_dtype(tmp_path / "out") == "float32"
+    whole = (tmp_path / "out" / SINGLE).read_bytes()
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    assert not [n for n, t in result.items() if header[n]["data_offsets"][0] % t.itemsize]
+
+
+def test_weights_beyond_the_range_of_the_dtype(folders, tmp_path, capsys):
+    """Guards: an infinity written where a weight was."""
+    name = "a.w"
+    big = {n: folder_of(weights_in(folders[n]) | {name: torch.tensor([7e4])}, folders[n], tmp_path / n) for n in ("base", "a")}
+    says = f"{name} does not fit into float16, whose largest number is 65504."
+    there = sorted(tmp_path.iterdir())
+    assert main(["merge", str(big["base"]), str(big["a"]), "--dtype", "float16", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith(f"\n{says}\n") and sorted(tmp_path.iterdir()) == there
+
+
+# --- buffers ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_buffers_that_are_not_floating_point_stay_the_bases(folders, tmp_path):
@@ -226,7 +364,8 @@ def refused(capsys, says: str, command: list, out: Path) -> None:
         (["--eta", "inf"], "eta must be a finite number, not inf."),
         (["--merge", "ties"], "merge must be slerp or lerp, not 'ties'."),
         (["--per", "block"], "per must be layer or tensor or model, not 'block'."),
-        (["--seed", "3"], "merge takes no --seed; its options are --out, --eta, --merge and --per."),
+        (["--dtype", "int8"], "dtype must be float32, bfloat16, float16 or left out, not 'int8'."),
+        (["--seed", "3"], "merge takes no --seed; its options are --out, --eta, --merge, --per and --dtype."),
     ],
 )
 def test_bad_options(folders, tmp_path, capsys, options, says):

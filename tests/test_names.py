@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from warp_lib import reward as reward_module
-from warp_lib.experiment import Experiment
+from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
 from warp_lib.policy import Policy
 from warp_lib.progress import Progress
@@ -68,7 +68,7 @@ def test_the_whole_chain_by_name(folders, store):
     assert {"reward", "judge_tfidf", "entropy", "distinct2", "perplexity"} <= sft.summary.keys()
 
     theta = interpolate(experiment.theta_sft, run.weights, 0.5)
-    saved = experiment.save_policy(theta, "warp")
+    saved = experiment.save_policy(Point("warp", theta, 2, 0.1, eta=0.5), "warp", rewards)
     assert saved == store / "smoke" / "models" / "warp"
     opened = AutoModelForCausalLM.from_pretrained(saved)
     assert all(torch.equal(p, theta[n]) for n, p in opened.named_parameters()) and opened.dtype == torch.float32

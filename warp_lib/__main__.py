@@ -1,7 +1,8 @@
-"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge`` and ``publish``."""
+"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge``, ``verify`` and ``publish``."""
 
 import argparse
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
     command = commands.add_parser(
         "merge", help="merge the runs of a model of your own, folders to folder: base + η · SLERP of the task vectors", allow_abbrev=False,
-        usage="python -m warp_lib merge BASE RUN [RUN …] --out FOLDER [--eta NUMBER] [--merge slerp|lerp] [--per layer|tensor|model]",
+        usage="python -m warp_lib merge BASE RUN [RUN …] --out FOLDER [--eta NUMBER] [--merge slerp|lerp] [--per layer|tensor|model] "
+        "[--dtype float32|bfloat16|float16]",
     )  # fmt: skip
     command.add_argument("base", metavar="BASE", help="the model the runs began from: a folder of safetensors, or a hub id")
     command.add_argument("trained", nargs="+", metavar="RUN", help="the models trained from it; one alone is interpolated (LITI)")
@@ -57,7 +59,17 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--eta", type=number, default=1.0, metavar="NUMBER", help="0 to 1 is LITI, beyond extrapolates (default: 1)")
     command.add_argument("--merge", default="slerp", metavar="MERGE", help="slerp or lerp of the task vectors (default: slerp)")
     command.add_argument("--per", default="layer", metavar="GROUP", help="one angle of SLERP per layer, tensor or model (default: layer)")
+    command.add_argument(
+        "--dtype", metavar="DTYPE", help="float32, bfloat16 or float16 (default: what holds the base's and the runs' numbers)"
+    )
     command.set_defaults(run=merge)
+
+    command = commands.add_parser(
+        "verify", help="recompute KL and reward of a run's saved policies with plain transformers, and compare with its results.csv",
+        usage="python -m warp_lib verify RUN", allow_abbrev=False,
+    )  # fmt: skip
+    command.add_argument("name", metavar="RUN", help="the run's folder under runs/, e.g. laptop")
+    command.set_defaults(run=verify)
 
     command = commands.add_parser("publish", help="copy a run's notebooks and figures into notebooks/ and figures/", allow_abbrev=False)
     command.add_argument("--name", default="laptop", help="the run's folder under runs/ (default: laptop)")
@@ -145,24 +157,48 @@ def pack(args: argparse.Namespace, unknown: list[str]) -> int:
 
 def merge(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
-        return say(f"merge takes no {unknown[0]}; its options are --out, --eta, --merge and --per.", 2)
+        return say(f"merge takes no {unknown[0]}; its options are --out, --eta, --merge, --per and --dtype.", 2)
     import pandas as pd
 
     from .live import TerminalProgress
-    from .merge_folders import merge_folders
+    from .merge_folders import RoundingWarning, merge_folders
 
     progress = TerminalProgress()
     try:
-        rows = merge_folders(args.base, args.trained, args.out, eta=args.eta, merge=args.merge, per=args.per, progress=progress)
-    except ValueError as error:
-        return say(error, 2)
-    except (OSError, KeyboardInterrupt) as error:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RoundingWarning)
+            given = {"eta": args.eta, "merge": args.merge, "per": args.per, "dtype": args.dtype}
+            rows = merge_folders(args.base, args.trained, args.out, **given, progress=progress)
+    except (ValueError, OSError, KeyboardInterrupt) as error:
         while progress.bars:
             progress.end()  # the sentence gets a line of its own
-        return say(f"Nothing was written: {str(error) or 'stopped'}.", 1)
+        return say(error, 2) if isinstance(error, ValueError) else say(f"Nothing was written: {str(error) or 'stopped'}.", 1)
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format) if rows else "One run: there is no angle to report.")
+    for warning in caught:
+        if warning.category is RoundingWarning:
+            say(f"Warning: {warning.message}", 0)
     print(f"The merged model: {args.out}")
     return 0
+
+
+def verify(args: argparse.Namespace, unknown: list[str]) -> int:
+    if unknown:
+        return say(f"verify takes the name of one run only, not {unknown[0]}.", 2)
+    from . import machine
+    from .live import TerminalProgress
+    from .verify import described
+    from .verify import verify as verify_run
+
+    machine.prepare()
+    progress = TerminalProgress()
+    try:
+        checks = verify_run(args.name, progress)
+    except (ValueError, KeyboardInterrupt) as error:
+        while progress.bars:
+            progress.end()  # the sentence gets a line of its own
+        return say(error, 2) if isinstance(error, ValueError) else say("Stopped. Nothing was written.", 1)
+    print(described(checks))
+    return 0 if all(check.agrees for check in checks) else 1
 
 
 def pairs(given: list[str], form: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from .aligner import Aligner, Run
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .merging import Weights, interpolate
-from .paths import folder
+from .paths import folder, write_whole
 from .plots import Table
 from .policy import Policy
 from .progress import Progress
@@ -31,6 +32,7 @@ from .warp import Iteration, warp
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 MINILM_LAYERS, JUDGE_RATE = 6, 1e-4  # of the judge: all layers, and the learning rate at which all of them are trained
 SHOWN = 20  # test prompts whose completions the explorer shows
+REPORT = "warp_report.json"  # in the folder of a saved policy: what it is
 CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
 
 
@@ -262,11 +264,25 @@ class Experiment:
                 rows.append({"policy": name, "prompt": prompt, "completion": completion} | scores)
         return Table(sorted(rows, key=lambda row: row["prompt"]))
 
-    def save_policy(self, theta: Weights, name: str) -> Path:
-        """Write θ as a folder that ``AutoModelForCausalLM.from_pretrained`` opens."""
+    def save_policy(self, point: "Point", name: str, rewards: dict[str, Reward]) -> Path:
+        """Write a point's policy as a folder that ``AutoModelForCausalLM.from_pretrained`` opens; and in it, for `verify`, what it is.
+
+        `REPORT` names its row of the results table and holds what the row was computed from: the settings, EOS, the test prompts and the
+        evaluated completions (prompts, samples, new) as token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
+        """
         target = folder(self.settings.name) / "models" / name
-        self.policy.load(theta).model.save_pretrained(target)
+        (target / REPORT).unlink(missing_ok=True)  # it says nothing of a folder that is half written
+        seen = self.evaluate(point.theta, rewards).rollouts  # from the store: `measure` was here
+        self.policy.load(point.theta).model.save_pretrained(target)
         self.policy.tokenizer.save_pretrained(target)
+        reward = rewards["reward"]
+        record = {
+            "row": {k: v for k, v in vars(point).items() if k not in ("theta", "seconds")} | {"seed": self.settings.seed},
+            "settings": self.settings.asdict(), "eos": self.policy.ends, "sft": digest(self.theta_sft),
+            "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd}, "prompts": self.test_prompts,
+            "completions": seen.completions.view(len(self.test_prompts), self.settings.test_samples, -1).tolist(),
+        }  # fmt: skip
+        write_whole(target / REPORT, json.dumps(record))
         return target
 
 

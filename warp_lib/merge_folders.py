@@ -1,21 +1,27 @@
 """WARP's merge for models that do not fit into memory: from folders of safetensors to a folder, one layer at a time.
 
 θ = θ_base + η · (merge of the runs' task vectors). The merged folder has the base's files, shard by shard, with other numbers in them: a
-file's header says where each tensor goes, so none has to wait in memory for the rest of its shard.
+file's header is written first and says where each tensor goes, so none has to wait in memory for the rest of its shard.
+
+A tensor is written in the dtype that holds the base's and every run's numbers: most of a float32 task vector is lost when it is rounded to
+a bfloat16 base's dtype, for at most weights it is smaller than the spacing of bfloat16 numbers.
 """
 
 import json
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from . import hub
 from .merging import Weights, geometry, interpolate, layer_of, lerp, slerp, slerp_shares, task_vector
@@ -30,6 +36,9 @@ DTYPES = {  # of plain weights and of buffers, as a file's header spells them; a
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+SPELLED = {dtype: text for text, dtype in DTYPES.items()}
+CHOICES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of --dtype
+NOTICED = 0.01  # a rounding error as a share of the task vector's norm: from here on it is warned of even where no dtype was chosen
 
 Rows = list[dict[str, str | int | float]]
 
@@ -82,6 +91,39 @@ class Model:
         return {n: weights[n].to(dtypes[n]) for n in names}
 
 
+class RoundingWarning(UserWarning):
+    """The merged weights were rounded, and what that costs of the task vector."""
+
+
+@dataclass
+class Rounding:
+    """What the dtype of the written weights costs of the task vector merged − base, added up tensor by tensor.
+
+    moved: weights that the merge changes; stayed: those of them that are written as what the base's weight would be written as; error and
+    length: squared norms of written − merged and of merged − base, over all floating-point tensors.
+    """
+
+    moved: int = 0
+    stayed: int = 0
+    error: float = 0.0
+    length: float = 0.0
+
+    def add(self, base: Tensor, merged: Tensor, written: Tensor) -> None:
+        """Count a tensor in."""
+        if merged.is_floating_point() and merged.numel():
+            changed = merged != base
+            self.moved += changed.sum().item()
+            self.stayed += (changed & (written == base.to(written.dtype))).sum().item()
+            self.error += torch.linalg.vector_norm(written.to(merged.dtype) - merged, dtype=torch.float64).item() ** 2
+            self.length += torch.linalg.vector_norm(merged - base, dtype=torch.float64).item() ** 2
+
+    def shares(self) -> dict[str, float]:
+        """error: the rounding error's norm over the task vector's; unmoved: the share of changed weights that are written as the base's."""
+        if not self.length:
+            return {"error": 0.0, "unmoved": 0.0}
+        return {"error": math.sqrt(self.error / self.length), "unmoved": self.stayed / self.moved}
+
+
 def merge_folders(
     base: str,
     runs: Sequence[str],
@@ -90,9 +132,10 @@ def merge_folders(
     eta: float = 1.0,
     merge: str = "slerp",
     per: str = "layer",
+    dtype: str | None = None,
     progress: Progress | None = None,
 ) -> Rows:
-    """Write the folder `out`: base + η · merge of the runs' task vectors, in base's dtypes, with its config and tokenizer.
+    """Write the folder `out`: base + η · merge of the runs' task vectors, with base's config and tokenizer.
 
     One layer of the base and of each run is in memory at a time. The arithmetic is at least float32 and rounded once, at the end.
 
@@ -103,18 +146,26 @@ def merge_folders(
         eta: 0 to 1 is LITI, 1 the merge itself; beyond, it extrapolates.
         merge: "slerp" or "lerp".
         per: where SLERP takes one angle: "layer", "tensor", or "model", for which everything is read twice.
+        dtype: of the floating-point weights in `out`: "float32", "bfloat16" or "float16". None: for each tensor the narrowest that
+            holds the numbers of the base and of every run, so that a bfloat16 base with float32 runs gives float32.
         progress: told of every layer.
 
     Returns the rows of `merging.geometry`, layer by layer; a and b number the runs, so that a single one has no rows. They are in
-    `out`/merge.json, too, with the inputs.
+    `out`/merge.json, too, with the inputs and with what rounding cost (see `Rounding.shares`).
 
-    Raises ValueError, before anything is written, for a value, a model or a folder that will not do.
+    Warns (RoundingWarning) of what is lost when `dtype` is narrower than the numbers merged, or when rounding loses 1% of the task vector:
+    the merge of bfloat16 weights is seldom a bfloat16 number.
+
+    Raises ValueError, before anything is written, for a value, a model or a folder that will not do; and for a weight beyond `dtype`'s
+    range, with nothing left of what was written.
     """
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
     for setting, value, known in (("merge", merge, ("slerp", "lerp")), ("per", per, ("layer", "tensor", "model"))):
         if value not in known:
             raise ValueError(f"{setting} must be {' or '.join(known)}, not {value!r}.")
+    if dtype is not None and dtype not in CHOICES:
+        raise ValueError(f"dtype must be {', '.join(CHOICES)} or left out, not {dtype!r}.")
     if not runs:
         raise ValueError("a merge needs at least one run.")
     out = out.expanduser().resolve()
@@ -127,6 +178,8 @@ def merge_folders(
     theta, *finals = (Model.find(name) for name in (base, *runs))
     for final in finals:
         _check(theta, final)
+    exact = _exact_dtypes(theta, finals)
+    written = {n: CHOICES[dtype] if dtype and exact[n].is_floating_point else exact[n] for n in exact}
     layers: dict[str, list[str]] = {}
     for name in sorted(theta.tensors, key=_numerically):
         layers.setdefault(layer_of(name), []).append(name)
@@ -134,21 +187,21 @@ def merge_folders(
     progress = progress or Progress()
     part.mkdir(parents=True)
     try:
-        _lay_out(theta, part)
+        places, rounding = _lay_out(theta, part, written), Rounding()
         if merge == "lerp":
             average = lerp
         elif per == "model" and len(runs) > 1:
-            angles = [row for layer in progress.track(layers, "angles") for row in _measure(*_read(theta, finals, layers[layer]))]
+            angles = [row for layer in progress.track(layers, "angles") for row in _measure(*_read(theta, finals, layers[layer], exact))]
             average = partial(_combine, shares=_shares(_whole(angles), len(runs)))
         else:
             average = partial(slerp, per=per)
         rows = []
         for layer in progress.track(layers, "merge"):
-            rows += _merge(theta, finals, layers[layer], average, eta, part)
+            rows += _merge(theta, finals, layers[layer], exact, average, eta, places, rounding)
         rows += _whole(rows)
         record = {
             "base": _origin(theta), "runs": [_origin(final) for final in finals],
-            "eta": eta, "merge": merge, "per": per if merge == "slerp" else None,
+            "eta": eta, "merge": merge, "per": per if merge == "slerp" else None, "dtype": dtype, "rounding": rounding.shares(),
             "geometry": [{column: None if value != value else value for column, value in row.items()} for row in rows],  # JSON has no nan
         }  # fmt: skip
         (part / "merge.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -158,27 +211,53 @@ def merge_folders(
     except BaseException:  # an interrupt, too, leaves nothing half-written
         shutil.rmtree(part)
         raise
+    narrowed = any(torch.promote_types(written[n], exact[n]) != written[n] for n in exact)
+    shares = rounding.shares()
+    if rounding.moved and (narrowed or shares["error"] > NOTICED):
+        names = " and ".join(sorted({_name(written[n]) for n in written if written[n].is_floating_point}))
+        better = "without --dtype nothing is rounded" if dtype == "float32" else "--dtype float32 keeps it"
+        said = f"rounding to {names} costs {shares['error']:.1%} of the task vector (the error's norm over the task vector's), and "
+        said += f"{shares['unmoved']:.1%} of the weights that the merge moves stay the base's; {better}."
+        warnings.warn(said, RoundingWarning, stacklevel=2)
     return rows
 
 
-def _merge(theta: Model, finals: list[Model], names: list[str], average: Callable, eta: float, part: Path) -> Rows:
-    """Merge a layer into its places in the files of `part`, and measure it. A function: its tensors are gone before the next are read."""
-    base, runs = _read(theta, finals, names)
+def _merge(
+    theta: Model, finals: list[Model], names: list[str], exact: dict[str, torch.dtype], average: Callable, eta: float,
+    places: dict[str, Stored], rounding: Rounding,
+) -> Rows:  # fmt: skip
+    """Merge a layer into its `places`, and measure it. A function: its tensors are gone before the next are read."""
+    base, runs = _read(theta, finals, names, exact)
     target = average(base, runs) if len(runs) > 1 else runs[0]  # base + (run − base) would not be the run to the last bit
     merged = interpolate(base, target, eta)
     for name in names:
-        stored = theta.tensors[name]
-        with (part / stored.file.name).open("r+b") as file:
-            file.seek(stored.start)
-            file.write(merged[name].to(DTYPES[stored.dtype]).contiguous().flatten().view(torch.uint8).numpy())
+        place = places[name]
+        tensor = merged[name].to(dtype := DTYPES[place.dtype])
+        if dtype.is_floating_point and tensor.isinf().any() and merged[name].isfinite().all():
+            raise ValueError(f"{name} does not fit into {_name(dtype)}, whose largest number is {torch.finfo(dtype).max:g}.")
+        rounding.add(base[name], merged[name], tensor)
+        with place.file.open("r+b") as file:
+            file.seek(place.start)
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return _measure(base, runs)
 
 
-def _read(theta: Model, finals: list[Model], names: list[str]) -> tuple[Weights, list[Weights]]:
-    """A layer of the base and of the runs, in one type, at least float32: a merge in bfloat16 would be rounded at each of its steps."""
-    own = {n: DTYPES[theta.tensors[n].dtype] for n in names}
-    wide = {n: torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype for n, dtype in own.items()}
+def _read(theta: Model, finals: list[Model], names: list[str], exact: dict[str, torch.dtype]) -> tuple[Weights, list[Weights]]:
+    """A layer of the base and of the runs, in one dtype, at least float32: a merge in bfloat16 would be rounded at each of its steps."""
+    wide = {n: torch.promote_types(exact[n], torch.float32) if exact[n].is_floating_point else exact[n] for n in names}
     return theta.read(names, wide), [final.read(names, wide) for final in finals]
+
+
+def _exact_dtypes(theta: Model, finals: list[Model]) -> dict[str, torch.dtype]:
+    """Each tensor's narrowest dtype that holds the base's and every run's numbers; what is not floating-point stays the base's."""
+    of_base = {n: DTYPES[stored.dtype] for n, stored in theta.tensors.items()}
+    of_runs = {n: [DTYPES[final.tensors[n].dtype] for final in finals] for n in of_base}
+    return {n: reduce(torch.promote_types, of_runs[n], own) if own.is_floating_point else own for n, own in of_base.items()}
+
+
+def _name(dtype: torch.dtype) -> str:
+    """As a config.json and --dtype say it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _measure(base: Weights, runs: list[Weights]) -> Rows:
@@ -234,16 +313,55 @@ def _combine(base: Weights, runs: list[Weights], shares: list[float]) -> Weights
     return {n: t + sum(s * d[n] for s, d in zip(shares, deltas, strict=True)) if t.is_floating_point() else t for n, t in base.items()}
 
 
-def _lay_out(theta: Model, part: Path) -> None:
-    """The files of the base in `part`, its weights' with their headers only."""
-    for file in {stored.file for stored in theta.tensors.values()}:
-        with file.open("rb") as opened:
-            size = opened.read(8)
-            (part / file.name).write_bytes(size + opened.read(int.from_bytes(size, "little")))
+def _lay_out(theta: Model, part: Path, dtypes: dict[str, torch.dtype]) -> dict[str, Stored]:
+    """The files of the base in `part`, its weights' with their headers only; returns where each tensor belongs, in its dtype.
+
+    What says something of dtypes says what is true now: the headers, the sizes in the index, config.json.
+    """
+    places = {}
+    for file in sorted({stored.file for stored in theta.tensors.values()}):
+        places |= _write_header(part / file.name, [(n, t.shape, dtypes[n]) for n, t in theta.tensors.items() if t.file == file], file)
     sharded = [] if (theta.folder / SINGLE).is_file() else [theta.folder / INDEX]
     beside = {file for pattern in BESIDE for file in theta.folder.glob(pattern) if file.is_file()}
     for file in [*sharded, *beside]:
         shutil.copyfile(file, part / file.name)
+    if sharded:
+        index = json.loads((part / INDEX).read_text())
+        size = sum(math.prod(place.shape) * dtypes[n].itemsize for n, place in places.items())
+        index["metadata"] = (index.get("metadata") or {}) | {"total_size": size}
+        (part / INDEX).write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    kinds = {dtype for dtype in dtypes.values() if dtype.is_floating_point}
+    as_base = all(DTYPES[stored.dtype] == dtypes[n] for n, stored in theta.tensors.items())
+    if len(kinds) == 1 or (kinds and not as_base):  # of several, the one in which transformers opens all of them without rounding
+        config = json.loads((part / "config.json").read_text())
+        told = _with_dtype(config, _name(reduce(torch.promote_types, kinds)))
+        if told != config:
+            (part / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return places
+
+
+def _write_header(file: Path, tensors: list[tuple[str, tuple[int, ...], torch.dtype]], like: Path) -> dict[str, Stored]:
+    """Begin a safetensors file with its header, which keeps the metadata of `like`; returns where its tensors (name, shape, dtype) belong.
+
+    They follow each other without a gap, wide dtypes first, so that each begins at a multiple of its numbers' size, as readers expect.
+    """
+    with like.open("rb") as opened:
+        metadata = json.loads(opened.read(int.from_bytes(opened.read(8), "little"))).get("__metadata__")
+    header, end = ({"__metadata__": metadata} if metadata else {}), 0
+    for name, shape, dtype in sorted(tensors, key=lambda tensor: -tensor[2].itemsize):
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": SPELLED[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    return {n: Stored(file, SPELLED[dtype], shape, 8 + len(text) + header[n]["data_offsets"][0]) for n, shape, dtype in tensors}
+
+
+def _with_dtype(config: Any, name: str) -> Any:
+    """A config.json whose dtype fields ("torch_dtype" in older ones, and those of configs within it) say `name`; none is added."""
+    if not isinstance(config, dict):
+        return config
+    return {k: name if k in ("dtype", "torch_dtype") and isinstance(v, str) else _with_dtype(v, name) for k, v in config.items()}
 
 
 def _tensors(folder: Path) -> dict[str, Stored]:

@@ -8,6 +8,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from . import machine
 from .paths import RUNS, write_whole
 
 FORMAT = 7  # raised when the same inputs give other results than before
+_only_stored = ContextVar("only_stored", default=False)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class Entry:
     def tensors(self, stem: str) -> dict[str, Tensor]:
         """The tensors of ``<stem>.safetensors``, on the CPU."""
         return load_file(self.folder / f"{stem}.safetensors")
+
+
+class Missing(LookupError):
+    """What was asked for inside `only_stored` is not in the store."""
+
+
+@contextmanager
+def only_stored() -> Iterator[None]:
+    """Inside, `remember` computes nothing and writes nothing: it raises Missing for what is not stored, or damaged."""
+    before = _only_stored.set(True)
+    try:
+        yield
+    finally:
+        _only_stored.reset(before)
 
 
 def digest(*parts: Any) -> str:
@@ -65,6 +82,10 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
     inputs = inputs | surroundings()
     key = f"{kind}-{digest(inputs)}"
     folder, part = RUNS / "store" / key, RUNS / "store" / f"{key}.part"
+    if _only_stored.get():
+        if record := _intact(folder):
+            return Entry(folder, record["result"])
+        raise Missing(f"no {key}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{key}.lock")):
         if record := _intact(folder):
