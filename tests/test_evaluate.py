@@ -181,14 +181,46 @@ def test_a_result_comes_from_the_store(store):
     assert all(torch.equal(again.scores[name], s) for name, s in first.scores.items()) and again.scores.keys() == first.scores.keys()
     shutil.rmtree(store / "store")
     assert measure(theta, raw).summary == first.summary and raw.calls == 2  # and made anew it is the same
-    for other in ({"prompts": PROMPTS[::-1]}, {"samples": 2}, {"new": 4}, {"temperature": 1.0}):
+    others = ({"prompts": PROMPTS[::-1]}, {"samples": 2}, {"new": 4}, {"temperature": 1.0}, {"split": "validation"}, {"precision": "split"})
+    for other in others:
         measure(theta, raw, **other)
     measure(tiny_policy(seed=4).weights(), raw)
     raw.identity = digest("another reward")
     measure(theta, raw)
-    evaluate(theta, policy=tiny_policy(), sft=tiny_policy(seed=5), prompts=PROMPTS, samples=SAMPLES, new=NEW, temperature=TAU,
+    evaluate(theta, policy=tiny_policy(), sft=tiny_policy(seed=5), prompts=PROMPTS, split="test", samples=SAMPLES, new=NEW, temperature=TAU,
              rewards={"reward": Reward(raw, 0.0, 1.0)})  # fmt: skip
-    assert raw.calls == 9
+    assert raw.calls == 11
+
+
+def test_splits_have_streams_of_their_own(store, float32):
+    """Guards: validation and test prompts whose completions are drawn from the same random numbers."""
+    theta = tiny_policy().weights()
+    test, validation = (measure(theta, split=split).rollouts.completions for split in ("test", "validation"))
+    assert not torch.equal(test, validation)
+
+
+def test_what_is_measured_is_the_policy_of_the_float32_weights(store, monkeypatch):
+    """On a machine that is fast in bfloat16, a task vector below its spacing; KL by a plain float32 forward on the same tokens.
+    Guards: any rounding in a measuring pass (one in bfloat16 loses most of this KL)."""
+    monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
+    sft = tiny_policy(seed=2)
+    base = {name: t.bfloat16().float() for name, t in sft.weights().items()}
+    sft.load(base)
+    draw = torch.manual_seed(0)
+    theta = {name: t + 1.5e-3 * t.abs() * torch.randn(t.shape, generator=draw) for name, t in base.items()}
+    given = {"policy": tiny_policy(), "sft": sft, "prompts": PROMPTS, "split": "test", "samples": 40, "new": NEW, "temperature": TAU}
+    seen = {precision: evaluate(theta, rewards={}, precision=precision, **given) for precision in ("float32", "bfloat16")}
+    plain, before = tiny_policy().load(theta), tiny_policy().load(base)
+    kl, rollouts = [], seen["float32"].rollouts
+    possible = [token for token in range(12) if token != END]
+    for tokens, mask in zip(rollouts.tokens, rollouts.mask, strict=True):
+        with torch.no_grad():
+            logits = (plain_logits(one, tokens[mask].tolist(), NEW)[:, possible] for one in (plain, before))
+        log_p, log_q = ((one / TAU).log_softmax(-1) for one in logits)
+        kl.append((log_p.exp() * (log_p - log_q)).sum())
+    exact = torch.stack(kl).mean().item()
+    assert abs(seen["float32"].summary["kl"] / exact - 1) < 0.01
+    assert abs(seen["bfloat16"].summary["kl"] / exact - 1) > 0.2
 
 
 def test_all_policies_share_one_random_stream(store, float32):

@@ -28,9 +28,11 @@ from transformers import (
 import warp_lib.policy
 from warp_lib import cuda_graphs, machine
 from warp_lib.decoding import draw
+from warp_lib.evaluate import exact_kl, kl_of_pass
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.seeds import torch_stream
+from warp_lib.task_vectors import committed
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]
 NEW, TAU = 6, 0.7
@@ -195,18 +197,18 @@ def test_gradients_reach_every_weight_and_dropout_is_off():
 
 
 @samplers
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.2)], ids=["float32", "bfloat16"])
-def test_the_sampler_draws_from_what_the_scorer_scores(kind, sampler, dtype, tolerance, monkeypatch):
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.2), ("split", 0.2)])
+def test_the_sampler_draws_from_what_the_scorer_scores(kind, sampler, precision, tolerance, monkeypatch):
     """Guards: τ, mask, padding, positions or cache in the sampler other than in the scorer: an off-policy gradient.
 
     The tolerance in bfloat16 is for decode_gpt2, which rounds elsewhere than the scorer: the largest of 12,000 differences was 0.08 nats,
     their standard deviation 0.011; on average there is none.
     """
-    monkeypatch.setattr(machine, "fast_dtype", lambda: dtype)
+    monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
     policy, seen = policy_of(kind, sampler, monkeypatch), spy_on_draw(monkeypatch)
-    y = policy.sample(PROMPTS * 25, NEW, TAU, stream("s"))
-    drawn = torch.stack(seen, 1).log_softmax(-1).gather(-1, y.completions[..., None])[..., 0]
-    with torch.no_grad(), machine.autocast():
+    with torch.no_grad(), machine.passes(precision):
+        y = policy.sample(PROMPTS * 25, NEW, TAU, stream("s"))
+        drawn = torch.stack(seen, 1).log_softmax(-1).gather(-1, y.completions[..., None])[..., 0]
         difference = drawn - policy.log_probs(y, TAU)
     assert difference.abs().max() < tolerance and difference.mean().abs() < tolerance / 50
 
@@ -404,13 +406,14 @@ def test_what_forgets_or_follows_numbers_is_not_captured(config, kind, known, mo
     assert not cuda_graphs.can_capture(SimpleNamespace(config=config, _can_compile_fullgraph=True))
 
 
-def test_a_capture_has_a_number_format(monkeypatch):
+def test_a_capture_has_a_precision(monkeypatch):
     """Guards: weights captured in bfloat16 sampled from in float32; a completion of one token after a prompt that fills its cache."""
     policy = policy_of("gpt2", "captured", monkeypatch)
-    for dtype in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr(machine, "fast_dtype", lambda dtype=dtype: dtype)
-        policy.sample(PROMPTS, NEW, TAU, stream("s"))
-    assert len(policy._graphs) == 2
+    monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
+    for precision in machine.PRECISIONS:
+        with machine.passes(precision):
+            policy.sample(PROMPTS, NEW, TAU, stream("s"))
+    assert len(policy._graphs) == 3
     monkeypatch.setattr(cuda_graphs, "captured", lambda run: (run(), run(), run)[2])
     policy.sample([[1] * 63], 1, TAU, stream("s"))
 
@@ -573,3 +576,35 @@ def test_split_keeps_every_rollout_in_order():
     parts = y.split(3)
     assert [len(part.tokens) for part in parts] == [3, 3, 1] and {part.new for part in parts} == {2}
     assert torch.equal(torch.cat([p.tokens for p in parts]), y.tokens) and torch.equal(torch.cat([p.mask for p in parts]), y.mask)
+
+
+# Precision
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Policy, Policy]:
+    """The bundled policy half way to where WARP took it, by the committed task vector; and SFT."""
+    sft = Policy.from_name("reviews-gpt2")
+    theta = sft.weights()
+    delta = committed(theta)["WARP"]
+    return sft.clone().load({name: t + 0.5 * delta[name] for name, t in theta.items()}), sft
+
+
+@pytest.mark.parametrize("precision", ["split", "bfloat16"])
+def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, monkeypatch):
+    """KL of a training step's pass to the float32 policy: below 0.02 nats a completion in two parts, for policy and SFT. Guards: weights
+    rounded on the way (bfloat16 shows what that does)."""
+    monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
+    prompts = [[k, k + 9, 300, 4000 + k] for k in range(500, 532)]
+    for policy, rounded in zip(trained, (0.05, 0.0), strict=True):
+        y = policy.sample(prompts, 53, 0.7, stream("s"))
+        kl = kl_of_pass(policy, y, 0.7, precision).mean()
+        assert kl < 0.02 if precision == "split" else kl > rounded
+        drawn = []
+        with monkeypatch.context() as patch, machine.passes(precision):  # the sampler's own pass, on the same tokens
+            following = iter(y.completions.T[..., None])
+            patch.setattr("warp_lib.policy.draw", lambda logits, _: drawn.append(logits.log_softmax(-1)) or next(following))  # noqa: B023
+            policy.sample(prompts, 53, 0.7, stream("unused"))
+        exact = policy.log_distribution(policy.logits(y), 0.7)
+        kl = exact_kl(exact.exp(), exact, torch.stack(drawn, 1)).mean()
+        assert kl < 0.02 if precision == "split" else kl > rounded

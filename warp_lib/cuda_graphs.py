@@ -147,7 +147,8 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
             torch._foreach_copy_(narrow, rest)
             if part + 1 < parts:
                 rest = torch._foreach_sub(rest, [some.float() for some in narrow])
-        torch._foreach_copy_([bias for bias, _ in biases], [wide for _, wide in biases])
+        for bias, wide in biases:
+            bias.copy_(wide)
 
     return twin, refresh
 
