@@ -155,6 +155,8 @@ def merge(args: argparse.Namespace, unknown: list[str]) -> int:
     try:
         rows = merge_folders(args.base, args.trained, args.out, eta=args.eta, merge=args.merge, per=args.per, progress=progress)
     except ValueError as error:
+        while progress.bars:
+            progress.end()  # the sentence gets a line of its own
         return say(error, 2)
     except (OSError, KeyboardInterrupt) as error:
         while progress.bars:

@@ -66,9 +66,10 @@ class Experiment:
             texts, tokens = self._held_out(label), sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens
             parts = (self._openings(texts[k : k + 20]) for k in range(0, len(texts), 20))
             if len(list(islice((text for part in parts for text in part), 2))) < 2:
+                new, name = self.settings.max_new_tokens, self.settings.reviews
                 raise ValueError(
-                    f"max_new_tokens={self.settings.max_new_tokens} is too much for reviews={self.settings.reviews!r}: fewer than two of "
-                    f"its held-out {word} reviews have the {tokens} tokens of a completion with its prompt; lower it, or give longer reviews."
+                    f"max_new_tokens={new} is too much for reviews={name!r}: fewer than two of its held-out {word} reviews have the "
+                    f"{tokens} tokens of a completion with its prompt; lower it, or give longer reviews."
                 )
 
     def _held_out(self, label: int) -> list[str]:

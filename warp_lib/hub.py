@@ -74,7 +74,7 @@ def local_folder(name: str, bundled: Sequence[str] = ()) -> Path | None:
         if folder.exists():
             raise Unfit("is a file: name the folder that holds it")
     except (RuntimeError, OSError) as error:  # ~nobody; a name of a thousand letters
-        raise Unfit(f"is not a folder that can be opened ({reason(error)})") from error
+        raise Unfit(f"is not a folder that can be opened ({getattr(error, 'strerror', None) or reason(error)})") from error
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -122,7 +122,8 @@ def unreachable() -> str | None:
     except HTTPError:
         return None  # whatever it says, it answered
     except OSError as error:
-        return reason(getattr(error, "reason", error) if isinstance(getattr(error, "reason", None), OSError) else error)
+        why = getattr(error, "reason", error)  # urllib wraps what happened
+        return reason(why) if isinstance(why, OSError) else str(why)
     return None
 
 
@@ -179,8 +180,8 @@ def cause(error: BaseException, kind: str) -> str:
         return f"cannot be downloaded: {constants.HF_HUB_CACHE} cannot be written"
     if any(isinstance(e, OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(e) for e in chain):
         return "is not completely downloaded, and the hub is not to be asked or cannot be reached: start again with a network"
-    if any(_interrupted(e) for e in chain):
-        return f"was not downloaded completely ({reason(chain[-1])}): start again, and it goes on where it stopped"
+    if broken := [e for e in chain if _interrupted(e)]:
+        return f"was not downloaded completely ({reason(broken[0])}): start again, and it goes on where it stopped"
     return f"cannot be loaded from the hub ({type(chain[0]).__name__}: {reason(chain[0])})"
 
 

@@ -93,7 +93,8 @@ class EncoderScorer:
         kind, words = type(self.model).__name__, self.tokenizer.convert_ids_to_tokens(range(min(len(self.tokenizer), 16)))
         long = " ".join(str(word) for word in words) or "a"
         try:
-            scores = self.logits([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])
+            with machine.autocast():
+                scores = self.model(**self._batch([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])).logits[:, 0]
         except Exception as error:  # whatever a model's own forward raises
             why = f"{type(error).__name__}: {reason(error)}"
             raise Unfit(f"cannot score texts: {kind} fails at a text of {self.longest} tokens ({why})") from error
@@ -321,9 +322,9 @@ def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -
 
 
 def find_encoder(encoder: str, layers: int) -> tuple[Path, PreTrainedTokenizerBase, PretrainedConfig]:
-    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with `layers` layers and a scalar head.
+    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with a scalar head and all of its layers.
 
-    Raises ValueError in one sentence when it is not there, is damaged, has fewer layers, or does not fit its tokenizer.
+    Raises ValueError in one sentence when it is not there, is damaged, has fewer than `layers` layers, or does not fit its tokenizer.
     """
     source = _bundled() if encoder == "minilm" else None
     if encoder == "minilm" and source is None:
@@ -334,16 +335,13 @@ def find_encoder(encoder: str, layers: int) -> tuple[Path, PreTrainedTokenizerBa
         tokenizer = loading.open_tokenizer(source)
         try:
             config = AutoConfig.from_pretrained(source, num_labels=1, trust_remote_code=False)
-            deepest, tokens = config.num_hidden_layers, config.vocab_size
+            deepest, tokens = int(config.num_hidden_layers), int(config.vocab_size)
         except Exception as error:  # a config.json can go wrong in as many ways as there are models
-            raise Unfit(f"has a config.json that describes no encoder of layers ({type(error).__name__}: {reason(error)})") from error
+            raise Unfit(f"has a config.json that describes no encoder ({type(error).__name__}: {reason(error)})") from error
         loading.refuse_vocabulary(tokenizer, tokens)
         _agree_on_padding(tokenizer, config)
     if layers > deepest:
         raise ValueError(f"reward_layers must be at most {deepest}, the layers of encoder={encoder!r}, not {layers}.")
-    if isinstance(kinds := getattr(config, "layer_types", None), list):
-        config.layer_types = kinds[:layers]
-    config.num_hidden_layers = layers
     return source, tokenizer, config
 
 
@@ -370,30 +368,34 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     Raises ValueError as `find_encoder` does, and for weights that are missing or not finite, or an encoder that cannot score texts.
     """
     source, tokenizer, config = find_encoder(encoder, layers)
+    beyond = range(layers, config.num_hidden_layers)
+    if isinstance(kinds := getattr(config, "layer_types", None), list):
+        config.layer_types = kinds[:layers]
+    config.num_hidden_layers = layers
     with said_of(f"encoder={encoder!r}"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(*seed, "head"))
             model, said = loading.open_model(AutoModelForSequenceClassification, source, config=config)
-        _refuse_tensors(model, said, layers)
+        _refuse_tensors(model, said, beyond)
         refuse_non_finite(model.named_parameters())
         scorer = EncoderScorer(model, tokenizer, [])
         scorer.check()
     return scorer
 
 
-def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], layers: int) -> None:
+def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], beyond: range) -> None:
     """Raise Unfit if the file lacks weights of the encoder or has others.
 
     Excused are heads, of which the scorer has one of its own (another number of labels, too), the pooler, which belongs to it, and the
-    layers beyond the first `layers`.
+    layers `beyond` those that are used.
     """
     base = model.base_model_prefix
     inside = [name for name, _ in model.base_model.named_children()]
 
     def counts(name: str) -> bool:
         name = name.removeprefix(f"{base}.")
-        beyond = [int(k) for k in re.findall(r"\.(\d+)\.", name)]
-        return name.split(".")[0] in inside and "pooler" not in name.split(".") and not any(k >= layers for k in beyond[:1])
+        layer = re.search(r"\.(\d+)\.", name)
+        return name.split(".")[0] in inside and "pooler" not in name.split(".") and not (layer and int(layer[1]) in beyond)
 
     lacking = [name for name in said["missing_keys"] if name.startswith(f"{base}.") and counts(name)]
     mismatched = [odd for odd in said["mismatched_keys"] if odd[0].startswith(f"{base}.") and counts(odd[0])]
