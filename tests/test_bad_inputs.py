@@ -546,7 +546,7 @@ def test_bad_input(row: Row, tmp_path, capfd) -> None:
     assert "\n" not in sentence and sentence.endswith(".") and ".." not in sentence.replace("'../x", ""), sentence
     for words in row.says:
         assert words.replace("{folder}", str(folder)) in sentence, sentence
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15  # no retries; on a busy machine
 
 
 def test_what_is_good_is_taken(tmp_path) -> None:
