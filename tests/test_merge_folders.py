@@ -305,6 +305,22 @@ def test_transformers_opens_the_result(folders, tmp_path, shards):
     assert not (tmp_path / "out" / "optimizer.pt").exists()
 
 
+def test_templates_and_code_of_its_own_go_along(folders, tmp_path, capsys):
+    """Guards: chat templates lost; a folder that needs code, without it. Code is copied and not run; links inside are copied as files."""
+    base = shutil.copytree(folders["base"], tmp_path / "base")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    (base / "own.py").write_text("raise SystemExit('I was run')")
+    (base / "chat_template.jinja").symlink_to("additional_chat_templates/tools.jinja")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "own.Own"}, "model_type": "own"}))
+    merge_folders(str(base), [str(folders["a"])], tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
+    assert (tmp_path / "out" / "own.py").read_text() == (base / "own.py").read_text()
+    template = tmp_path / "out" / "chat_template.jinja"
+    assert template.read_text() == "{{ tools }}" and not template.is_symlink()
+
+
 @pytest.mark.parametrize("options", [{"per": "layer"}, {"per": "model"}, {"merge": "lerp"}], ids=str)
 def test_one_layer_is_in_memory_at_a_time(folders, tmp_path, monkeypatch, options):
     """Guards: models read whole, or results kept. When a layer is first asked for, no tensor of the merge is alive."""
@@ -395,16 +411,16 @@ def test_folders_that_hold_no_plain_safetensors(folders, tmp_path, capsys):
 
     pickled = shutil.copytree(folders["a"], tmp_path / "pickled")
     (pickled / SINGLE).rename(pickled / "pytorch_model.bin")
-    says(f"it has no {SINGLE} and no {INDEX} (.bin files can run code when opened, none is: convert with save_pretrained).", pickled)
+    says(f"'{pickled}' has no {SINGLE}, only pytorch_model.bin (.bin files can run code when opened)", pickled)
 
     bare = shutil.copytree(folders["a"], tmp_path / "bare")
     (bare / "config.json").unlink()
-    says("config.json'.", bare)
+    says(f"'{bare}' has no config.json", bare)
 
     cut = shutil.copytree(folders["a"], tmp_path / "cut")
     with (cut / SINGLE).open("r+b") as file:
         file.truncate(2000)
-    says(f"'{cut}' cannot be merged: Error while deserializing header", cut)
+    says(f"'{cut}' has an incomplete {SINGLE}: ", cut)
 
     shards = sharded(folders["a"], tmp_path / "shards")
     index = json.loads((shards / INDEX).read_text())
@@ -412,16 +428,16 @@ def test_folders_that_hold_no_plain_safetensors(folders, tmp_path, capsys):
     for places, sentence in (
         (
             index["weight_map"] | {name: "../elsewhere.safetensors"},
-            "its index names '../elsewhere.safetensors', which is not a safetensors",
+            f"has a damaged {INDEX}: it names '../elsewhere.safetensors', which is not a safetensors",
         ),
-        (index["weight_map"] | {"ghost": file}, "its index and its shards do not agree on ghost."),
-        ({}, f"{INDEX} has no weight_map."),
+        (index["weight_map"] | {"ghost": file}, "has an index and weights that do not agree on ghost."),
+        ({}, f"has a damaged {INDEX}: it has no weight_map."),
     ):
         (shards / INDEX).write_text(json.dumps({"weight_map": places}))
         says(sentence, shards)
     (shards / INDEX).write_text(json.dumps(index))
     (shards / file).unlink()
-    says(f"'{shards}' cannot be merged: ", shards)
+    says(f"'{shards}' lacks {file}, one of ", shards)
 
 
 def test_quantised_weights(folders, tmp_path, capsys):
@@ -429,11 +445,11 @@ def test_quantised_weights(folders, tmp_path, capsys):
     weights = weights_in(folders["a"])
     name = next(iter(weights))
     small = folder_of(weights | {name: weights[name].to(torch.float8_e4m3fn)}, folders["a"], tmp_path / "small")
-    refused(capsys, f"'{small}' is quantised ({name} is F8_E4M3); a merge needs", [folders["base"], small], tmp_path / "out")
+    refused(capsys, f"'{small}' is quantised ({name} is F8_E4M3): give the weights", [folders["base"], small], tmp_path / "out")
     packed = shutil.copytree(folders["a"], tmp_path / "packed")
     config = json.loads((packed / "config.json").read_text())
     (packed / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    refused(capsys, f"'{packed}' is quantised (its config.json says so)", [folders["base"], packed], tmp_path / "out")
+    refused(capsys, f"'{packed}' is quantised (gptq): give the weights", [folders["base"], packed], tmp_path / "out")
 
 
 def test_a_folder_that_is_there_stays_as_it_is(folders, tmp_path, capsys):
@@ -501,12 +517,15 @@ def test_hub_ids(folders, tmp_path, monkeypatch, capsys):
     """A hub id is downloaded without pickles, and refused at once when the hub is not there."""
     patterns = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], local_files_only: bool = False, revision: str = "main") -> str:
+        if local_files_only:
+            raise FileNotFoundError
         patterns.extend(allow_patterns)
         return str(folders[name.removeprefix("lab/")])
 
-    monkeypatch.setattr(hub, "check", lambda setting, name: None)
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     merge_folders("lab/base", ["lab/a", str(folders["b"])], tmp_path / "out")
     assert near(weights_in(tmp_path / "out"), in_memory(folders))
     assert {SINGLE, INDEX, "config.json"} <= set(patterns) and not [p for p in patterns if "bin" in p or p in ("*", "*.pt")]
@@ -515,6 +534,5 @@ def test_hub_ids(folders, tmp_path, monkeypatch, capsys):
 
     monkeypatch.undo()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for name in ("lab/absent", "no such/folder/here"):
-        says = f"'{name}' is neither a local folder nor a model the hub gave ("
+    for name, says in (("lab/absent", "'lab/absent' is neither"), ("no such/folder", "'no such/folder' is not there: no such folder.")):
         refused(capsys, says, [folders["base"], name], tmp_path / "other")

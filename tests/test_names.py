@@ -1,5 +1,6 @@
 """Models and reviews by name: the path that the hub's would take, on random models of the same classes, and every name that is no good."""
 
+import csv
 import shutil
 import time
 
@@ -7,6 +8,7 @@ import datasets
 import huggingface_hub.constants
 import pytest
 import torch
+from conftest import WORDS, tiny_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,7 +20,6 @@ from warp_lib.progress import Progress
 from warp_lib.reviews import load_reviews
 from warp_lib.settings import Settings
 
-HUB = "neither {}, nor a local folder, nor a {} the hub gave"
 ABSENT = "warp-tests/no-such-thing"
 
 
@@ -83,13 +84,14 @@ def test_weights_that_only_a_pickle_holds_are_refused(folders, tmp_path):
         folder = copied(folders[kind], tmp_path / kind)
         torch.save(load_file(tmp_path / kind / "model.safetensors"), tmp_path / kind / "pytorch_model.bin")
         (tmp_path / kind / "model.safetensors").unlink()
-        refused(f"{kind}={folder!r} is neither", find, folder)
+        refused(f"{kind}={folder!r} has no model.safetensors, only pytorch_model.bin (.bin files can run code when opened)", find, folder)
 
 
 def test_the_other_way_round_is_refused(folders):
     """An encoder is no policy, and a policy's folder is no reviews'."""
-    refused(f"policy={folders['reviews']!r} is ", Policy.from_name, folders["reviews"])
-    refused(f"encoder={folders['reviews']!r} is ", reward_module.untrained, folders["reviews"], 1, ("reward",))
+    refused(f"policy={folders['encoder']!r} is a distilbert model", Policy.from_name, folders["encoder"])
+    refused(f"policy={folders['reviews']!r} has no config.json", Policy.from_name, folders["reviews"])
+    refused(f"encoder={folders['reviews']!r} has no config.json", reward_module.untrained, folders["reviews"], 1, ("reward",))
 
 
 @pytest.mark.parametrize("held_out", ["test", "validation"])
@@ -123,13 +125,41 @@ def test_tokenizer_larger_than_the_model(folders, tmp_path):
         size = len(tokenizer)
         tokenizer.add_tokens(["<one>", "<two>"])
         tokenizer.save_pretrained(folder)
-        refused(f"{name}={folder!r}: its tokenizer has {size + 2} tokens and its model {size}.", load, folder)
+        refused(f"{name}={folder!r} does not fit its tokenizer, which has {size + 2} tokens where the model has {size}.", load, folder)
 
 
 def test_completions_beyond_the_context(folders):
     """Prompt and completion must fit the policy's 64 positions."""
     assert Experiment(settings(folders, max_new_tokens=49)).settings.max_new_tokens == 49
     refused("max_new_tokens must be at most 49 (the context of policy=", Experiment, settings(folders, max_new_tokens=50))
+
+
+def test_reviews_shorter_than_a_completion(folders, tmp_path, store):
+    """Guards: real reviews' band on the reward axis taken from one empty text, where none is as long as a completion."""
+    long = [(f"{' '.join(WORDS)} {k}", k % 2) for k in range(300)]
+    (tmp_path / "short").mkdir()
+    for positive in (4, 30):  # words of the positive ones
+        lines = [(" ".join(text.split()[:positive] if k else text.split()) + f" {n}", k) for n, (text, k) in enumerate(long)]
+        with (tmp_path / "short" / "a.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *lines])
+        load_reviews.cache_clear()
+        short = settings(folders, reviews=str(tmp_path / "short"), max_new_tokens=30, test_prompts=2)
+        if positive == 4:
+            refused(f"max_new_tokens=30 is too much for reviews={short.reviews!r}: fewer than two of its", Experiment, short)
+        else:
+            assert len(Experiment(short)._openings(Experiment(short)._held_out(1))) > 1
+
+
+def test_no_openings_are_no_texts():
+    """Guards: one empty text in place of none."""
+    assert tiny_policy().openings(["w1 w2", "w4"], 5, 9) == []
+    assert tiny_policy().openings(["w1 w2 w4 w5", "w4"], 2, 1) == ["w1 w2 w4"]
+
+
+def test_smollm2_says_why_not(monkeypatch):
+    """Until it loads: one sentence, whatever is installed."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: object())
+    refused("policy='smollm2' cannot be loaded with this version of transformers", Policy.from_name, "smollm2")
 
 
 def test_too_many_test_prompts(folders):
@@ -155,24 +185,26 @@ def test_encoder_without_weights(folders, tmp_path):
     for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",)))]:
         folder = copied(folders[name], tmp_path / name)
         (tmp_path / name / "model.safetensors").unlink()
-        refused(f"{name}={folder!r} is neither ", load, folder)
+        refused(f"{name}={folder!r} has no weights", load, folder)
 
 
 # --- What is not there ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "setting, load, kinds",
+    "setting, load",
     [
-        ("policy", Policy.from_name, ("reviews-gpt2, nor smollm2", "model")),
-        ("encoder", lambda name: reward_module.untrained(name, 1, ("reward",)), ("minilm", "model")),
-        ("reviews", load_reviews, ("imdb", "data set")),
+        ("policy", Policy.from_name),
+        ("encoder", lambda name: reward_module.untrained(name, 1, ("reward",))),
+        ("reviews", load_reviews),
     ],
 )
 @pytest.mark.parametrize("name", [ABSENT, "no such folder", "/no/such/folder", "gpt2-tiny-typo"])
-def test_hub_out_of_reach(offline, setting, load, kinds, name):
+def test_hub_out_of_reach(offline, setting, load, name):
     """A name that is neither bundled nor a folder, with no hub to ask, is refused in one sentence without waiting."""
-    refused(f"{setting}={name!r} is {HUB.format(*kinds)} (", load, name)
+    can_be_a_hub_id = name in (ABSENT, "gpt2-tiny-typo")
+    says = "neither a bundled name nor a local folder, and HF_HUB_OFFLINE" if can_be_a_hub_id else "not there: no such folder."
+    refused(f"{setting}={name!r} is {says}", load, name)
 
 
 @pytest.mark.parametrize(

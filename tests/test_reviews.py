@@ -166,17 +166,17 @@ def _splits(folder: Path) -> str:
 
 
 REFUSED = {
-    "columns": (lambda folder: save(folder, rows(300), ("review", "sentiment")), r"columns \['review', 'sentiment'\]; text and label are"),
+    "columns": (lambda folder: save(folder, rows(300), ("review", "sentiment")), r"columns \['review', 'sentiment'\] in reviews.csv; text"),
     "too few": (lambda folder: save(folder, rows(199)), "holds 199 different labelled reviews; at least 200"),
     "too few different": (lambda folder: save(folder, rows(150) * 2), "holds 150 different labelled reviews; at least 200"),
-    "labels in words": (lambda folder: save(folder, [(t, "pos") for t, _ in rows(300)]), "holds 0 different labelled reviews"),
-    "no such thing": (lambda folder: "warp-tests/no-such-reviews", "neither imdb, nor a local folder, nor a data set the hub gave"),
-    "no folder": (lambda folder: str(folder), "neither imdb, nor a local folder, nor a data set the hub gave"),
+    "labels in words": (lambda folder: save(folder, [(t, "pos") for t, _ in rows(300)]), r"has the label 'pos'; they must be 0 \(neg"),
+    "no such thing": (lambda folder: "warp-tests/no-such-reviews", "neither a bundled name nor a local folder, and HF_HUB_OFFLINE"),
+    "no folder": (lambda folder: str(folder), "is not there: no such folder"),
     "one label only": (lambda folder: save(folder, [(t, 1) for t, _ in rows(300)]), "some of each label"),
     "an empty folder": (_bare, "is a folder without CSV files"),
-    "files that differ": (_unlike, "neither imdb, nor a local folder"),
+    "files that differ": (_unlike, r"has the columns \['other'\] in other.csv; text"),
     "saved splits": (_splits, "without one split that datasets.save_to_disk wrote"),
-    "no rows": (lambda folder: save(folder, []), "neither imdb, nor a local folder"),
+    "no rows": (lambda folder: save(folder, []), "has no reviews in reviews.csv"),
 }
 
 

