@@ -60,7 +60,7 @@ $(PEERS)/.setup-done: benchmarks/requirements.txt
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH) -r benchmarks/requirements.txt
 	@touch $@
 
-bench: setup $(PEERS)/.setup-done ## measure a step beside TRL's and a merge beside mergekit's (ARGS: step jobs trl merging growth)
+bench: setup $(PEERS)/.setup-done ## measure a step beside TRL's and a merge beside mergekit's (ARGS: step precision jobs trl merging growth)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 publish: setup ## write the committed pages and figures from the last report

@@ -141,21 +141,38 @@ def side_by_side() -> dict[str, Any]:
     """Training steps of as many runs as there are cores: side by side on a thread each, as ``study --jobs`` has them, and one run after
     another on all threads. The reward costs nothing."""
     prompts, cores = openings(), os.cpu_count() or 1
-    # Each with a store of its own: they train the same run, and in one store the second would wait for the first.
     policy = str(BUNDLED)
-    alone = [Side(sys.executable, "warp", policy, first=prompts, OMP_NUM_THREADS="1", WARP_RUNS=str(RUNS / f"{k}")) for k in range(cores)]
-    result = alternately(SideBySide(alone), Side(sys.executable, "warp", policy, first=prompts, OMP_NUM_THREADS=str(cores)))
+    alone = [our_side(policy, prompts, OMP_NUM_THREADS="1") for _ in range(cores)]
+    result = alternately(SideBySide(alone), our_side(policy, prompts, OMP_NUM_THREADS=str(cores)))
     print(f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result
 
 
-def against_trl() -> dict[str, Any]:
-    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing."""
-    policy, prompts = str(trained(RUNS / "untrained-135m")), openings()
-    result = alternately(Side(sys.executable, "warp", policy, first=prompts), Side(PEERS, "trl", policy, first=prompts))
-    result = {"policy": Path(policy).name} | result
-    print(f"step, reward free: {result['ours_s']:.2f} s; TRL's {result['theirs_s']:.2f} s; {as_ratio(result)}")
+def our_side(policy: str, prompts: str, precision: str = "split", **environment: str) -> Side:
+    """A training of ours, in a store of its own: two of them that are alike would wait for each other in one."""
+    return Side(sys.executable, "warp", policy, precision, first=prompts, **{"WARP_RUNS": tempfile.mkdtemp(dir=RUNS)} | environment)
+
+
+def by_precision() -> dict[str, Any]:
+    """A training step of 64 × 53 tokens with weights in two bfloat16 parts, as the report trains, and with rounded weights, as autocast
+    trains another policy. The reward costs nothing."""
+    policy, prompts = str(BUNDLED), openings()
+    result = alternately(our_side(policy, prompts, "bfloat16"), our_side(policy, prompts, "split"))
+    print(f"step, reward free: weights rounded {result['ours_s']:.2f} s, in two parts {result['theirs_s']:.2f} s; {as_ratio(result)}")
     return result
+
+
+def against_trl() -> dict[str, Any]:
+    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing.
+
+    At equal precision: in two parts and in float32 both train the policy that they save; in bfloat16 by autocast both sample and score
+    another one.
+    """
+    policy, prompts, results = str(trained(RUNS / "untrained-135m")), openings(), {}
+    for precision, theirs in (("split", "float32"), ("bfloat16", "bfloat16")):
+        results[precision] = result = alternately(our_side(policy, prompts, precision), Side(PEERS, "trl", policy, theirs, first=prompts))
+        print(f"step, reward free, {precision}: {result['ours_s']:.2f} s; TRL's, {theirs}: {result['theirs_s']:.2f} s; {as_ratio(result)}")
+    return {"policy": Path(policy).name} | results
 
 
 def against_mergekit() -> dict[str, Any]:
@@ -350,7 +367,9 @@ def keep(name: str, result: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-BENCHMARKS = {"step": step_parts, "jobs": side_by_side, "trl": against_trl, "merging": against_mergekit, "growth": growth}
+BENCHMARKS = {
+    "step": step_parts, "precision": by_precision, "jobs": side_by_side, "trl": against_trl, "merging": against_mergekit, "growth": growth,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -361,6 +380,7 @@ def main() -> None:
     if unknown := [name for name in which if name not in BENCHMARKS]:
         raise SystemExit(f"bench: there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}.")
     machine.prepare()
+    RUNS.mkdir(parents=True, exist_ok=True)
     if machine.device().type != "cpu" and "jobs" in which:
         print("bench: jobs is left out: it shares out a processor's cores, and here is an accelerator.")
         which = [name for name in which if name != "jobs"]

@@ -1,7 +1,7 @@
 """One side of a comparison, in a process of its own: it does a round for each line it reads, and answers with a line of JSON.
 
-``python sides.py warp POLICY`` and ``python sides.py trl POLICY`` train the policy in a folder, ``python sides.py slerp FOLDER`` and
-``python sides.py mergekit FOLDER`` merge (FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
+``python sides.py warp POLICY PRECISION`` and ``python sides.py trl POLICY PRECISION`` train the policy in a folder, ``python sides.py slerp
+FOLDER`` and ``python sides.py mergekit FOLDER`` merge (FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
 """
 
 import json
@@ -64,7 +64,7 @@ class Rounds:
         self.seconds.append(time.perf_counter() - self.began)
 
 
-def train_warp(folder: Path) -> None:
+def train_warp(folder: Path, precision: str) -> None:
     """REINFORCE with a moving anchor, as the report runs it."""
     sys.path.insert(0, str(ROOT))
     from warp_lib import machine
@@ -93,21 +93,20 @@ def train_warp(folder: Path) -> None:
     machine.prepare()
     policy = Policy.from_name(str(folder))
     theta, prompts = policy.weights(), policy.tokenizer(json.loads(sys.stdin.readline()), add_special_tokens=False)["input_ids"]
-    settings = Settings.profile("laptop", batch_size=BATCH, max_new_tokens=NEW, temperature=TAU, beta=BETA, learning_rate=RATE)
+    given = {"batch_size": BATCH, "max_new_tokens": NEW, "temperature": TAU, "beta": BETA, "learning_rate": RATE}
+    settings = Settings.profile("laptop", precision=precision, **given)
     reinforce(
         theta, (0, "bench"), policy=policy, theta_sft=theta, prompts=prompts, reward=Cheap(), settings=settings, steps=10_000,
         progress=Paced(),
     )  # fmt: skip
 
 
-def train_trl(folder: Path) -> None:
-    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same dtype, length and distribution."""
-    sys.path.insert(0, str(ROOT))
+def train_trl(folder: Path, precision: str) -> None:
+    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same length and distribution; in float32, or by
+    autocast in bfloat16."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
-
-    from warp_lib.machine import fast_dtype
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
@@ -115,7 +114,7 @@ def train_trl(folder: Path) -> None:
     config = RLOOConfig(
         output_dir=os.environ["WARP_RUNS"], per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
         num_generations=2, max_completion_length=NEW, temperature=TAU, top_p=1.0, top_k=0, beta=BETA, learning_rate=RATE, max_steps=10_000,
-        sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.01, bf16=fast_dtype() == torch.bfloat16,
+        sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.01, bf16=precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True,
         gradient_checkpointing=False, disable_dropout=True, generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
     )  # fmt: skip
@@ -179,4 +178,4 @@ def merge_mergekit(folder: Path) -> None:
 
 if __name__ == "__main__":
     sides = {"warp": train_warp, "trl": train_trl, "slerp": merge_slerp, "mergekit": merge_mergekit}
-    sides[sys.argv[1]](*map(Path, sys.argv[2:]))
+    sides[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
