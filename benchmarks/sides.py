@@ -102,7 +102,7 @@ def train_warp(folder: Path, precision: str) -> None:
 
 
 def train_trl(folder: Path, precision: str) -> None:
-    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same length and distribution; in float32, or by
+    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same length and distribution, in float32 or by
     autocast in bfloat16."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback

@@ -43,7 +43,7 @@ class Experiment:
     def __init__(self, settings: Settings):
         machine.prepare()
         self.settings = settings
-        self._held_out: dict[str, dict[int, list[int]]] = {}  # split → its prompts, all of them
+        self._prompts_of: dict[str, dict[int, list[int]]] = {}  # split → its prompts, all of them
         self.reviews: Reviews = load_reviews(settings.reviews)
         find_encoder(settings.encoder, settings.reward_layers)
         self.policy = Policy.from_name(settings.policy)
@@ -105,10 +105,10 @@ class Experiment:
 
     def held_out_prompts(self, split: str) -> dict[int, list[int]]:
         """A held-out review's row in the source → its first 5 to 15 tokens, for as many reviews as the settings say."""
-        if split not in self._held_out:
+        if split not in self._prompts_of:
             reviews = getattr(self.reviews, split)
-            self._held_out[split] = {reviews["review"][k]: ids for k, ids in self.policy.prompts(reviews["text"][:], split).items()}
-        return dict(list(self._held_out[split].items())[: self.settings.test_prompts])
+            self._prompts_of[split] = {reviews["review"][k]: ids for k, ids in self.policy.prompts(reviews["text"][:], split).items()}
+        return dict(list(self._prompts_of[split].items())[: self.settings.test_prompts])
 
     # Rewards
 
