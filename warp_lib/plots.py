@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from . import rounding
 from .cells import Cell
 from .fronts import Effect, Interval
 from .outcomes import LOW, MERGES, Outcome, averaged_out
@@ -333,6 +334,30 @@ def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) 
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
     figure.update_layout(**LAYOUT | dict(height=440))
+    return figure
+
+
+def by_pass(measured: pd.DataFrame) -> go.Figure:
+    """r̃ against KL along η as each pass measures the same weights (see `rounding.by_pass`), a panel for each line; and KL against η."""
+    lines = list(rounding.LINES.items())
+    titles = [f"{name}: {what}" for what in ("KL along η", "reward against KL") for _, name in lines]
+    figure = make_subplots(2, 2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.16)
+    for (passed, name), colour, dash in zip(rounding.PASSES.items(), (BLUE, GREEN, ORANGE), ("solid", "dot", "solid"), strict=True):
+        for col, (method, _) in enumerate(lines, start=1):
+            rows = measured[(measured["method"] == method) & (measured["passed"] == passed)]
+            for row, (x, y) in enumerate((("eta", "kl"), ("kl", "reward")), start=1):
+                figure.add_scatter(
+                    x=rows[x], y=rows[y], error_y=dict(array=rows[f"{y}_half"].fillna(0), color=colour, thickness=1, width=2),
+                    mode="lines+markers", line=dict(color=colour, dash=dash), name=f"passed in {name}", legendgroup=passed,
+                    showlegend=row == col == 1, customdata=rows["eta"],
+                    hovertemplate=f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>", row=row, col=col,
+                )  # fmt: skip
+    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)", row=1)
+    figure.update_yaxes(title="KL to SFT (nats per completion)", row=1)
+    figure.update_xaxes(title=KL, row=2)
+    figure.update_yaxes(title=REWARD, row=2)
+    title = "Rounding weights to bfloat16 hides KL; two bfloat16 parts do not"
+    figure.update_layout(**LAYOUT | dict(height=820, margin=dict(t=100), legend=dict(orientation="h", y=-0.1)), title=title)
     return figure
 
 
