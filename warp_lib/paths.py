@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from .errors import writing
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = Path(os.environ.get("WARP_RUNS") or ROOT / "runs").resolve()
 
@@ -10,14 +12,19 @@ RUNS = Path(os.environ.get("WARP_RUNS") or ROOT / "runs").resolve()
 def write_whole(file: Path, text: str) -> None:
     """Write a text so that a reader finds the old file or the new one, never half of it."""
     part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+    with writing(file):
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def folder(name: str) -> Path:
     """The folder of the run called `name`, made if need be."""
     made = RUNS / name
-    made.mkdir(parents=True, exist_ok=True)
+    with writing(made):
+        made.mkdir(parents=True, exist_ok=True)
     return made
 
 
