@@ -109,6 +109,21 @@ def test_after_a_report_everything_is_stored_and_nothing_is_timed(toy, monkeypat
     assert "20 take about" in opened.said.value and "as an earlier run took with OMP_NUM_THREADS=" in opened.said.value
 
 
+def test_other_settings_have_their_own_test_prompts(toy):
+    """Guards: an evaluation on the prompts of the settings before; models of other names that are silently the old ones."""
+    experiment, _ = toy
+    before = experiment.test_prompts
+    fewer = experiment.under(dataclasses.replace(experiment.settings, test_prompts=5))
+    elsewhere = experiment.under(dataclasses.replace(experiment.settings, held_out="validation"))
+    assert fewer.test_prompts == before[:5] and elsewhere.test_prompts != before and experiment.test_prompts is before
+    with pytest.raises(ValueError, match="^test_prompts must be at most"):
+        experiment.under(dataclasses.replace(experiment.settings, test_prompts=10_000))
+    with pytest.raises(ValueError, match="^max_new_tokens must be at most"):
+        experiment.under(dataclasses.replace(experiment.settings, max_new_tokens=10_000))
+    with pytest.raises(ValueError, match="^policy='other' needs an experiment of its own"):
+        experiment.under(dataclasses.replace(experiment.settings, policy="other"))
+
+
 def test_a_timing_that_finds_everything_trained(toy, monkeypatch):
     """As when another process trained the steps between the question and the timing."""
     experiment, rewards = toy

@@ -81,9 +81,10 @@ class Checkpoint:
             if torch.isfinite(loss.detach() + norm):
                 return
             of = f"its {'gradient overflows' if torch.isfinite(loss) else f'loss is {loss.item()}'}"
+        done = len(self.history)
         raise NotFinite(
-            f"{self.title} stopped before step {len(self.history) + 1}: {of}. The {len(self.history)} steps before it are kept, and nothing "
-            "is stored as finished. A smaller learning rate, or a reward that gives finite numbers, avoids it."
+            f"{self.title} stopped before step {done + 1}: {of}. The {done} steps before it are kept, and nothing is stored as finished. "
+            "A smaller learning rate, or a reward that gives finite numbers, avoids it."
         )
 
     def save(self) -> None:

@@ -1,8 +1,10 @@
 """Errors whose message is the whole story: one sentence that says what is wrong and what to do, without a traceback."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 
@@ -31,3 +33,9 @@ def writing(file: Path) -> Iterator[None]:
 def reason(error: OSError) -> str:
     """Why the system refused, in its own words."""
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error)) or type(error).__name__
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Tell the person about something that is passed over, the first time."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -7,12 +7,10 @@ entry is moved aside, to ``….damaged``, and made anew.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import machine
-from .errors import Explained, Unwritable, reason, writing
+from .errors import Explained, Unwritable, reason, say_once, writing
 from .paths import RUNS, write_whole
 
 FORMAT = 6  # raised when the same inputs give other results than before
@@ -143,12 +141,6 @@ def _try_writing(store: Path, part: Path) -> None:
     trial.touch()
     trial.replace(part / "trial.tmp")
     (part / "trial.tmp").unlink()
-
-
-@cache
-def say_once(sentence: str) -> None:
-    """Tell the person about something that is passed over, the first time."""
-    print(sentence, file=sys.stderr, flush=True)
 
 
 def surroundings() -> dict[str, Any]:
