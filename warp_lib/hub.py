@@ -1,5 +1,6 @@
 """The model hub, asked once and briefly: its libraries go on trying for most of a minute when there is no network."""
 
+import os
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -18,7 +19,7 @@ def check(setting: str, name: str, kind: str = "model") -> None:
         kind: "model" or "dataset".
     """
     downloaded = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
-    if Path(name).expanduser().is_dir() or downloaded.is_dir() or constants.HF_HUB_OFFLINE:
+    if Path(os.path.expanduser(name)).is_dir() or downloaded.is_dir() or constants.HF_HUB_OFFLINE:
         return
     try:
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=SECONDS).close()

