@@ -152,13 +152,14 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
             raise Explained(f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}.")
         return value
     whole = f.type is int
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and (not whole or value == int(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    number = number and (not whole or value == int(value))
     if not number or value < (least := allowed["least"]) or ((most := allowed["most"]) is not None and value > most):
         kind, least, most = "a whole number" if whole else "a number", allowed["least"], allowed["most"]
         span = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
         raise Explained(f"{f.name} must be {kind} {span}, not {value!r}.")
     if abs(value) > (largest := 2**63 - 1 if f.name == "seed" else LARGEST):
-        raise Explained(f"{f.name} must be at most {largest:,}, not {value!r}.")
+        raise Explained(f"{f.name} must be at most {largest:,}, not {repr(value)[:30]}.")
     return int(value) if whole else float(value)
 
 
