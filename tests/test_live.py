@@ -132,11 +132,11 @@ def test_a_kernel_that_goes_takes_its_thread_along(monkeypatch):
 def test_widgets_are_for_whom_the_front_end_started(monkeypatch):
     """Guards: papermill under Lab's environment, whose kernel draws 5 MB of widgets that nobody sees."""
     inner = "from warp_lib.live import front_end; print(front_end())"
-    outer = f"import os, subprocess, sys; os.environ.pop('X'); sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
-    around = {**os.environ, "X": "1", "JPY_SESSION_NAME": "a.ipynb"}
-    for code, sees in ((inner, "True"), (outer, "False")):
-        said = subprocess.run([sys.executable, "-c", code], env=around, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert said.strip() == sees
+    outer = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
+    for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False")):
+        command = [sys.executable, "-c", outer, name]
+        around = {**os.environ, "JPY_SESSION_NAME": "a.ipynb"}
+        assert subprocess.run(command, env=around, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == sees
 
 
 def test_stop_button_and_figure(monkeypatch):

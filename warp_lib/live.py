@@ -10,11 +10,12 @@ import html
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .progress import Progress, Stopped
@@ -106,25 +107,23 @@ def _drawn(draw: Callable[[], None]) -> bool:
 def front_end() -> bool:
     """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill, where a figure widget would add 5 MB.
 
-    Lab and Voilà say so in the environment of the kernels they start. A papermill that was begun in one of these, and its kernel, inherit
-    what they said there: that is not said of them.
+    Lab and Voilà say so in the environment of the kernels they start; a papermill that was begun in one of these inherits it, and its kernel
+    from it.
     """
-    return bool(_said_of_a_front_end(os.environ).items() - _inherited().items())
-
-
-def _said_of_a_front_end(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name == "JPY_SESSION_NAME" or name.startswith("VOILA_")}
+    asked = "JPY_SESSION_NAME" in os.environ or any(name.startswith("VOILA_") for name in os.environ)
+    return asked and not _begun_by_papermill()
 
 
 @cache
-def _inherited() -> dict[str, str]:
-    """What the process that started this one was itself told; nothing where it cannot be asked."""
+def _begun_by_papermill() -> bool:
+    """Whether papermill, or what else runs notebooks from the command line, started this kernel; False where that cannot be asked."""
     import psutil  # ipykernel brings it
 
     try:
-        return _said_of_a_front_end(psutil.Process(os.getppid()).environ())
+        words = [Path(word).name for word in psutil.Process(os.getppid()).cmdline()]
     except (psutil.Error, OSError):
-        return {}
+        return False
+    return any(name in words for name in ("papermill", "jupyter-nbconvert", "jupyter-execute"))
 
 
 def duration(seconds: float) -> str:
