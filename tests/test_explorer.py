@@ -223,9 +223,11 @@ def test_app_keyboard_reaches_the_points(app):
 
 def test_app_says_that_its_kernel_has_ended(chromium, tmp_path):
     """Guards: controls that take input which nobody hears; a kernel kept for every page closed."""
-    quick = "--MappingKernelManager.cull_idle_timeout=2 --MappingKernelManager.cull_interval=1"
-    command = ["make", "app", f"ARGS=--no-browser --port={{port}} {quick}"]
-    with serving(*command, log=tmp_path / "log", env={"WARP_RUNS": str(tmp_path)}) as address:
+    command = [str(Path(sys.executable).with_name("voila")), str(ROOT / "notebooks" / "explorer.ipynb"), "--no-browser", "--port={port}"]
+    command += ["--Voila.ip=127.0.0.1", "--template=offline", "--preheat_kernel=True", "--pool_size=1"]
+    command += ["--MappingKernelManager.cull_idle_timeout=2", "--MappingKernelManager.cull_interval=1"]  # as `make app`, only sooner
+    around = {"WARP_RUNS": str(tmp_path), "JUPYTER_PATH": str(ROOT / "notebooks"), "PYTHONPATH": str(ROOT)}
+    with serving(*command, log=tmp_path / "log", env=around) as address:
         page = chromium.new_page()
         page.goto(address, timeout=60_000)
         page.locator(".scatterlayer .point").first.wait_for(timeout=60_000)
@@ -247,7 +249,7 @@ def test_app_says_that_its_kernel_has_ended(chromium, tmp_path):
 def test_app_of_a_checkout_whose_path_has_a_space():
     """Guards: a path that the shell takes for two words."""
     done = subprocess.run(["make", "-n", "app", "CURDIR=/a b/checkout"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "JUPYTER_PATH=/a b/checkout/notebooks" in shlex.split(done.stdout)
+    assert "JUPYTER_PATH=/a b/checkout/notebooks" in shlex.split(done.stdout) and "cull_idle_timeout=300" in done.stdout
 
 
 def _is_kernel_of(process: psutil.Process, runs: Path) -> bool:

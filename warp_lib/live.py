@@ -107,8 +107,8 @@ def _drawn(draw: Callable[[], None]) -> bool:
 def front_end() -> bool:
     """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill, where a figure widget would add 5 MB.
 
-    Lab and Voilà say so in the environment of the kernels they start; a papermill that was begun in one of these inherits it, and its kernel
-    from it.
+    Lab and Voilà say so in the environment of the kernels they start. A papermill that was begun in one of these inherits it, and hands it
+    on to its own kernel.
     """
     asked = "JPY_SESSION_NAME" in os.environ or any(name.startswith("VOILA_") for name in os.environ)
     return asked and not _begun_by_papermill()
