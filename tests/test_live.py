@@ -1,6 +1,9 @@
 """Long cells: the result comes back, Stop and Interrupt stop, errors are seen, and the text stays short."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from warp_lib import live as live_module
 from warp_lib import machine
 from warp_lib.live import StoppedByHand, TerminalProgress, TextView, Watched, WidgetView, duration, live
+from warp_lib.paths import ROOT
 from warp_lib.progress import Progress
 
 
@@ -97,6 +101,42 @@ def test_interrupt_stops_and_joins_the_thread():
     with pytest.raises(StoppedByHand, match="run the cell again to go on") as stopped:
         asyncio.run(cell())
     assert len(stopped.value._render_traceback_()) == 1
+
+
+def test_a_progress_that_cannot_be_drawn_costs_nothing(monkeypatch, capsys):
+    """Guards: a cell that ends with an error while its thread goes on, holding the store's lock against the next cell."""
+    monkeypatch.setattr(TextView, "draw", lambda self: 1 / 0)
+    assert asyncio.run(live(lambda progress: slow(progress, 100), title="WARP")) == 100
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "The progress cannot be drawn (ZeroDivisionError: division by zero); the work goes on without." and len(said) == 2
+
+
+def test_a_kernel_that_goes_takes_its_thread_along(monkeypatch):
+    ended = threading.Event()
+
+    def work(progress: Progress) -> None:
+        try:
+            slow(progress)
+        finally:
+            ended.set()
+
+    def gone(self) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(TextView, "draw", gone)
+    with pytest.raises(SystemExit):
+        asyncio.run(live(work, title="WARP"))
+    assert ended.wait(5)
+
+
+def test_widgets_are_for_whom_the_front_end_started(monkeypatch):
+    """Guards: papermill under Lab's environment, whose kernel draws 5 MB of widgets that nobody sees."""
+    inner = "from warp_lib.live import front_end; print(front_end())"
+    outer = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
+    for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False")):
+        command = [sys.executable, "-c", outer, name]
+        around = {**os.environ, "JPY_SESSION_NAME": "a.ipynb"}
+        assert subprocess.run(command, env=around, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == sees
 
 
 def test_stop_button_and_figure(monkeypatch):

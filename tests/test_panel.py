@@ -9,7 +9,9 @@ import time
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from conftest import menu, running_in_lab
+from filelock import FileLock
 from papermill.cli import papermill as papermill_command
 from playwright.sync_api import Page, expect
 
@@ -56,7 +58,7 @@ def test_cost_counts_what_is_stored(toy):
     with pytest.raises(Stopped):
         train(experiment, rewards, StopAfter(8))
     found = cost(experiment, rewards)
-    assert (found.steps, found.stored, found.runs, found.recorded) == (20, 8, 4, True)
+    assert (found.steps, found.stored, found.runs, found.source) == (20, 8, 4, "as an earlier run took")
     longer = experiment.under(dataclasses.replace(experiment.settings, runs=3, iterations=1))
     assert (cost(longer, rewards).steps, cost(longer, rewards).stored) == (15, 8)
     for knob, value in {"beta": 0.7, "seed": 5, "temperature": 0.9, "mu": 0.5, "learning_rate": 1e-3, "steps": 6}.items():
@@ -85,11 +87,63 @@ def test_cost_times_the_first_steps_and_keeps_them(toy):
     experiment, rewards = toy
     began = time.perf_counter()
     found = cost(experiment, rewards)
-    assert not found.recorded and found.stored == cost_module.TIMED < 5
+    assert found.stored == cost_module.TIMED < 5
     assert 0 < found.pace < time.perf_counter() - began and "measured" in str(found)
     assert cost(experiment, rewards) == found  # asked again, as after Stop, it trains no more
     short = experiment.under(dataclasses.replace(experiment.settings, steps=1, runs=1, iterations=1))
     assert cost(short, rewards) == dataclasses.replace(found, steps=1, stored=0, runs=1)
+
+
+def test_after_a_report_everything_is_stored_and_nothing_is_timed(toy, monkeypatch):
+    """As notebook 03 is opened after `make report`, whose runs another number of threads made. Guards: a pace that is needed for nothing, a
+    timing that finds no step to time."""
+    experiment, rewards = toy
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    train(experiment, rewards, Progress())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
+    assert cost(experiment, rewards).stored == 20 and "all of them stored" in knobs(experiment, rewards).data
+    opened = Panel(experiment, rewards)
+    assert "nothing to train" in opened.said.value and not opened.start.disabled
+    monkeypatch.setattr(cost_module, "_timed_pace", None)
+    opened.controls["seed"].value = "3"
+    assert "20 take about" in opened.said.value and "as an earlier run took with OMP_NUM_THREADS=" in opened.said.value
+
+
+def test_other_settings_have_their_own_test_prompts(toy):
+    """Guards: an evaluation on the prompts of the settings before; models of other names that are silently the old ones."""
+    experiment, _ = toy
+    before = experiment.test_prompts
+    fewer = experiment.under(dataclasses.replace(experiment.settings, test_prompts=5))
+    elsewhere = experiment.under(dataclasses.replace(experiment.settings, held_out="validation"))
+    assert fewer.test_prompts == before[:5] and elsewhere.test_prompts != before and experiment.test_prompts is before
+    with pytest.raises(ValueError, match="^test_prompts must be at most"):
+        experiment.under(dataclasses.replace(experiment.settings, test_prompts=10_000))
+    with pytest.raises(ValueError, match="^max_new_tokens must be at most"):
+        experiment.under(dataclasses.replace(experiment.settings, max_new_tokens=10_000))
+    with pytest.raises(ValueError, match="^policy='other' needs an experiment of its own"):
+        experiment.under(dataclasses.replace(experiment.settings, policy="other"))
+
+
+def test_a_timing_that_finds_everything_trained(toy, monkeypatch):
+    """As when another process trained the steps between the question and the timing."""
+    experiment, rewards = toy
+    train(experiment, rewards, Progress())
+    assert cost_module._timed_pace(experiment, rewards["reward"]) > 0
+
+
+def test_the_cost_is_asked_of_the_store_alone(toy, store, monkeypatch):
+    """Guards: a question that waits for the process that trains the run, writes into the store, or believes a damaged checkpoint."""
+    experiment, rewards = toy
+    with pytest.raises(Stopped):
+        train(experiment, rewards, StopAfter(3))
+    (folder,) = (store / "store").glob("run-*.part")
+    before = sorted(store.rglob("*"))
+    with FileLock(folder.with_suffix(".lock")):
+        assert cost_module._stored(experiment, rewards) == 3
+    assert sorted(store.rglob("*")) == before
+    file = folder / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cost_module._stored(experiment, rewards) == 0
 
 
 def test_a_panels_run_is_the_notebooks(toy, store):

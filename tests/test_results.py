@@ -10,8 +10,9 @@ from safetensors.numpy import load_file
 from warp_lib import fronts, paths
 from warp_lib.experiment import Experiment, warp_points
 from warp_lib.fronts import Interval
+from warp_lib.points import all_points
 from warp_lib.progress import Progress
-from warp_lib.results import COLUMNS, matched, read_results, read_scores, write_results
+from warp_lib.results import COLUMNS, matched, read_results, read_scores, real_positive, write_results
 from warp_lib.settings import Settings
 
 ROWS = pd.DataFrame({"method": ["sft", "reinforce", "warp", "warp"]})
@@ -101,3 +102,44 @@ def test_what_is_measured_is_kept_prompt_by_prompt(folders, store):
         assert scores[score].shape == (len(table), experiment.settings.test_prompts)
         assert np.allclose(scores[score].mean(1), table[score], atol=1e-5) and table[score].nunique() > 3
     assert json.loads((store / "toy" / "results" / "03_warp.json").read_text())["scorers"].keys() == rewards.keys()
+
+
+DAMAGE = {
+    "half a table": lambda file: file.write_text(file.read_text()[: len(file.read_text()) // 2]),
+    "a table without its last row": lambda file: file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1])),
+    "an empty table": lambda file: file.write_text(""),
+    "a table of noise": lambda file: file.write_bytes(bytes(range(256))),
+    "another table": lambda file: file.write_text("a,b\n1,2\n"),
+    "half a JSON file": lambda file: file.with_suffix(".json").write_text('{"scorers": {"reward'),
+    "a JSON file that is a list": lambda file: file.with_suffix(".json").write_text("[]"),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_table_of_one_run_breaks_nothing_else(store, capsys, damage):
+    """It is passed over and named, once, by whoever reads all runs; and written anew with its notebook. Guards: fewer points, silently."""
+    row = {"method": "warp", "seed": 3, "reward": 1.0, "kl": 2.0}
+    for name in ("bad", "good"):
+        write_results(name, "03_warp", [row, row | {"kl": 4.0}], score(2.0), [{"point": 0}], {})
+    file = store / "bad" / "results" / "03_warp.csv"
+    damage(file)
+    for _ in range(2):
+        sources = set(all_points()["source"])
+        assert "your run good" in sources and "your run bad" not in sources
+    write_results("bad", "04_reinforce_baseline", [row | {"method": "reinforce"}], score(2.0), [], {})
+    assert capsys.readouterr().err.count(str(file)) == 1
+    if not file.is_dir():
+        write_results("bad", "03_warp", [row, row | {"kl": 4.0}], score(2.0), [{"point": 0}], {})
+        assert read_results("bad")["kl"].tolist() == [2.0, 4.0, 2.0]
+
+
+def test_a_damaged_own_table_is_one_sentence(store):
+    for part in ("03_warp", "04_reinforce_baseline"):
+        write_results("own", part, [{"method": "warp", "seed": 3, "reward": 1.0, "kl": 2.0}], score(2.0), [], {})
+    (store / "own" / "results.csv").write_text("method,kl")
+    with pytest.raises(ValueError, match="results.csv cannot be read.* Run 03_warp"):
+        read_results("own")
+    (store / "own" / "real_positive.json").write_text("{")
+    with pytest.raises(ValueError, match="real_positive.json cannot be read"):
+        real_positive("own")

@@ -38,7 +38,7 @@ def refused(says: str, **overrides) -> None:
         ("test_prompts", 1, "a whole number of at least 2, not 1"),
         ("batch_size", 1, "a whole number of at least 2, not 1"),
         ("max_new_tokens", math.inf, "a whole number of at least 1, not inf"),
-        ("beta", 10**400, f"a number of at least 0, not {10**400}"),
+        ("beta", 10**400, f"at most 10,000,000, not 1{'0' * 29}"),
         ("eta", 1.5, "a number from 0 to 1, not 1.5"),
         ("eta", -0.01, "a number from 0 to 1, not -0.01"),
         ("eta", math.nan, "a number from 0 to 1, not nan"),

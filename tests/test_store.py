@@ -1,16 +1,20 @@
 """The memory of runs: computed once under a key made of the inputs, whole or not there; a killed training goes on bit for bit."""
 
+import errno
 import json
+import math
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from test_reward import save_encoder, toy_reviews
 from torch import nn
 
@@ -24,7 +28,7 @@ from warp_lib.checkpoint import Checkpoint, weights_of
 from warp_lib.policy import Policy
 from warp_lib.progress import Progress, Stopped
 from warp_lib.settings import Settings
-from warp_lib.store import digest, remember, save_tensors, write_json
+from warp_lib.store import NotStored, digest, only_stored, remember, save_tensors, write_json
 
 STEPS = 7
 SEED = (0, "warp", 1, 1)
@@ -484,12 +488,12 @@ def test_no_pickle(store, policy_folder):
 # --- Resuming ---------------------------------------------------------------------------------------------------------------------------
 
 
-def train_run(folder: str, progress: Progress) -> dict:
+def train_run(folder: str, progress: Progress, reward: Reward | None = None) -> dict:
     """A short REINFORCE run, its weights along the way kept: everything that must come out the same."""
     policy = Policy.from_name(folder)
     sft = policy.weights()
     run = reinforce_module.reinforce(
-        {n: 1.1 * w for n, w in sft.items()}, SEED, policy=policy, theta_sft=sft, prompts=PROMPTS, reward=Reward(), settings=TINY,
+        {n: 1.1 * w for n, w in sft.items()}, SEED, policy=policy, theta_sft=sft, prompts=PROMPTS, reward=reward or Reward(), settings=TINY,
         steps=STEPS, keep_every=2, progress=progress,
     )  # fmt: skip
     history = [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
@@ -632,7 +636,7 @@ def test_damaged_snapshot_is_redone(store, policy_folder, damage):
         train_run(policy_folder, Watch(3))
     damage(next(store.rglob("step-2.safetensors")))
     resumed = train_run(policy_folder, Progress())
-    memory.shutil.rmtree(store / "store")
+    shutil.rmtree(store / "store")
     assert_same(resumed, train_run(policy_folder, Progress()))
 
 
@@ -687,3 +691,169 @@ def test_half_written_checkpoint_goes_too(store, policy_folder):
     file.with_name(f"{file.name}.tmp").write_bytes(file.read_bytes()[:100])
     train_run(policy_folder, Progress())
     assert_tidy(store)
+
+
+# --- Nothing lost, nothing silently wrong ------------------------------------------------------------------------------------------------
+
+
+class Spoilt(Reward):
+    """A reward that gives `value` to one completion at its fourth call."""
+
+    def __init__(self, value: float):
+        self.value, self.calls = value, 0
+
+    def __call__(self, texts) -> torch.Tensor:
+        self.calls += 1
+        scores = super().__call__(texts)
+        if self.calls == 4:
+            scores[1] = self.value
+        return scores
+
+
+@pytest.mark.parametrize("value, cause", [(math.nan, "reward is nan"), (math.inf, "reward is inf"), (1e38, "(loss is|gradient overflows)")])
+def test_a_number_that_is_not_finite_stops_a_run(store, policy_folder, tmp_path, monkeypatch, value, cause):
+    """Guards: weights that are all NaN, kept as finished; the steps before lost. With the reward mended it ends as if nothing had been."""
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
+        whole = train_run(policy_folder, Progress())
+    with pytest.raises(checkpoint.NotFinite, match=f"^warp, i = 1, m = 1 stopped before step 4: its {cause}") as said:
+        train_run(policy_folder, Progress(), Spoilt(value))
+    assert "\n" not in str(said.value) and "3 steps before it are kept" in str(said.value)
+    assert [entry.suffix for entry in entries(store)] == [".part"]
+    assert_same(train_run(policy_folder, watch := Watch()), whole)
+    assert watch.began == [3]
+
+
+def test_a_reward_model_that_diverges_is_not_kept(store, encoder_folder, monkeypatch):
+    monkeypatch.setattr(reward_module.F, "logsigmoid", lambda margins: margins * math.nan)
+    with pytest.raises(checkpoint.NotFinite, match="^reward · 1 layers stopped before step 1: its loss is nan"):
+        train_reward(encoder_folder, Progress())
+    assert [entry.suffix for entry in entries(store)] == [".part"]
+
+
+@pytest.mark.parametrize("scores", [[3.0, 3.0, 3.0], [1.0, math.nan, 2.0], [1.0, math.inf, 2.0]])
+def test_a_reward_that_tells_nothing_apart_is_refused(store, scores):
+    """Guards: r̃ that is NaN for every text, from a model that gives one score to all."""
+
+    class Raw:
+        identity = "flat"
+
+        def __call__(self, texts):
+            return torch.tensor(scores)
+
+    for _ in range(2):  # nor is it kept
+        with pytest.raises(ValueError, match="^r̃ cannot be standardised: "):
+            reward_module.Reward.standardised(Raw(), ["a", "b", "c"])
+
+
+def test_damage_is_moved_aside_and_said(store, capsys):
+    """Guards: what a person might still want removed without a word."""
+    make = Make()
+    for number in range(2):
+        folder = remember("thing", {}, make).folder
+        _cut(folder)
+        remember("thing", {}, make)
+        (aside,) = (f for f in entries(store) if f.name == f"{folder.name}.damaged{number or ''}")
+        assert aside.name in capsys.readouterr().err and (aside / "record.json").exists()
+    assert make.calls == 3 and len(list(memory.records("thing"))) == 1
+
+
+@pytest.mark.parametrize("name", ["record.json", "model.safetensors"])
+def test_what_cannot_be_read_is_left_alone(store, monkeypatch, name):
+    """Guards: hours of training deleted because the disk, or a permission, refused for a moment."""
+    make = Make()
+    folder = remember("thing", {}, make).folder
+    refused = OSError(errno.EIO, os.strerror(errno.EIO))
+    for method in ("open", "read_text"):
+        usual = getattr(Path, method)
+        wrapped = lambda self, *args, usual=usual, **kwargs: usual(self, *args, **kwargs) if self.name != name else _raise(refused)  # noqa: E731
+        monkeypatch.setattr(Path, method, wrapped)
+    with pytest.raises(ValueError, match=f"^{folder} cannot be read: Input/output error"):
+        remember("thing", {}, make)
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "RUNS", store)
+    remember("thing", {}, make)
+    assert make.calls == 1
+
+
+def _raise(error: BaseException):
+    raise error
+
+
+@pytest.mark.parametrize("refused", ["mkdir", "replace", "rename"])
+def test_writing_is_tried_before_computing(store, monkeypatch, refused):
+    """Guards: hours of training that cannot be put into the store, each time anew."""
+    make = Make()
+    if refused == "rename":  # a damaged entry that cannot be moved
+        _cut(remember("thing", {}, make).folder)
+        make.calls = 0
+    monkeypatch.setattr(Path, refused, lambda *_, **__: _raise(PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
+    with pytest.raises(ValueError, match="cannot be written: Permission denied"):
+        remember("thing", {}, make)
+    assert make.calls == 0
+
+
+def test_a_store_that_is_a_file(store):
+    (store / "store").write_text("")
+    make = Make()
+    with pytest.raises(ValueError, match="/store cannot be written: "):
+        remember("thing", {}, make)
+    assert make.calls == 0
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("only Linux has a disk that is always full")
+    for write, content in ((write_json, {"w": 1}), (save_tensors, {"w": torch.ones(4)})):
+        file = tmp_path / "a"
+        (tmp_path / f"a.{os.getpid()}.tmp").symlink_to("/dev/full")
+        monkeypatch.setattr(memory, "save_file", lambda *_: _raise(SafetensorError("I/O error: No space left on device (os error 28)")))
+        with pytest.raises(ValueError, match=f"^{file} cannot be written: .*No space left on device") as said:
+            write(file, content)
+        assert "\n" not in str(said.value) and not file.exists()
+
+
+def test_killed_between_the_training_and_its_record(store, training, monkeypatch):
+    """Guards: a checkpoint that goes before the result is in the store: a kill between the two lost the run."""
+    train, _, whole = training
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "SECONDS", 0)
+        patch.setattr(memory, "write_json", lambda *_: _raise(KeyboardInterrupt()))
+        train(Progress())
+    assert_same(train(watch := Watch()), whole)
+    assert watch.began == [STEPS]
+    assert_tidy(store)
+
+
+def test_killed_between_the_record_and_the_rename(store, training, monkeypatch):
+    """What is on record is only put into its place."""
+    train, _, whole = training
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", lambda *_: _raise(KeyboardInterrupt()))
+        train(Progress())
+    assert_same(train(watch := Watch()), whole)
+    assert watch.began == []
+    assert_tidy(store)
+
+
+def test_a_damaged_record_of_another_run_is_named_once(store, capsys):
+    """Guards: one half-written file that breaks every question about what runs there are."""
+    first, second = (remember("thing", {"k": k}, Make()).folder for k in range(2))
+    (first / "record.json").write_text((first / "record.json").read_text()[:50])
+    for _ in range(2):
+        assert [record["inputs"]["k"] for record in memory.records("thing")] == [1]
+    assert capsys.readouterr().err.count(str(first)) == 1
+
+
+def test_a_store_that_is_only_asked(store):
+    """Guards: a lock, a folder or a result where only a look was meant; a damaged entry taken."""
+    with pytest.raises(NotStored), only_stored():
+        remember("thing", {"a": 1}, lambda _: {"made": 1})
+    assert not list(store.iterdir())
+    made = remember("thing", {"a": 1}, lambda _: {"made": 1})
+    with only_stored():
+        assert remember("thing", {"a": 1}, lambda _: {"made": 2}).record == {"made": 1}
+    (made.folder / "record.json").write_text("{}")
+    with pytest.raises(NotStored), only_stored():
+        remember("thing", {"a": 1}, lambda _: {"made": 2})
+    assert remember("thing", {"a": 1}, lambda _: {"made": 3}).record == {"made": 3}

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from warp_lib import kept_reward, machine, outcomes, plots, study, task_vectors
+from warp_lib.__main__ import main
 from warp_lib.aligner import Run
 from warp_lib.fronts import Interval
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
@@ -532,26 +533,32 @@ def test_end_rows_show_the_point_of_largest_kl(folder):
     assert row["KL, nats"] == "5.00 ± 0.20" and row["r̃"] == "2.00 ± 0.20" and row["judge"] == "0.70 ± 0.20"
 
 
-def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch):
-    """And every unit of the study can be sent to another process. Guards: lambdas in the list, one failure that ends all, more threads
-    than processors."""
-    ended, threads = [], []
+def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch, capsys):
+    """Guards: one failure that ends all, or is not told; more threads than processors."""
 
-    def run_unit(unit, progress):
-        if unit.settings.seed == 1:
-            raise ValueError("it is broken")
-        ended.append(unit.settings.seed)
+    def command(unit):
+        words = "raise ValueError('it is broken')" if unit.settings.seed == 1 else "print('Left out: by', os.environ['OMP_NUM_THREADS'])"
+        return [sys.executable, "-c", f"import os; {words}"]
 
-    monkeypatch.setattr(study, "run_unit", run_unit)
-    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda jobs, context, **begin: ThreadPoolExecutor(jobs, **begin))
+    monkeypatch.setattr(study, "_command", command)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     units = [study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp) for seed in range(4)]
-    with pytest.raises(RuntimeError, match="1 failed: e: warp, seed 1 .*it is broken"):
-        study._run_side_by_side(units, 2, Progress())
-    assert sorted(ended) == [0, 2, 3] and set(threads) == {8}
-    for unit in [*study.tuning(), *study.primary(), *study.grid(), *study.merges()]:
-        assert getattr(study, unit.train.__qualname__) is unit.train  # found by its name, as another process must
+    with pytest.raises(RuntimeError, match="^1 failed: e: warp, seed 1 .ValueError: it is broken.$"):
+        study._run_side_by_side(units, 2)
+    said = capsys.readouterr().out.splitlines()
+    assert said.count("Left out: by 8") == 3 and sum("ended" in line for line in said) == 3 and sum("FAILED" in line for line in said) == 1
+
+
+def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
+    """Guards: two units of one name, a unit that another process takes for another, one that is asked for and is not there."""
+    ran = []
+    monkeypatch.setattr(study, "run_unit", lambda unit, progress: ran.append(unit.title))
+    for unit in study.tuning():
+        words = study._command(unit)
+        assert words[1:3] == ["-m", "warp_lib"] and main(words[3:]) == 0 and ran.pop() == unit.title and not ran
+    capsys.readouterr()
+    assert main(["study", "tuning", "--unit", "wrap-a-0"]) == 2
+    assert capsys.readouterr().err.startswith("tuning has no unit 'wrap-a-0'; it has warp-a-")
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ def test_refused(toy, capsys, options, says):
     assert said.startswith(says) and said.count("\n") == 1 and ran(toy) == []
 
 
+def test_another_sweep_of_the_same_name_is_refused(toy, tmp_path, capsys):
+    """Guards: two sweeps with other fixed parameters that mix their rows in the same folders."""
+    command = ["sweep", str(toy), "-g", "runs=1", "-p", "profile=smoke", "--name", "grid"]
+    assert main([*command, "-p", "beta=0.5"]) == 0 and main([*command, "-p", "beta=0.5"]) == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    capsys.readouterr()
+    for other in ([], ["-p", "beta=0.7"]):
+        assert main([*command, *other]) == 2
+        assert capsys.readouterr().err.startswith("the sweep 'grid' was begun with profile=smoke, beta=0.5; give this one another --name")
+    assert {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()} == before
+
+
 def test_a_notebook_that_is_not_there(tmp_path, capsys):
     assert main(["sweep", str(tmp_path / "no.ipynb"), "-g", "runs=1"]) == 2
     assert capsys.readouterr().err.startswith("sweep needs a notebook that is there, and ")

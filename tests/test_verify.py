@@ -17,7 +17,6 @@ from warp_lib.__main__ import main
 from warp_lib.experiment import REPORT, Experiment, Point
 from warp_lib.progress import Progress
 from warp_lib.settings import Settings
-from warp_lib.store import Missing, only_stored, remember
 from warp_lib.verify import ROWS, Check, described, kl_per_completion, mean_and_error, sample, verify
 
 TAU, V = 0.7, 6
@@ -248,17 +247,3 @@ def test_nothing_is_trained(run, capsys):
         refused(capsys, "the reward model of run 'verified' is not in the store of this machine and torch (no reward-", run)
     finally:
         away.rename(entry)
-
-
-def test_only_stored(store):
-    """Guards: a lock, a folder or a result where only a look was meant; a damaged entry taken."""
-    with pytest.raises(Missing), only_stored():
-        remember("thing", {"a": 1}, lambda _: {"made": 1})
-    assert not list(store.iterdir())
-    made = remember("thing", {"a": 1}, lambda _: {"made": 1})
-    with only_stored():
-        assert remember("thing", {"a": 1}, lambda _: {"made": 2}).record == {"made": 1}
-    (made.folder / "record.json").write_text("{}")
-    with pytest.raises(Missing), only_stored():
-        remember("thing", {"a": 1}, lambda _: {"made": 2})
-    assert remember("thing", {"a": 1}, lambda _: {"made": 3}).record == {"made": 3}

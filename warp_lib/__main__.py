@@ -1,13 +1,19 @@
 """The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge``, ``verify`` and ``publish``."""
 
 import argparse
+import os
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .errors import Explained, reason
+from .jobs import interrupted_by_signals
 from .settings import PROFILES, Settings, number, typed
+
+STOPPED = "Stopped. What is finished is kept; run the same command to go on."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,10 +41,11 @@ def main(argv: list[str] | None = None) -> int:
 
     command = commands.add_parser(
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
-        usage="python -m warp_lib study [EXPERIMENT …] [--jobs N]",
+        usage="python -m warp_lib study [EXPERIMENT …] [--jobs N] [--unit ARM-SEED]",
     )  # fmt: skip
     command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, best-of-n, grid, merges)")
     command.add_argument("--jobs", type=int, default=1, help="units at a time, the processors shared out among them (default: 1)")
+    command.add_argument("--unit", metavar="ARM-SEED", help="only this unit of the experiment")
     command.set_defaults(run=study)
 
     command = commands.add_parser(
@@ -76,7 +83,17 @@ def main(argv: list[str] | None = None) -> int:
     command.set_defaults(run=publish)
 
     args, unknown = parser.parse_known_args(argv)
-    return args.run(args, unknown)
+    try:
+        with interrupted_by_signals():
+            return args.run(args, unknown)
+    except KeyboardInterrupt:
+        return say(STOPPED, 1)
+    except BrokenPipeError:  # as under `| head`: nobody reads on
+        return 1
+    except Explained as error:
+        return say(error, 1)
+    except OSError as error:
+        return say(f"{error.filename or args.run.__name__}: {reason(error)}. What is finished is kept; mend that and run it again.", 1)
 
 
 def report(args: argparse.Namespace, unknown: list[str]) -> int:
@@ -90,8 +107,6 @@ def report(args: argparse.Namespace, unknown: list[str]) -> int:
         run_report(settings, args.profile, overrides)
     except ReportError as error:
         return say(error, 1)
-    except KeyboardInterrupt:
-        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     return 0
 
 
@@ -108,8 +123,6 @@ def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
         table, failed = run_sweep(args.notebook, args.name, grid, fixed, args.jobs)
     except ValueError as error:
         return say(error, 2)
-    except KeyboardInterrupt:
-        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     print(f"The results: {table}" if table else "No job wrote a table of results.")
     return say(f"{len(failed)} failed: {'; '.join(f'{job.title} ({job.log})' for job in failed)}", 1) if failed else 0
 
@@ -123,13 +136,11 @@ def study(args: argparse.Namespace, unknown: list[str]) -> int:
     try:
         if args.jobs < 1:
             raise ValueError(f"--jobs must be a whole number of at least 1, not {args.jobs}.")
-        run_study(args.experiment, TerminalProgress(), args.jobs)
+        run_study(args.experiment, TerminalProgress(), args.jobs, args.unit)
     except ValueError as error:
         return say(error, 2)
     except RuntimeError as error:
         return say(error, 1)
-    except KeyboardInterrupt:
-        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     return 0
 
 
@@ -148,8 +159,6 @@ def pack(args: argparse.Namespace, unknown: list[str]) -> int:
         record = task_vectors.commit(experiment, task_vectors.train(experiment, progress), progress)
     except ValueError as error:
         return say(error, 2)
-    except KeyboardInterrupt:
-        return say("Stopped. What is finished is kept; run the same command to go on.", 1)
     for name, vector in record["vectors"].items():
         print(f"{name}: {vector['bytes'] / 1e6:.2f} MB, relative error {vector['relative_error']:.2f}")
     return 0
@@ -249,5 +258,19 @@ def say(error: Exception | str, code: int) -> int:
     return code
 
 
+def as_program() -> int:
+    """`main`, for a process whose output may be cut off, as by `| head`."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return 1
+    finally:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python flushes when it ends has somewhere to go
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program())

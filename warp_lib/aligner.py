@@ -77,6 +77,7 @@ def train(
                 optimiser.zero_grad()
                 value.backward()
                 progress.check()  # the last place from which nothing of the step remains
+                checkpoint.refuse_not_finite(value, numbers)
                 optimiser.step()
                 with torch.no_grad():
                     update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
@@ -85,7 +86,6 @@ def train(
                 progress.log(**numbers)
                 checkpoint.history.append(numbers | {"seconds": time.perf_counter() - began})
         save_tensors(folder / "policy.safetensors", learner.weights())
-        checkpoint.remove()
         return {"history": checkpoint.history}
 
     entry = remember("run", inputs, make)

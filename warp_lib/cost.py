@@ -3,74 +3,82 @@
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 
 from .aligner import Run, Seed
+from .checkpoint import steps_done
 from .experiment import Experiment
 from .live import duration
 from .merging import Weights
-from .progress import NotStored, OnlyStored, Progress, Stopped
+from .progress import Progress, Stopped
 from .reward import Reward
-from .store import records, remember, surroundings
+from .store import NotStored, only_stored, records, remember, surroundings
 
 TIMED = 3  # steps that are timed where none is on record; the first is not counted, it warms up
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's optimiser steps and those that are stored; its M · I runs; seconds a step takes, and whether an earlier run says so."""
+    """A run's optimiser steps and those that are stored; its M · I runs; the seconds a step takes here, and who says so."""
 
     steps: int
     stored: int
     runs: int
-    pace: float
-    recorded: bool
+    pace: float | None = None  # None where nothing is left to train
+    source: str = ""
 
     @property
     def seconds(self) -> float:
         """Training time that is left."""
-        return (self.steps - self.stored) * self.pace
+        return (self.steps - self.stored) * (self.pace or 0.0)
 
     def __str__(self) -> str:
         whole = f"{self.steps:,} steps in {self.runs} {'runs' if self.runs > 1 else 'run'}"
         if self.stored == self.steps:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
-        source = "as an earlier run took" if self.recorded else f"measured on {TIMED - 1} steps"
-        left = f"{self.steps - self.stored:,} take about {duration(self.seconds)} here ({self.pace:.2g} s a step, {source})"
+        left = f"{self.steps - self.stored:,} take about {duration(self.seconds)} here ({self.pace:.2g} s a step, {self.source})"
         return f"{whole}, {self.stored:,} of them stored; the other {left}, and the evaluation comes after them."
 
 
 def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     """The cost of WARP with the experiment's settings.
 
-    Nothing is trained, unless this machine has no run of this size on record: then the first steps of the run itself are timed, once, and
-    kept. A run that another process is training is waited for.
+    Nothing is trained, unless something is left to train and this machine has no run of this size on record: then the first steps of the
+    run itself are timed, once, and kept.
 
     Args:
         rewards: as `Experiment.rewards` gave them, under whatever temperature.
     """
     s = experiment.settings
+    runs = s.iterations * s.runs
+    whole = Cost(runs * s.steps, _stored(experiment, rewards), runs)
+    if whole.stored == whole.steps:
+        return whole
+    if found := recorded_pace(experiment):
+        pace, threads = found
+        elsewhere = "" if threads == torch.get_num_threads() else f" with OMP_NUM_THREADS={threads}"
+        return replace(whole, pace=pace, source=f"as an earlier run took{elsewhere}")
+    reward = experiment.standardised(rewards, Progress())["reward"]
+    inputs = _size(experiment) | {"threads": torch.get_num_threads()}
+    timed = remember("pace", inputs, lambda _: {"seconds": _timed_pace(experiment, reward)})
     stored = _stored(experiment, rewards)
-    pace, recorded = recorded_pace(experiment), True
-    if pace is None:
-        reward = experiment.standardised(rewards, Progress())["reward"]
-        inputs = _size(experiment) | {"threads": torch.get_num_threads()}
-        timed = remember("pace", inputs, lambda _: {"seconds": _timed_pace(experiment, reward)})
-        pace, recorded = timed.record["seconds"], False
-        stored = _stored(experiment, rewards)
-    return Cost(s.iterations * s.runs * s.steps, stored, s.iterations * s.runs, pace, recorded)
+    return replace(whole, stored=stored, pace=timed.record["seconds"], source=f"measured on {TIMED - 1} steps")
 
 
-def recorded_pace(experiment: Experiment) -> float | None:
-    """Seconds a step took in the latest stored run of this policy, batch and length on as many threads; None if there is none."""
-    like, threads = surroundings() | _size(experiment), torch.get_num_threads()
+def recorded_pace(experiment: Experiment) -> tuple[float, int] | None:
+    """Seconds a step took in the latest stored run of this policy, batch and length, and on how many threads: on as many as here if there
+    is one. None if there is no such run."""
+    like, here, elsewhere = surroundings() | _size(experiment), torch.get_num_threads(), None
     for record in records("run"):
-        if record.get("threads") == threads and all(record["inputs"].get(name) == value for name, value in like.items()):
-            return statistics.median(row["seconds"] for row in record["result"]["history"])
-    return None
+        if all(record["inputs"].get(name) == value for name, value in like.items()):
+            found = statistics.median(row["seconds"] for row in record["result"]["history"]), record["threads"]
+            if record["threads"] == here:
+                return found
+            elsewhere = elsewhere or found
+    return elsewhere
 
 
 def _size(experiment: Experiment) -> dict[str, str | int]:
@@ -84,35 +92,36 @@ def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
 
     What comes after a missing run is not known: another initialisation follows from it.
     """
-    lookup, found = OnlyStored(), 0
+    found = 0
     try:
-        align = experiment.aligner(experiment.standardised(rewards, lookup)["reward"], lookup)
+        with only_stored():
+            align = experiment.aligner(experiment.standardised(rewards, Progress())["reward"], Progress())
 
-        def count(theta: Weights, seed: Seed) -> Run:
-            nonlocal found
-            run = align(theta, seed)
-            found += len(run.history)
-            return run
+            def count(theta: Weights, seed: Seed) -> Run:
+                nonlocal found
+                run = align(theta, seed)
+                found += len(run.history)
+                return run
 
-        experiment.warp(count)
+            experiment.warp(count)
     except NotStored as missing:
-        found += missing.steps
+        found += steps_done(missing.part) if missing.kind == "run" else 0
     return found
 
 
 class _Watch(Progress):
-    """Notes when steps end, and stops after `TIMED`."""
+    """Notes when the last loop began and its steps ended, and stops after `TIMED`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ends: list[float] = []
+        self.moments = [time.perf_counter()]
 
     def begin(self, title: str, done: int, total: int) -> None:
-        self.began = time.perf_counter()
+        self.moments = [time.perf_counter()]
 
     def advance(self) -> None:
-        self.ends.append(time.perf_counter())
-        if len(self.ends) == TIMED:
+        self.moments.append(time.perf_counter())
+        if len(self.moments) > TIMED:
             self.stop.set()
 
 
@@ -121,5 +130,6 @@ def _timed_pace(experiment: Experiment, reward: Reward) -> float:
     watch = _Watch()
     with suppress(Stopped):
         experiment.warp(experiment.aligner(reward, watch))
-    moments = watch.ends if len(watch.ends) > 1 else [watch.began, *watch.ends]
-    return statistics.median(b - a for a, b in pairwise(moments))
+    if len(watch.moments) == 1:  # no step was left: another process has just trained them
+        return time.perf_counter() - watch.moments[0]
+    return statistics.median(b - a for a, b in pairwise(watch.moments[1 if len(watch.moments) > 2 else 0 :]))

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import machine, merging
 from .aligner import Aligner, Run
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
+from .errors import Explained
 from .evaluate import Evaluation, evaluate, language_loss
 from .merging import Weights, interpolate
 from .paths import folder, write_whole
@@ -49,15 +50,20 @@ class Experiment:
         self.policy = Policy.from_name(settings.policy)
         self.sft = self.policy.clone()
         self.theta_sft: Weights = self.policy.weights()
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raise Explained where the settings ask for more than the policy's context or the reviews hold."""
+        settings = self.settings
         longest = PROMPT_TOKENS[1] + settings.max_new_tokens
         context = getattr(self.policy.model.config, "max_position_embeddings", None)
         if context and longest > context:
-            raise ValueError(
+            raise Explained(
                 f"max_new_tokens must be at most {context - PROMPT_TOKENS[1]} (the context of policy={settings.policy!r} "
                 f"less the longest prompt), not {settings.max_new_tokens}."
             )
         if len(self.test_prompts) < settings.test_prompts:
-            raise ValueError(
+            raise Explained(
                 f"test_prompts must be at most {len(self.test_prompts)} (the {settings.held_out} reviews of reviews={settings.reviews!r}), "
                 f"not {settings.test_prompts}."
             )
@@ -85,10 +91,15 @@ class Experiment:
         return self.policy.openings(texts, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
 
     def under(self, settings: Settings) -> "Experiment":
-        """The same models, reviews and prompts under other settings of WARP and REINFORCE, with a policy of its own to overwrite."""
+        """The same models and reviews under other settings, with a policy of its own to overwrite."""
+        if other := [name for name in ("policy", "encoder", "reviews") if getattr(settings, name) != getattr(self.settings, name)]:
+            raise ValueError(f"{other[0]}={getattr(settings, other[0])!r} needs an experiment of its own: Experiment(settings).")
         other = copy.copy(self)
         other.settings, other.policy = settings, self.policy.clone()
         other.__dict__.pop("sft_texts", None)  # they move with the temperature
+        if (settings.held_out, settings.test_prompts) != (self.settings.held_out, self.settings.test_prompts):
+            other.__dict__.pop("test_prompts", None)
+        other._check_sizes()
         return other
 
     # Prompts

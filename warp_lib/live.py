@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .progress import Progress, Stopped
@@ -67,19 +69,24 @@ async def follow(work: Callable[[Progress], T], progress: "Watched", view: "Text
             outcome.set_result(work(progress))
         except BaseException as error:  # whatever it is, it belongs to the cell that awaits
             outcome.set_exception(error)
-        loop.call_soon_threadsafe(finished.set)
+        with suppress(RuntimeError):  # the loop has gone, and with it whoever waited
+            loop.call_soon_threadsafe(finished.set)
 
     machine.release_threads()
     machine.start_thread(partial(contextvars.copy_context().run, run), title)  # the context carries the cell that prints
+    shown = True
     while not outcome.done():
         try:
-            await asyncio.wait_for(finished.wait(), 0.25)
-        except TimeoutError:
-            pass
-        except asyncio.CancelledError:  # the kernel's Interrupt; the thread must end before the next cell begins
+            with suppress(TimeoutError):
+                await asyncio.wait_for(finished.wait(), 0.25)
+            shown = shown and _drawn(view.draw)
+        except (asyncio.CancelledError, KeyboardInterrupt):  # Interrupt; the thread must end before the next cell begins
             progress.stop.set()
-        view.draw()
-    view.close()
+        except BaseException:  # the kernel is going
+            progress.stop.set()
+            raise
+    if shown:
+        _drawn(view.close)
 
     error = outcome.exception()
     if isinstance(error, Stopped) or (progress.stop.is_set() and error is None):
@@ -87,9 +94,36 @@ async def follow(work: Callable[[Progress], T], progress: "Watched", view: "Text
     return outcome.result()
 
 
+def _drawn(draw: Callable[[], None]) -> bool:
+    """Draw; whether that worked. Where it did not, the work goes on unseen: it must neither be lost nor left alone with its lock."""
+    try:
+        draw()
+    except Exception as error:
+        print(f"The progress cannot be drawn ({type(error).__name__}: {error}); the work goes on without.", flush=True)
+        return False
+    return True
+
+
 def front_end() -> bool:
-    """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill, where a figure widget would add 5 MB."""
-    return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VOILA_") for name in os.environ)
+    """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill, where a figure widget would add 5 MB.
+
+    Lab and Voilà say so in the environment of the kernels they start. A papermill that was begun in one of these inherits it, and hands it
+    on to its own kernel.
+    """
+    asked = "JPY_SESSION_NAME" in os.environ or any(name.startswith("VOILA_") for name in os.environ)
+    return asked and not _begun_by_papermill()
+
+
+@cache
+def _begun_by_papermill() -> bool:
+    """Whether papermill, or what else runs notebooks from the command line, started this kernel; False where that cannot be asked."""
+    import psutil  # ipykernel brings it
+
+    try:
+        words = [Path(word).name for word in psutil.Process(os.getppid()).cmdline()]
+    except (psutil.Error, OSError):
+        return False
+    return any(name in words for name in ("papermill", "jupyter-nbconvert", "jupyter-execute"))
 
 
 def duration(seconds: float) -> str:

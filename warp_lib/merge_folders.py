@@ -9,6 +9,7 @@ a bfloat16 base's dtype, for at most weights it is smaller than the spacing of b
 
 import json
 import math
+import os
 import re
 import shutil
 import warnings
@@ -36,6 +37,8 @@ DTYPES = {  # of plain weights and of buffers, as a file's header spells them; a
 SPELLED = {dtype: text for text, dtype in DTYPES.items()}
 CHOICES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of --dtype
 NOTICED = 0.01  # a rounding error as a share of the task vector's norm: from here on it is warned of even where no dtype was chosen
+
+LARGEST_ETA = 1000  # beyond, nothing of the base is left in what is rounded
 
 Rows = list[dict[str, str | int | float]]
 
@@ -140,6 +143,8 @@ def merge_folders(
     """
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
+    if abs(eta) > LARGEST_ETA:
+        raise ValueError(f"eta must be from {-LARGEST_ETA} to {LARGEST_ETA}, not {eta!r}.")
     for setting, value, known in (("merge", merge, ("slerp", "lerp")), ("per", per, ("layer", "tensor", "model"))):
         if value not in known:
             raise ValueError(f"{setting} must be {' or '.join(known)}, not {value!r}.")
@@ -147,7 +152,9 @@ def merge_folders(
         raise ValueError(f"dtype must be {', '.join(CHOICES)} or left out, not {dtype!r}.")
     if not runs:
         raise ValueError("a merge needs at least one run.")
-    out = out.expanduser().resolve()
+    out = Path(os.path.expanduser(out)).resolve()
+    if out == out.parent:
+        raise ValueError(f"{out} cannot be the folder to write; name another.")
     part = out.with_name(f"{out.name}.part")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and is not an empty folder; name another.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from .errors import Explained
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -38,11 +40,11 @@ class Unfit(ValueError):
 
 @contextmanager
 def said_of(subject: str) -> Iterator[None]:
-    """Complete the sentence of an `Unfit` that is raised inside: ValueError, "{subject} {what is wrong}."."""
+    """Complete the sentence of an `Unfit` that is raised inside: Explained, "{subject} {what is wrong}."."""
     try:
         yield
     except Unfit as error:
-        raise ValueError(f"{subject} {error}.") from error
+        raise Explained(f"{subject} {error}.") from error
 
 
 def reason(error: BaseException, longest: int = 160) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from . import outcomes, paths
+from .errors import Explained, say_once
 from .fronts import Interval, hypervolume
 from .prompts import prompts
-from .results import real_positive
+from .results import readable, real_positive
 
 # The corner from which hypervolumes are measured, fixed before any was looked at: the KL at which the learning rate was chosen to end, and
 # what SFT earns by definition.
@@ -33,19 +34,16 @@ def all_points() -> pd.DataFrame:
     `<score>_by`, what gave each of `SCORES`: a digest, or where none is on record the study's experiment or the run that it is of.
     """
     tables = []
-    for record in sorted(outcomes.FOLDER.glob("*/*.json")):
-        rows = pd.read_csv(record.with_suffix(".csv")).query("split == 'test'").reset_index(drop=True)
+    for file, rows, said in readable(record.with_suffix(".csv") for record in sorted(outcomes.FOLDER.glob("*/*.json"))):
+        rows, record = rows.query("split == 'test'").reset_index(drop=True), file.with_suffix(".json")
         if rows.empty:  # a unit that measures weights only
             continue
-        rows["source"], rows["file"], rows["point"] = record.parent.name, str(record.with_suffix(".csv")), range(len(rows))
-        said = json.loads(record.read_text())
+        rows["source"], rows["file"], rows["point"] = record.parent.name, str(file), range(len(rows))
         model = said.get("reward_model", record.parent.name)  # judges that are not on record are of the machine that made it
         tables.append(rows.assign(**_scored({"reward": model} | said.get("judges", {}), model)))
-    for file in sorted(paths.RUNS.glob("*/results/*.csv")):
-        rows = pd.read_csv(file)
+    for file, rows, said in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
         arms = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
-        source, beside = f"your run {file.parent.parent.name}", file.with_suffix(".json")
-        scorers = json.loads(beside.read_text()).get("scorers", {}) if beside.exists() else {}
+        source, scorers = f"your run {file.parent.parent.name}", said.get("scorers", {})
         tables.append(rows.assign(arm=arms, point=range(len(rows)), source=source, file=str(file), **_scored(scorers, source)))
     if not tables:
         raise ValueError("there is nothing to explore: data/study is empty, and no run has results under runs/ yet.")
@@ -160,4 +158,8 @@ def positive_band(point: pd.Series) -> dict[str, float] | None:
     if file.is_relative_to(outcomes.FOLDER):
         return json.loads(file.with_suffix(".json").read_text())["real_positive"]
     name = file.parent.parent.name
-    return real_positive(name) if (paths.folder(name) / "real_positive.json").exists() else None
+    try:
+        return real_positive(name) if (paths.RUNS / name / "real_positive.json").exists() else None
+    except Explained as error:
+        say_once(f"{error} It is passed over.")
+        return None

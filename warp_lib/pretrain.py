@@ -120,6 +120,7 @@ def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, pr
             with autocast():
                 loss = compiled_loss(model, tokens)
             loss.backward()
+            checkpoint.refuse_not_finite(loss, {})
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in (muon, adamw):
                 optimiser.step()

@@ -51,21 +51,3 @@ class Progress:
 
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
         """Completions of the current step, prompts included, (n,), and their r̃, (n,): a model's text, to be escaped by whoever shows it."""
-
-
-class NotStored(Exception):
-    """Something would have to be computed first. steps: how many of its steps a checkpoint holds."""
-
-    def __init__(self, title: str, steps: int):
-        super().__init__(f"{title} is not stored")
-        self.steps = steps
-
-
-class OnlyStored(Progress):
-    """Lets nothing be computed: what is not in the store raises NotStored."""
-
-    def begin(self, title: str, done: int, total: int) -> None:
-        raise NotStored(title, done)
-
-    def check(self) -> None:
-        raise NotStored("a part of it", 0)

@@ -10,10 +10,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from . import paths
+from .jobs import together
 from .live import duration
 from .settings import Settings
 
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 NOTEBOOKS, FIGURES = paths.ROOT / "notebooks", paths.ROOT / "figures"
 PLOTLY = "application/vnd.plotly.v1+json"
+
+
+EXPLAINED = {"ValueError", "Explained", "Unwritable", "NotFinite"}  # errors whose message says it all
+ENDED = "its kernel was ended, by hand or for want of memory. What is finished is kept; run the same command to go on."
 
 
 class ReportError(Exception):
@@ -53,46 +57,31 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     if not sources:
         raise ReportError("there are no notebooks to run in notebooks/.")
     folder = paths.folder(settings.name)
-    (folder / "notebooks").mkdir(exist_ok=True)
+    paths.folder(f"{settings.name}/notebooks")
     parameters = {"profile": profile} | {name: value for name, value in overrides.items() if value is not None}
     targets = {source.stem: folder / "notebooks" / source.name for source in sources}
     threads = torch.get_num_threads()
     at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
-    futures: dict[str, Future[None]] = {}
-    began, finished, failed, saying = time.monotonic(), [], threading.Event(), threading.Lock()
+    began, finished = time.monotonic(), []
 
     def run(source: Path) -> None:
-        if failed.is_set():
-            return
-        try:
-            for before in AFTER.get(source.stem, ()):
-                if before in futures:
-                    futures[before].result()
-            print(f"{source.stem}: begins\n", end="", flush=True)
-            with kernels.next() as kernel:
-                _execute(source, targets[source.stem], parameters, kernel)
-            _answer_on_top(targets[source.stem], settings)
-        except BaseException:
-            failed.set()
-            raise
-        with saying:
-            finished.append(source.stem)
-            state = f"finished, {duration(time.monotonic() - began)} in all"
-            print(f"[{len(finished)}/{len(sources)}] {source.stem}: {state}\n\n", end="", flush=True)
+        print(f"{source.stem}: begins\n", end="", flush=True)
+        with kernels.next() as kernel:
+            _execute(source, targets[source.stem], parameters, kernel)
+        _answer_on_top(targets[source.stem], settings)
 
-    # Left from the right: the kernels are ended, and with them what is still running in the pool.
-    groups = sources[:1], sorted(sources[1:], key=lambda source: source.stem in AFTER)
-    with kernel_environment(), ThreadPoolExecutor(at_once) as pool, closing(_Kernels(sum(groups, []), threads, at_once)) as kernels:
-        for group in groups:
-            for source in group:
-                futures[source.stem] = pool.submit(run, source)
-            try:
-                ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-                for future in ended:
-                    future.result()
-            except BaseException:  # Ctrl-C too
-                failed.set()
-                raise
+    def tell(stem: str, error: BaseException | None) -> None:
+        if error:
+            raise error
+        finished.append(stem)
+        state = f"finished, {duration(time.monotonic() - began)} in all"
+        print(f"[{len(finished)}/{len(sources)}] {stem}: {state}\n\n", end="", flush=True)
+
+    ordered = [sources[0], *sorted(sources[1:], key=lambda source: source.stem in AFTER)]
+    after = {source.stem: (ordered[0].stem, *AFTER.get(source.stem, ())) for source in ordered[1:]}
+    with paths.locked(settings.name, "report"), together() as running, kernel_environment():
+        kernels = _Kernels(ordered, threads, at_once)
+        running.run({source.stem: partial(run, source) for source in ordered}, at_once, tell, after)
     page = folder / "report.html"
     write_page([*targets.values()], page, f"WARP: {settings.name}")
     print(f"The report: {page}\n{paths.size_line()}")
@@ -100,65 +89,50 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
 
 
 class _Kernels:
-    """Kernels to be used once each. While one is used, the next is started and imports what takes it seconds, if its notebook wants it."""
+    """Kernels to be used once each. While one is used, the next is started and imports what takes it seconds, if its notebook wants it.
+
+    To be used inside `jobs.together`, which ends those that are left.
+    """
 
     def __init__(self, sources: list[Path], threads: int, at_once: int):
         """The kernel of the first of `sources` has all `threads`, the others, used `at_once`, share them out."""
         shared = {"OMP_NUM_THREADS": str(threads // at_once)} if at_once > 1 else {}
-        self.planned = iter([(source, shared if number else {}) for number, source in enumerate(sources)])
-        self.waiting: deque[AsyncKernelManager] = deque()
-        self.alive: list[AsyncKernelManager] = []
-        self.closed, self.lock = False, threading.Lock()
-        self._start()
+        self.planned = [(source, shared if number else {}) for number, source in enumerate(sources)]
+        self.waiting, self.lock = _start(*self.planned[0]), threading.Lock()
 
     @contextmanager
     def next(self) -> "Iterator[AsyncKernelManager]":
-        """The next kernel, ended afterwards. Raises ReportError when they are closed."""
+        """The next kernel, ended afterwards."""
+        from jupyter_core.utils import run_sync
+
         with self.lock:
-            if self.closed:
-                raise ReportError("the report has ended.")
-            kernel = self.waiting.popleft()
-            self._start()
+            kernel, planned = self.waiting, self.planned.pop(0)
+            if not run_sync(kernel.is_alive)():  # ended while it waited, by hand or for want of memory
+                kernel = _start(*planned)
+            self.waiting = _start(*self.planned[0]) if self.planned else None
+        kernel.start_kernel = _never_again
         try:
             yield kernel
         finally:
-            self._end(kernel)
+            run_sync(kernel.shutdown_kernel)(now=True)
 
-    def close(self) -> None:
-        """End all of them, whoever uses them."""
-        with self.lock:
-            self.closed = True
-        for kernel in [*self.alive]:
-            self._end(kernel)
 
-    def _start(self) -> None:
-        from jupyter_client import AsyncKernelManager
-        from jupyter_core.utils import run_sync
+def _start(source: Path, environment: dict[str, str]) -> "AsyncKernelManager":
+    """Start a kernel for a notebook."""
+    from jupyter_client import AsyncKernelManager
+    from jupyter_core.utils import run_sync
 
-        if planned := next(self.planned, None):
-            source, environment = planned
-            kernel = AsyncKernelManager(kernel_name="python3")
-            heavy = "import warp_lib.experiment; " if "warp_lib.experiment" in source.read_text(encoding="utf-8") else ""
-            imports = f"--IPKernelApp.exec_lines={heavy}import warp_lib.rendering, plotly.io; assert plotly.io.renderers"
-            quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
-            run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | environment)
-            self.waiting.append(kernel)
-            self.alive.append(kernel)
-
-    def _end(self, kernel: "AsyncKernelManager") -> None:
-        from jupyter_core.utils import run_sync
-
-        with self.lock:
-            if kernel not in self.alive:
-                return
-            self.alive.remove(kernel)
-        kernel.start_kernel = _never_again
-        run_sync(kernel.shutdown_kernel)(now=True)
+    kernel = AsyncKernelManager(kernel_name="python3")
+    heavy = "import warp_lib.experiment; " if "warp_lib.experiment" in source.read_text(encoding="utf-8") else ""
+    imports = f"--IPKernelApp.exec_lines={heavy}import warp_lib.rendering, plotly.io; assert plotly.io.renderers"
+    quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
+    run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | environment)
+    return kernel
 
 
 async def _never_again(*_: Any, **__: Any) -> None:
-    """In place of a used kernel's `start_kernel`: nbclient starts one that it finds ended."""
-    raise ReportError("the report has ended.")
+    """In place of a kernel's `start_kernel`: nbclient starts one that it finds ended."""
+    raise ReportError(ENDED)
 
 
 class _Named(io.TextIOBase):
@@ -190,17 +164,15 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], kernel: "As
         with closing(_Named(source.stem)) as terminal:
             papermill.execute_notebook(
                 source, target, parameters, kernel_name="python3", language="python", start_timeout=300,
-                progress_bar=False, stdout_file=terminal, km=kernel,
+                progress_bar=False, stdout_file=terminal, km=kernel, store_widget_state=False,
             )  # fmt: skip
     except PapermillExecutionError as error:
         reason = (error.evalue.strip().splitlines() or [""])[-1]
-        if error.ename == "ValueError":  # a setting out of its range, and nothing to look up
+        if error.ename in EXPLAINED:  # a setting out of its range, and nothing to look up
             raise ReportError(f"{source.stem}: {reason}") from None
         raise ReportError(f"{source.stem}: {error.ename}: {reason} (what ran, and the traceback: {target})") from None
     except DeadKernelError:
-        raise ReportError(
-            f"{source.stem}: its kernel was ended, by hand or for want of memory. What is finished is kept; run the same command to go on."
-        ) from None
+        raise ReportError(f"{source.stem}: {ENDED}") from None
 
 
 def _answer_on_top(file: Path, settings: Settings) -> None:

@@ -1,14 +1,19 @@
 """The results table: a row for each evaluated checkpoint. Reading it needs no torch."""
 
+import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
+from .errors import Explained, reason, say_once
 from .fronts import Interval, bootstrap, weights
 from .paths import folder, write_whole
 
@@ -55,15 +60,45 @@ def write_results(
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     parts = folder(name) / "results"
     parts.mkdir(exist_ok=True)
+    text = table.to_csv(index=False)
     unfinished = parts / f"{part}.safetensors.tmp"
     save_file(dict(scores), unfinished)
     unfinished.replace(parts / f"{part}.safetensors")
-    write_whole(parts / f"{part}.json", json.dumps({"scorers": scorers, "completions": completions}))
-    write_whole(parts / f"{part}.csv", table.to_csv(index=False))
     with FileLock(parts / "together.lock"):  # notebooks may be run side by side
-        together = pd.concat([pd.read_csv(file) for file in sorted(parts.glob("*.csv"))])
+        write_whole(parts / f"{part}.json", json.dumps({"scorers": scorers, "completions": completions, "table": _digest(text)}))
+        write_whole(parts / f"{part}.csv", text)
+        together = pd.concat([rows for _, rows, _ in readable(sorted(parts.glob("*.csv")))])
         write_whole(folder(name) / "results.csv", together.to_csv(index=False))
     return table
+
+
+def readable(tables: Iterable[Path]) -> Iterator[tuple[Path, pd.DataFrame, dict[str, Any]]]:
+    """Tables of results that are whole: file, rows, and what the JSON file beside it says. A damaged one is passed over and named once."""
+    for file in tables:
+        try:
+            yield file, *read_table(file)
+        except Explained as error:
+            say_once(f"{error} It is passed over.")
+
+
+def read_table(file: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table of results and what the JSON file beside it says ({} if there is none). Raises Explained if either is damaged."""
+    try:
+        text, beside = file.read_text(encoding="utf-8"), file.with_suffix(".json")
+        said = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        rows = pd.read_csv(io.StringIO(text))
+        whole = text.endswith("\n") and isinstance(said, dict) and said.get("table") in (None, _digest(text))
+        if not whole or not {"method", "kl", "reward"} <= set(rows.columns):
+            raise ValueError("it is not what was written")
+        pd.to_numeric(rows["kl"]), pd.to_numeric(rows["reward"])
+        return rows, said
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else "it is not what was written"
+        raise Explained(f"{file} cannot be read, or the JSON file beside it: {why}.") from error
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def read_results(name: str) -> pd.DataFrame:
@@ -71,8 +106,11 @@ def read_results(name: str) -> pd.DataFrame:
     file = folder(name) / "results.csv"
     missing = [n for n in ("03_warp", "04_reinforce_baseline") if not (folder(name) / "results" / f"{n}.csv").exists()]
     if missing:
-        raise ValueError(f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or `make report`) first.")
-    return pd.read_csv(file)
+        raise Explained(f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or `make report`) first.")
+    try:
+        return read_table(file)[0]
+    except Explained as error:
+        raise Explained(f"{error} Run 03_warp and 04_reinforce_baseline again: what is stored is not trained again.") from None
 
 
 def read_scores(name: str) -> dict[str, np.ndarray]:
@@ -136,4 +174,9 @@ def matched(results: pd.DataFrame, scores: Mapping[str, np.ndarray], first: str,
 
 def real_positive(name: str) -> dict[str, float]:
     """Where real positive reviews lie on the reward axis: mean and p99, in r̃ (`Experiment.real_positive` wrote it)."""
-    return json.loads((folder(name) / "real_positive.json").read_text())
+    file = folder(name) / "real_positive.json"
+    try:
+        return {key: float(value) for key, value in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        why = reason(error) if isinstance(error, OSError) else "it is not what was written"
+        raise Explained(f"{file} cannot be read: {why}. Run 03_warp again.") from error

@@ -33,6 +33,7 @@ from transformers import (
 from . import attention, hub, loading, machine
 from .checkpoint import Checkpoint, load, weights_of
 from .dense import laid_out, multiply_in_parts
+from .errors import Explained
 from .identities import tokenizer_identity
 from .model_files import Unfit, reason, refuse_non_finite, said_of
 from .progress import Progress
@@ -57,13 +58,22 @@ class Reward:
     mean: float
     sd: float
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.sd) and self.sd > 1e-6 * abs(self.mean)):
+            raise Explained(
+                f"r̃ cannot be standardised: over SFT's completions this reward's scores have mean {self.mean:g} and standard deviation "
+                f"{self.sd:g}. It tells no text from another; train it with more reward_steps or a smaller reward_learning_rate."
+            )
+
     @classmethod
     def standardised(cls, raw: "Scorer", sft_texts: Sequence[str]) -> "Reward":
         """r̃ has mean 0 and standard deviation 1 over `sft_texts`, scored once and then remembered. Never clipped."""
 
         def make(_) -> dict:
             scores = raw(sft_texts)
-            return {"mean": scores.mean().item(), "sd": scores.std().item()}
+            found = {"mean": scores.mean().item(), "sd": scores.std().item()}
+            cls(raw, **found)  # which refuses what nothing can be divided by, before it is kept
+            return found
 
         return cls(raw, **remember("standard", {"scorer": raw.identity, "texts": digest(list(sft_texts))}, make).record)
 
@@ -233,14 +243,15 @@ def train_encoder_scorer(
                 progress.check()
                 loss.backward()
                 progress.check()
+                numbers = {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()}
+                checkpoint.refuse_not_finite(loss, numbers)
                 optimiser.step()
-                checkpoint.history.append(numbers := {"loss": loss.item(), "accuracy": (margins > 0).float().mean().item()})
+                checkpoint.history.append(numbers)
                 progress.log(**numbers)
         save_tensors(folder / "model.safetensors", weights_of(scorer.model))
         scorer.model.set_attn_implementation(usual)
         for layer in frozen:
             del layer.forward
-        checkpoint.remove()
         return {"history": checkpoint.history}
 
     entry = remember("reward", inputs, make)

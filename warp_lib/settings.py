@@ -2,13 +2,17 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .errors import Explained
+
 TAKEN = ("store", "reviews", "pretrain")  # folders under runs/ that are not a run's
 SPLITS = ("test", "validation")
-FINITE = 1e300  # no setting is larger
+LARGEST = 10**7  # no setting but the seed is larger
+LONGEST_NAME = 200  # bytes
 
 
 def knob(default: Any, doc: str, least: float | None = None, most: float | None = None, among: tuple[str, ...] = ()) -> Any:
@@ -81,25 +85,27 @@ class Settings:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith(".") or self.name in TAKEN:
-            raise ValueError(f"name must be a plain folder name (letters, digits, . _ -) other than {', '.join(TAKEN)}, not {self.name!r}.")
+            raise Explained(f"name must be a plain folder name (letters, digits, . _ -) other than {', '.join(TAKEN)}, not {self.name!r}.")
+        if len(self.name.encode()) > LONGEST_NAME:
+            raise Explained(f"name must have at most {LONGEST_NAME} letters, not {len(self.name)}.")
         if self.batch_size % self.completions_per_prompt:
-            raise ValueError(
+            raise Explained(
                 f"completions_per_prompt must divide batch_size ({self.batch_size}), and {self.completions_per_prompt} does not."
             )
         if self.reward_trained > self.reward_layers:
-            raise ValueError(f"reward_trained must be at most reward_layers ({self.reward_layers}), not {self.reward_trained}.")
+            raise Explained(f"reward_trained must be at most reward_layers ({self.reward_layers}), not {self.reward_trained}.")
 
     @classmethod
     def profile(cls, profile: str = "laptop", **overrides: Any) -> "Settings":
         """The settings of a named profile, with `overrides` (None: as in the profile). Unknown names are refused."""
         if not isinstance(profile, str) or profile not in PROFILES:
-            raise ValueError(f"profile must be one of {', '.join(PROFILES)}, not {profile!r}.")
+            raise Explained(f"profile must be one of {', '.join(PROFILES)}, not {profile!r}.")
         known = [f.name for f in fields(cls)]
         for name in overrides:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
-                raise ValueError(f"there is no setting {name!r}; {hint}")
+                raise Explained(f"there is no setting {name!r}; {hint}")
         given = {n: v for n, v in overrides.items() if v is not None}
         return cls(**({"name": profile} | PROFILES[profile] | given))
 
@@ -150,14 +156,17 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     allowed = f.metadata
     if f.type is str:
         if not isinstance(value, str) or not value or (allowed["among"] and value not in allowed["among"]):
-            raise ValueError(f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}.")
+            raise Explained(f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}.")
         return value
     whole = f.type is int
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FINITE and (not whole or value == int(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    number = number and (not whole or value == int(value))
     if not number or value < (least := allowed["least"]) or ((most := allowed["most"]) is not None and value > most):
         kind, least, most = "a whole number" if whole else "a number", allowed["least"], allowed["most"]
         span = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
-        raise ValueError(f"{f.name} must be {kind} {span}, not {value!r}.")
+        raise Explained(f"{f.name} must be {kind} {span}, not {value!r}.")
+    if abs(value) > (largest := 2**63 - 1 if f.name == "seed" else LARGEST):
+        raise Explained(f"{f.name} must be at most {largest:,}, not {repr(value)[:30]}.")
     return int(value) if whole else float(value)
 
 

@@ -1,29 +1,32 @@
 """The memory of runs: what was computed once under a key made of its inputs is never computed again.
 
 An entry is a folder ``runs/store/<kind>-<key>`` with safetensors files and a ``record.json`` that holds the inputs, the results and the
-files' digests. It is made in ``….part`` and renamed when complete, under one lock per key: a reader sees all of it or nothing.
+files' digests. It is made in ``….part`` and renamed when complete, under one lock per key: a reader sees all of it or nothing. A damaged
+entry is moved aside, to ``….damaged``, and made anew.
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import machine
+from .errors import Explained, Unwritable, reason, say_once, writing
 from .paths import RUNS, write_whole
 
 FORMAT = 7  # raised when the same inputs give other results than before
-_only_stored = ContextVar("only_stored", default=False)
+CHECKPOINT = "checkpoint.safetensors"  # where a computation may leave what it goes on from; no part of its result
 
 
 @dataclass(frozen=True)
@@ -36,20 +39,6 @@ class Entry:
     def tensors(self, stem: str) -> dict[str, Tensor]:
         """The tensors of ``<stem>.safetensors``, on the CPU."""
         return load_file(self.folder / f"{stem}.safetensors")
-
-
-class Missing(LookupError):
-    """What was asked for inside `only_stored` is not in the store."""
-
-
-@contextmanager
-def only_stored() -> Iterator[None]:
-    """Inside, `remember` computes nothing and writes nothing: it raises Missing for what is not stored, or damaged."""
-    before = _only_stored.set(True)
-    try:
-        yield
-    finally:
-        _only_stored.reset(before)
 
 
 def digest(*parts: Any) -> str:
@@ -75,30 +64,83 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
         kind: a word for people who look into the folder, e.g. "run".
         inputs: JSON values that determine the result; the machine's device, dtype and torch version are added.
         make: computes into the folder it is given and returns the JSON record. The folder outlives an interruption, so `make` may leave
-            checkpoints there and go on from them; it removes them when it is done.
+            what it goes on from there, in a file called `CHECKPOINT`; it is removed when the record is written, not before.
 
-    Damaged entries (a missing file, another digest, an unreadable record) are thrown away and made anew.
+    Damaged entries (a missing file, another digest, a record that is none) are moved aside, which is said, and made anew. Raises Explained
+    for an entry that cannot be read, and before anything is computed for a store that cannot be written; inside `only_stored` NotStored.
     """
     inputs = inputs | surroundings()
     key = f"{kind}-{digest(inputs)}"
     folder, part = RUNS / "store" / key, RUNS / "store" / f"{key}.part"
-    if _only_stored.get():
-        if record := _intact(folder):
-            return Entry(folder, record["result"])
-        raise Missing(f"no {key}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{key}.lock")):
-        if record := _intact(folder):
-            return Entry(folder, record["result"])
-        shutil.rmtree(folder, ignore_errors=True)
-        part.mkdir(exist_ok=True)
-        result = make(part)
-        files = {f.name: file_digest(f) for f in sorted(part.iterdir()) if f.name != "record.json"}  # one may be left by a kill
-        record = {"kind": kind, "inputs": inputs, "threads": torch.get_num_threads(), "result": result, "files": files}
-        record = json.loads(json.dumps(record))  # as a later reader gets it
-        write_json(part / "record.json", record | {"digest": digest(record)})
-        part.rename(folder)
+    if record := _intact(folder):  # without the lock: an entry appears whole, and a store that only is read need not be writable
         return Entry(folder, record["result"])
+    if _ask_only.get():
+        raise NotStored(kind, part)
+    with ExitStack() as locked:
+        with writing(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            locked.enter_context(FileLock(folder.with_name(f"{key}.lock")))
+        if record := _intact(folder):
+            return Entry(folder, record["result"])
+        with writing(folder.parent):
+            _move_aside(folder)
+            part.mkdir(exist_ok=True)
+            _try_writing(folder.parent, part)
+        if not (record := _intact(part)):
+            record = _record(kind, inputs, make(part), part)
+        with writing(folder):
+            for left in [*part.glob(f"{CHECKPOINT}*"), *part.glob("*.tmp")]:
+                left.unlink(missing_ok=True)
+            part.rename(folder)
+        return Entry(folder, record["result"])
+
+
+def _record(kind: str, inputs: dict[str, Any], result: dict[str, Any], part: Path) -> dict[str, Any]:
+    """Write the record of what was computed into `part`, and return it as a later reader gets it."""
+    kept = [f for f in sorted(part.iterdir()) if f.suffix != ".tmp" and f.name not in ("record.json", CHECKPOINT)]
+    files = {f.name: file_digest(f) for f in kept}
+    record = {"kind": kind, "inputs": inputs, "threads": torch.get_num_threads(), "result": result, "files": files}
+    record = json.loads(json.dumps(record))
+    write_json(part / "record.json", record | {"digest": digest(record)})
+    return record
+
+
+class NotStored(Exception):
+    """Asked for inside `only_stored`, and not there. part: where its computation left what it goes on from, if it was begun."""
+
+    def __init__(self, kind: str, part: Path):
+        super().__init__(f"{kind} is not stored")
+        self.kind, self.part = kind, part
+
+
+_ask_only: ContextVar[bool] = ContextVar("only_stored", default=False)
+
+
+@contextmanager
+def only_stored() -> Iterator[None]:
+    """Inside, the store answers and nothing is computed, written or waited for: what is not in it raises NotStored."""
+    before = _ask_only.set(True)
+    try:
+        yield
+    finally:
+        _ask_only.reset(before)
+
+
+def _move_aside(folder: Path) -> None:
+    """Give a damaged entry another name, under which nobody looks for it but a person, and say so."""
+    if folder.exists():
+        names = (folder.with_name(f"{folder.name}.damaged{number or ''}") for number in count())
+        aside = next(name for name in names if not name.exists())
+        folder.rename(aside)
+        say_once(f"{folder} was damaged: it is now called {aside.name}, and is computed again.")
+
+
+def _try_writing(store: Path, part: Path) -> None:
+    """Find out whether the result can be written and renamed, before hours are spent on it."""
+    trial = store / f"{part.name}.trial"
+    trial.touch()
+    trial.replace(part / "trial.tmp")
+    (part / "trial.tmp").unlink()
 
 
 def surroundings() -> dict[str, Any]:
@@ -110,18 +152,39 @@ def surroundings() -> dict[str, Any]:
 
 def records(kind: str) -> Iterator[dict[str, Any]]:
     """The records (inputs, result) of all stored computations of a kind, the latest first. Their other files are not looked at."""
-    files = (RUNS / "store").glob(f"{kind}-*/record.json")
+    files = [file for file in (RUNS / "store").glob(f"{kind}-*/record.json") if not file.parent.suffix]  # none in the making or moved aside
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        yield json.loads(file.read_text())
+        try:
+            record = _read_record(file.parent)
+        except OSError as error:
+            say_once(f"{file} is passed over: {reason(error)}.")
+            continue
+        if record:
+            yield record
+        else:
+            say_once(f"{file} is passed over: it is damaged.")
 
 
 def _intact(folder: Path) -> dict | None:
-    """The record of a whole, undamaged entry, else None."""
+    """The record of a whole, undamaged entry; None if there is none or it is damaged. Raises Explained if that cannot be found out."""
+    try:
+        record = _read_record(folder)
+        return record if record and all(file_digest(folder / name) == expected for name, expected in record["files"].items()) else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Explained(
+            f"{folder} cannot be read: {reason(error)}. It is left as it is; make it readable, or remove it to have it computed again."
+        ) from error
+
+
+def _read_record(folder: Path) -> dict | None:
+    """An entry's record, None if there is none or it is not what was written. Raises OSError if it cannot be read."""
     try:
         record = json.loads((folder / "record.json").read_text())
         whole = record.pop("digest") == digest(record)
-        return record if whole and all(file_digest(folder / name) == expected for name, expected in record["files"].items()) else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return record if whole and isinstance(record["files"], dict) and "result" in record else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
@@ -139,5 +202,9 @@ def write_json(file: Path, value: Any) -> None:
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically."""
     whole = file.with_name(f"{file.name}.tmp")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, whole, metadata)
-    whole.replace(file)
+    with writing(file):
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, whole, metadata)
+        except SafetensorError as error:  # how it reports a full disk
+            raise Unwritable(f"{file} cannot be written: {error}.") from error
+        whole.replace(file)

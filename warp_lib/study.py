@@ -13,11 +13,9 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from .best_of_n import best_of, kl_of_best
 from .dpo import MakePairs, Pairs, for_all_runs
 from .evaluate import kl_of_pass
 from .experiment import Experiment, Point, reinforce_points, warp_points
+from .jobs import Jobs, together
 from .merging import Weights, geometry, interpolate, lerp, slerp, slerp_without_order
 from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
 from .paths import ROOT, write_whole
@@ -43,6 +42,7 @@ from .settings import Settings
 from .store import digest, save_tensors, write_json
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of the first seed that a reward model had
+LEFT_OUT = "Left out: "
 BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n chooses from, at most
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
@@ -606,9 +606,9 @@ def _decided(experiment: str, arm: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ running them
 
 
-def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
-    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet, `jobs` of them at a time. A unit whose seed
-    was begun on another kind of machine is left out.
+def run(names: list[str], progress: Progress, jobs: int = 1, only: str | None = None) -> None:
+    """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet, `jobs` of them at a time; or of them the one
+    whose record is called `only`. A unit whose seed was begun on another kind of machine is left out.
 
     Raises ValueError for an unknown experiment, and RuntimeError, when all others have ended, for units that failed beside others.
     """
@@ -616,40 +616,55 @@ def run(names: list[str], progress: Progress, jobs: int = 1) -> None:
         raise ValueError(f"there is no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}.")
     for name in names or NOW:
         units = EXPERIMENTS[name]()
-        waiting = [unit for unit in units if not unit.finished]
+        if only and only not in (known := [unit.file.stem for unit in units]):
+            raise ValueError(f"{name} has no unit {only!r}; it has {', '.join(known)}.")
+        waiting = [unit for unit in units if not unit.finished and only in (None, unit.file.stem)]
         if (at_once := min(jobs, len(waiting))) > 1:
-            _run_side_by_side(waiting, at_once, progress)
+            _run_side_by_side(waiting, at_once)
         else:
             for unit in waiting:
                 print(f"[{units.index(unit) + 1}/{len(units)}] {unit.title}", flush=True)
-                _run_or_leave(unit, progress)
+                try:
+                    run_unit(unit, progress)
+                except Unlike as error:  # another kind of machine must run it: the next seeds need not wait for it
+                    print(f"{LEFT_OUT}{error}", flush=True)
         if name in TUNED and all(unit.finished for unit in units) and not (FOLDER / f"{name}.json").exists():
             write_json(FOLDER / f"{name}.json", settle(name, TUNED[name]))
 
 
-def _run_side_by_side(units: list[Unit], jobs: int, progress: Progress) -> None:
+def _run_side_by_side(units: list[Unit], jobs: int) -> None:
     """Run units in processes of their own, which share the processors out.
 
     One small policy leaves an accelerator idle most of the time; cores too, which wait for each other in its many small operations (see
     `side_by_side` in benchmarks/run.py).
     """
-    failed = []
-    threads = max(1, torch.get_num_threads() // jobs)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        running = {pool.submit(_run_or_leave, unit): unit for unit in units}
-        for done in progress.track(as_completed(running), "units", 0, len(units)):
-            if error := done.exception():
-                failed.append(f"{running[done].title} ({type(error).__name__}: {error})")
+    failed, ended, threads = [], [], {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
+
+    def tell(title: str, error: BaseException | None) -> None:
+        ended.append(title)
+        failed.extend([f"{title} ({error})"] if error else [])
+        print(f"[{len(ended)}/{len(units)}] {title}: {'FAILED' if error else 'ended'}", flush=True)
+
+    with together() as running:
+        running.run({unit.title: partial(_run_alone, unit, threads, running) for unit in units}, jobs, tell)
     if failed:
         raise RuntimeError(f"{len(failed)} failed: {'; '.join(failed)}")
 
 
-def _run_or_leave(unit: Unit, progress: Progress | None = None) -> None:
-    """Run a unit, but for one that another kind of machine must run: the next seeds need not wait for it."""
-    try:
-        run_unit(unit, progress or Progress())
-    except Unlike as error:
-        print(f"Left out: {error}", flush=True)
+def _run_alone(unit: Unit, threads: dict[str, str], running: Jobs) -> None:
+    """Run a unit in a process of its own. Raises RuntimeError with the last line that it said if it fails."""
+    code, said = running.command(_command(unit), threads)
+    lines = said.strip().splitlines() or [f"exit code {code}"]
+    if code:
+        raise RuntimeError(lines[-1])
+    for line in lines:
+        if line.startswith(LEFT_OUT):
+            print(line, flush=True)
+
+
+def _command(unit: Unit) -> list[str]:
+    """The command that runs one unit."""
+    return [sys.executable, "-m", "warp_lib", "study", unit.experiment, "--unit", unit.file.stem]
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:

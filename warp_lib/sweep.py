@@ -1,12 +1,13 @@
 """A grid over any parameters of a notebook: a papermill job for each combination, resumed where it stopped, collected in one table."""
 
+import hashlib
+import json
 import os
 import re
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import nbformat
 import pandas as pd
 
 from . import paths
+from .errors import Explained
+from .jobs import Jobs, together
 from .live import duration
 from .report import kernel_environment
-from .settings import Settings
+from .results import readable
+from .settings import LONGEST_NAME, Settings
 
 Values = dict[str, Any]
 
@@ -62,6 +66,8 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
         if slug in jobs:
             raise ValueError(f"two combinations of the grid are called {slug}; leave one of them out.")
         parameters = fixed | varied | {"name": f"{name}-{slug}"}
+        if len(parameters["name"].encode()) > LONGEST_NAME:  # shortened, and still its own
+            parameters["name"] = f"{name[:40]}-{hashlib.sha256(parameters['name'].encode()).hexdigest()[:24]}"
         Settings.profile(**parameters)  # refuses what is not allowed
         jobs[slug] = Job(varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb")
     return list(jobs.values())
@@ -76,27 +82,42 @@ def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, 
     Returns the table ``runs/<name>/<notebook>.csv`` (None when no job wrote results), and the jobs that failed.
     """
     jobs = plan(notebook, name, grid, fixed)
+    _refuse_other_parameters(name, fixed)
     todo = [job for job in jobs if not _finished(job, notebook)]
     print(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them done before", flush=True)
     environment = {}
     if jobs_at_once > 1:
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         environment["OMP_NUM_THREADS"] = str(max(1, threads // jobs_at_once))
-    began, failed = time.monotonic(), []
-    with kernel_environment(), ThreadPoolExecutor(jobs_at_once) as pool:
-        running = {pool.submit(_execute, job, notebook, environment): job for job in todo}
-        try:
-            for done, future in enumerate(as_completed(running), start=1):
-                job, seconds = running[future], time.monotonic() - began
-                if not future.result():
-                    failed.append(job)
-                state = f"FAILED, see {job.log}" if job in failed else "done"
-                left = f"about {duration(seconds / done * (len(todo) - done))} to go" if done < len(todo) else f"{duration(seconds)} in all"
-                print(f"[{done}/{len(todo)}] {job.title}: {state}, {left}", flush=True)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=True, cancel_futures=True)  # the running ones were interrupted with us
-            raise
+    began, failed, ended = time.monotonic(), [], []
+
+    def tell(title: str, error: BaseException | None) -> None:
+        if isinstance(error, OSError):  # a disk that is full for one is full for all
+            raise error
+        ended.append(title)
+        job, seconds, done = titled[title], time.monotonic() - began, len(ended)
+        failed.extend([job] if error else [])
+        left = f"about {duration(seconds / done * (len(todo) - done))} to go" if done < len(todo) else f"{duration(seconds)} in all"
+        print(f"[{done}/{len(todo)}] {title}: {f'FAILED, see {job.log}' if error else 'done'}, {left}", flush=True)
+
+    titled = {job.title: job for job in todo}
+    with paths.locked(name, "sweep"), together() as running, kernel_environment():
+        calls = {title: partial(_execute, job, notebook, environment, running) for title, job in titled.items()}
+        running.run(calls, jobs_at_once, tell)
     return _collect([job for job in jobs if job not in failed], notebook, name), [job for job in jobs if job in failed]
+
+
+def _refuse_other_parameters(name: str, fixed: Values) -> None:
+    """Raise Explained if the sweep `name` was begun with other parameters for all its jobs: both would write into the same folders."""
+    file = paths.folder(name) / "sweep.json"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or damaged
+        before = fixed
+    if before != fixed:
+        words = ", ".join(f"{key}={value}" for key, value in before.items()) or "no -p"
+        raise Explained(f"the sweep {name!r} was begun with {words}; give this one another --name, or remove {file.parent}.")
+    paths.write_whole(file, json.dumps(fixed))
 
 
 def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
@@ -104,8 +125,7 @@ def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
     tables = []
     for job in jobs:
         rows = paths.RUNS / job.parameters["name"] / "results" / f"{notebook.stem}.csv"
-        if rows.exists():
-            table = pd.read_csv(rows)
+        for _, table, _ in readable([rows] if rows.exists() else []):
             for place, (parameter, value) in enumerate(job.varied.items()):
                 table.insert(place, f"sweep_{parameter}", value)
             tables.append(table)
@@ -116,19 +136,19 @@ def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
     return target
 
 
-def _execute(job: Job, notebook: Path, environment: dict[str, str]) -> bool:
-    """Run one job in a process of its own; whether it came to its end. Only then is its notebook put where `_finished` looks."""
+def _execute(job: Job, notebook: Path, environment: dict[str, str], running: Jobs) -> None:
+    """Run one job in a process of its own. Only when it has come to its end is its notebook put where `_finished` looks; else this raises
+    RuntimeError."""
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     unfinished = job.executed.with_suffix(".part.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished)]
     command += "--kernel python3 --language python --no-progress-bar".split()
     for parameter, value in job.parameters.items():
         command += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
-    with job.log.open("w", encoding="utf-8") as log:
-        ended = subprocess.run(command, stdout=log, stderr=log, env=os.environ | environment)
-    if ended.returncode == 0:
-        unfinished.replace(job.executed)
-    return ended.returncode == 0
+    code, _ = running.command(command, environment, job.log)
+    if code:
+        raise RuntimeError(f"see {job.log}")
+    unfinished.replace(job.executed)
 
 
 def _finished(job: Job, notebook: Path) -> bool:

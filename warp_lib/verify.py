@@ -169,7 +169,7 @@ def verify(run: str, progress: Any = None) -> list[Check]:
     from .experiment import Experiment  # only now: a name that is wrong is told at once
     from .progress import Progress
     from .settings import Settings
-    from .store import Missing, digest, only_stored
+    from .store import NotStored, digest, only_stored
 
     progress, checks, ready = progress or Progress(), [], {}
     saved = list(_saved(run))
@@ -183,7 +183,7 @@ def verify(run: str, progress: Any = None) -> list[Check]:
             try:
                 with only_stored():
                     reward = experiment.reward(Progress())
-            except Missing as error:
+            except NotStored as error:
                 raise ValueError(
                     f"the reward model of run {run!r} is not in the store of this machine and torch ({error}); verify trains nothing, "
                     "`make report` with the run's settings does."
