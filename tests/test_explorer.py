@@ -225,14 +225,14 @@ def test_app_says_that_its_kernel_has_ended(chromium, tmp_path):
     """Guards: controls that take input which nobody hears; a kernel kept for every page closed."""
     command = [str(Path(sys.executable).with_name("voila")), str(ROOT / "notebooks" / "explorer.ipynb"), "--no-browser", "--port={port}"]
     command += ["--Voila.ip=127.0.0.1", "--template=offline", "--preheat_kernel=True", "--pool_size=1"]
-    command += ["--MappingKernelManager.cull_idle_timeout=2", "--MappingKernelManager.cull_interval=1"]  # as `make app`, only sooner
+    command += ["--MappingKernelManager.cull_idle_timeout=20", "--MappingKernelManager.cull_interval=1"]  # as `make app`, only sooner
     around = {"WARP_RUNS": str(tmp_path), "JUPYTER_PATH": str(ROOT / "notebooks"), "PYTHONPATH": str(ROOT)}
     with serving(*command, log=tmp_path / "log", env=around) as address:
         page = chromium.new_page()
-        page.goto(address, timeout=60_000)
-        page.locator(".scatterlayer .point").first.wait_for(timeout=60_000)
+        page.goto(address, timeout=120_000)
+        page.locator(".scatterlayer .point").first.wait_for(timeout=120_000)
         kernels = [p for p in psutil.process_iter(["cmdline", "environ"]) if _is_kernel_of(p, tmp_path)]
-        page.wait_for_timeout(5000)
+        page.wait_for_timeout(25_000)  # longer than a kernel without a page may idle
         assert page.locator("#kernel-ended").count() == 0 and any(kernel.is_running() for kernel in kernels)
         for kernel in kernels:
             with suppress(psutil.NoSuchProcess):
