@@ -20,7 +20,9 @@ REPORT = [sys.executable, "-m", "warp_lib", "report", "--profile", "smoke"]
 
 def begin(runs: Path) -> subprocess.Popen:
     around = os.environ | {"WARP_RUNS": str(runs), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    return subprocess.Popen(REPORT, cwd=ROOT, env=around, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    runs.mkdir(exist_ok=True)
+    with (runs / "said").open("w") as said:
+        return subprocess.Popen(REPORT, cwd=ROOT, env=around, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
 
 
 def left_running(runs: Path) -> list[str]:
@@ -61,7 +63,7 @@ def main(kills: int, seed: int) -> int:
         alone, killed = Path(folder) / "alone", Path(folder) / "killed"
         began = time.monotonic()
         if (report := begin(alone)).wait():
-            print(report.stderr.read().decode())
+            print((alone / "said").read_text())
             return 1
         seconds, bad = time.monotonic() - began, 0
         print(f"left alone: {seconds:.0f} s, {len(results(alone))} results; {kills} kills, seed {seed}", flush=True)
@@ -80,7 +82,8 @@ def main(kills: int, seed: int) -> int:
             bad += took > 5
             print(f"{number + 1}: {how.name} at {moment}, all ended within {took:.1f} s {left or ''}", flush=True)
         report = begin(killed)
-        said = report.communicate()[1].decode()
+        report.wait()
+        said = (killed / "said").read_text()
         first, second = results(alone), results(killed)
         odd = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
         print(f"finished with {report.returncode} {said}; {len(odd)} of {len(first)} results differ {odd[:10]}; {bad} kills took over 5 s")
