@@ -144,7 +144,7 @@ def test_documentation():
     assert len({f.metadata["doc"] for f in FIELDS}) == len(FIELDS) and min(len(f.metadata["doc"]) for f in FIELDS) > 15
     assert all(f.type in (str, int, float) for f in FIELDS)
     assert all(f.metadata["least"] is not None for f in FIELDS if f.type is not str)
-    assert {f.name for f in FIELDS if f.metadata["among"]} == {"baseline", "merge", "slerp_per", "held_out"}
+    assert {f.name for f in FIELDS if f.metadata["among"]} == {"baseline", "merge", "slerp_per", "held_out", "precision"}
 
 
 def test_shown_as_html():

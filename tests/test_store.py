@@ -233,10 +233,11 @@ def test_evaluation_key(policy_folder):
     other = Reward()
     other.identity = "another"
     rewards = {"reward": Reward(), "judge": other}
-    base = dict(theta=theta, policy=policy, sft=sft, prompts=PROMPTS, samples=2, new=4, temperature=0.7, rewards=rewards)
+    base = dict(theta=theta, policy=policy, sft=sft, prompts=PROMPTS, split="test", samples=2, new=4, temperature=0.7, rewards=rewards)
     changes = [
         dict(theta=nudged(theta)), dict(sft=moved), dict(prompts=PROMPTS[1:]), dict(samples=3), dict(new=5), dict(temperature=0.8),
-        dict(rewards={"reward": other, "judge": other}), dict(rewards={"reward": Reward()}),
+        dict(rewards={"reward": other, "judge": other}), dict(rewards={"reward": Reward()}), dict(split="validation"),
+        dict(precision="split"),
     ]  # fmt: skip
     of = partial(key, evaluate_module, evaluate_module.evaluate)
     assert len({of(**base), *(of(**base | change) for change in changes)}) == 1 + len(changes)

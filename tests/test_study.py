@@ -77,8 +77,14 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     file, made = folder / "x" / "other-4.json", json.loads((folder / "x" / "reinforce-144.json").read_text())
     made |= {"reward_model": kept_reward.read(unit.settings).identity, "sft": digest(study.Experiment(unit.settings).theta_sft)}
     monkeypatch.setattr(study, "EXPERIMENTS", {"x": lambda: [unit, replace(unit, arm="next", settings=replace(unit.settings, seed=5))]})
-    for kind, refusal in ((str(machine.fast_dtype()), "trained"), ("torch.float8", "another dtype than x/other-4")):
-        file.write_text(json.dumps(made | {"machine": {"dtype": kind}}))
+    rounded = {name: value for name, value in made.items() if name != "measured_in"}  # as units from before are
+    here, elsewhere = {"dtype": str(machine.fast_dtype())}, {"dtype": "torch.float8"}
+    for other, refusal in (
+        (rounded | {"machine": here}, "another measured_in than x/other-4"),
+        (made | {"machine": here}, "trained"),
+        (made | {"machine": elsewhere}, "another dtype than x/other-4"),
+    ):
+        file.write_text(json.dumps(other))
         with pytest.raises((pytest.fail.Exception, ValueError), match=refusal):
             study.run_unit(unit, Progress())
     monkeypatch.setattr(study.BestOfN, "measure", lambda *_: pytest.fail("sampled"))
@@ -91,31 +97,6 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
         and "Left out: x: warp, seed 4 would be made with another dtype" in said
     )
 
-
-def test_a_seed_begun_in_float32_goes_on_in_it_on_every_machine(folder, monkeypatch):
-    """Guards: a seed's arms in two number formats; float32 forced upon the next seed; a seed in bfloat16 taken for one in float32."""
-    monkeypatch.setattr(machine, "bfloat16_by", lambda: "avx512_bf16")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    one, settings = torch.ones(1, 1), Settings.profile("smoke", name="study", judge_steps=0)
-
-    def multiply(self, experiment, rewards, progress) -> study.Found:
-        with machine.autocast():
-            return study.Found([{"arm": self.arm, "dtype": str((one @ one).dtype)}], {"test.reward": [one[0]]}, [], {})
-
-    monkeypatch.setattr(study.Training, "measure", multiply)
-
-    def computed_in(seed: int) -> str:
-        unit = study.Training("x", "warp", replace(settings, seed=seed), study.by_warp)
-        study.run_unit(unit, Progress())
-        dtype = pd.read_csv(unit.file.with_suffix(".csv"))["dtype"].item()
-        assert json.loads(unit.file.read_text())["machine"]["dtype"] == dtype
-        return dtype
-
-    assert computed_in(4) == "torch.bfloat16"
-    made = json.loads((folder / "x" / "warp-4.json").read_text())
-    for seed, dtype in ((5, "torch.float32"), (6, "torch.bfloat16")):
-        (folder / "x" / f"other-{seed}.json").write_text(json.dumps(made | {"machine": {"dtype": dtype}}))
-        assert computed_in(seed) == dtype
 
 
 def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
@@ -310,11 +291,11 @@ def test_every_experiment_has_units_of_different_files(folder):
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10
+    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10 + 4 + 6
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
         for u in units
-        if isinstance(u, study.Training) and "tuning" not in u.experiment
+        if isinstance(u, study.Training) and "tuning" not in u.experiment and u.experiment != "defaults"
     }
     borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "warp-dpo-own": "warp-dpo"}
     borrowed |= {"restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}

@@ -241,9 +241,13 @@ def test_policies_that_do_not_say_what_they_are(run, models, capsys):
 
 def test_nothing_is_trained(run, capsys):
     """Without its reward model in the store a run cannot be verified, and is not trained again."""
-    (entry,) = (paths.RUNS / "store").glob("reward-*[!k]/")
-    entry.rename(away := paths.RUNS / "away")
+    store, away = paths.RUNS / "store", paths.RUNS / "away"
+    away.mkdir()
+    entries = list(store.glob("reward-*[!k]/"))
+    for entry in entries:
+        entry.rename(away / entry.name)
     try:
         refused(capsys, "the reward model of run 'verified' is not in the store of this machine and torch (no reward-", run)
     finally:
-        away.rename(entry)
+        for entry in entries:
+            (away / entry.name).rename(entry)

@@ -144,7 +144,8 @@ def _try_writing(store: Path, part: Path) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """What every result depends on beside its inputs. On other processors and numbers of threads it differs by rounding only."""
+    """What every result depends on beside its inputs. Other processors and numbers of threads round the same passes
+    otherwise: weights give the same numbers but for the last digits, a training samples other tokens from the first of them on."""
     return {
         "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
     }  # fmt: skip
