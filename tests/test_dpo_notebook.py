@@ -87,5 +87,5 @@ def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
     said = answer()
     assert "On 2 of 5 seeds WARP gains +0.220 (" in said and "from 1 to 3 nats" in said  # (0.1 and 0.12) · 2
     assert "each over prompts, and two seeds decide nothing) r̃ more" in said
-    assert "which cannot be told from none" in said
+    assert "which two seeds do not decide" in said
     assert "WARP-DPO − DPO is +0.275 (" in said and "from 1 to 4 nats. " in said  # (0.1 and 0.12) · 2.5

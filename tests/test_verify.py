@@ -247,7 +247,7 @@ def test_nothing_is_trained(run, capsys):
     for entry in entries:
         entry.rename(away / entry.name)
     try:
-        refused(capsys, "the reward model of run 'verified' is not in the store of this machine and torch (no reward-", run)
+        refused(capsys, "the reward model of run 'verified' is not in the store of this machine and torch; verify trains nothing", run)
     finally:
         for entry in entries:
             (away / entry.name).rename(entry)

@@ -44,7 +44,7 @@ def by_pass(among: Iterable[int]) -> pd.DataFrame:
     units, rows = {seed: trained("split", seed) for seed in among}, []
     for method, passed in product(LINES, PASSES):
         split = "test" if passed == "float32" else f"test in {passed}"
-        points = {seed: one.of(split).query("method == @method").sort_values("eta") for seed, one in units.items()}
+        points = {seed: _along(one.of(split), method) for seed, one in units.items()}
         for k, eta in enumerate(next(iter(points.values()))["eta"]):
             row: dict[str, Any] = {"method": method, "eta": eta, "passed": passed}
             for column in ("kl", "reward"):
@@ -101,6 +101,10 @@ def table(measured: pd.DataFrame) -> list[dict[str, Any]]:
             row |= {f"{name}: {PASSES[p]}": f"{r[column]:.2f} ± {r[f'{column}_half']:.2f}" for p, r in by.items()}
         rows.append(row | {f"KL to the pass: {PASSES[p]}": f"{by[p]['pass_kl']:.3f}" for p in ("split", "bfloat16")})
     return rows
+
+
+def _along(rows: pd.DataFrame, method: str) -> pd.DataFrame:
+    return rows[rows["method"] == method].sort_values("eta")
 
 
 def _mean(one: Outcome, method: str, iteration: int, column: str) -> np.ndarray:

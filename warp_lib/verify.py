@@ -185,7 +185,7 @@ def verify(run: str, progress: Any = None) -> list[Check]:
                     reward = experiment.reward(Progress())
             except NotStored as error:
                 raise ValueError(
-                    f"the reward model of run {run!r} is not in the store of this machine and torch ({error}); verify trains nothing, "
+                    f"the reward model of run {run!r} is not in the store of this machine and torch; verify trains nothing, "
                     "`make report` with the run's settings does."
                 ) from error
             ready = {settings: (experiment.theta_sft, _plain(experiment), reward)}  # one at a time in memory
