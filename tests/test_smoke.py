@@ -53,6 +53,12 @@ def test_report(runs):
     assert AutoModelForCausalLM.from_pretrained(folder / "smoke" / "models" / "warp").config.vocab_size == 8192
 
 
+def test_saved_policies_are_the_measured_ones(runs):
+    """By transformers alone, whatever this machine is fast in."""
+    said = run([sys.executable, "-m", "warp_lib", "verify", "smoke"], runs[0])
+    assert all(name in said for name in ("warp", "warp-liti", "reinforce"))
+
+
 def test_more_runs_reuse_what_is_stored(runs):
     """Two notebooks through papermill, with a third run: that one of each iteration, its merges, the longer baseline."""
     folder, _ = runs
