@@ -1,7 +1,7 @@
 """Dense layers in bfloat16 whose weights are not rounded: W = hi + lo (+ …), each part a bfloat16 number.
 
 Autocast rounds a weight to bfloat16's 8 bits in every pass, and a task vector of reinforcement learning is smaller than that for most
-weights: the pass runs another, nearer policy (notebook 09). Two parts keep 16 bits, and where the weights before training are themselves
+weights: the pass runs another, nearer policy (see `rounding`). Two parts keep 16 bits, and where the weights before training are themselves
 bfloat16 numbers, 8 bits of the smallest change. x @ [hi; lo] is one product of twice the depth, summed in float32 and rounded once.
 
 On a processor the products are asked of the operations that torch's own compiler calls, for which torch has no public name. Where they

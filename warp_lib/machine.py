@@ -56,7 +56,7 @@ def passes(precision: str) -> Iterator[None]:
 
     Args:
         precision: "split": bfloat16 products of weights in two parts, within 0.02 nats a completion of float32; "bfloat16": of rounded
-            weights, another policy (notebook 09); "float32".
+            weights, another policy; "float32".
     """
     before = _parts.set(PRECISIONS[precision])
     try:
