@@ -125,8 +125,7 @@ class NarrowLayer(StaticLayer):
 def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], None]]:
     """A copy that multiplies by weights in autocast's dtype, in `machine.parts` (see `dense`), and shares all else with the model; and what
     writes these weights anew from the model's."""
-    dtype = machine.dtype_here(model.device)
-    parts = machine.parts() if dtype != torch.float32 else 1
+    dtype, parts = machine.dtype_here(model.device), machine.parts()
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     weights, biases = [], []  # each: the copy's, the model's, and along which dimension the parts lie
     for module in twin.modules():

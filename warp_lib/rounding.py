@@ -130,12 +130,12 @@ def answer(measured: pd.DataFrame, effects: dict[str, tuple[Effect, Effect]], le
         return 1 - read(method, eta, "bfloat16") / read(method, eta, "float32")
 
     some = 0.4  # of the points on the line, one far from its end
-    run, merge = next(iter(effects.items())), list(effects.items())[-1]
+    (run, of_run), *_, (merge, of_merge) = effects.items()
     return (
         f"**Answer.** Rounding weights to bfloat16 in every pass hides KL, and more of it the more weights are averaged: "
         f"{hidden('reinforce-liti', 1.0):.0%} for REINFORCE, {hidden('warp', 1.0):.0%} for WARP's last merge and "
         f"{hidden('warp', some):.0%} for that merge at η = {some:g}, where {read('warp', some, 'float32'):.2f} nats read as "
         f"{read('warp', some, 'bfloat16'):.2f}. Two bfloat16 parts read {read('warp', some, 'split'):.2f}. Training with rounded weights "
-        f"changes {run[0]} by {run[1][0]} r̃ and {run[1][1]} nats, {merge[0]} by {merge[1][0]} and {merge[1][1]}; at equal KL, from "
+        f"changes {run} by {of_run[0]} r̃ and {of_run[1]} nats, {merge} by {of_merge[0]} and {of_merge[1]}; at equal KL, from "
         f"{LOW:g} to {high:.1f} nats, by {level} r̃ (95% intervals)."
     )

@@ -40,6 +40,7 @@ from .reward import Reward
 from .seeds import torch_stream
 from .settings import Settings
 from .store import digest, save_tensors, write_json
+from .warp import Iteration
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of the first seed that a reward model had
 LEFT_OUT = "Left out: "
@@ -82,16 +83,19 @@ def by_warp_beside_one_run(experiment: Experiment, reward: Reward, progress: Pro
         for eta in np.linspace(0, 1, s.front_points):
             yield Point("reinforce-liti", interpolate(sft, run.weights, eta), s.steps, run.seconds, eta=eta)
 
-    angles = [{"iteration": i.number} | row for i in iterations for row in geometry(i.init, [run.weights for run in i.runs])]
-    return points(), {"geometry": angles}
+    return points(), _angles(iterations)
 
 
 def _warp_of(experiment: Experiment, align: Aligner) -> Trained:
     """WARP on an aligner, with the angles between each iteration's runs."""
     s = experiment.settings
     iterations = experiment.warp(align)
-    angles = [{"iteration": i.number} | row for i in iterations for row in geometry(i.init, [run.weights for run in i.runs])]
-    return warp_points(experiment.theta_sft, iterations, s), {"geometry": angles}
+    return warp_points(experiment.theta_sft, iterations, s), _angles(iterations)
+
+
+def _angles(iterations: list[Iteration]) -> dict[str, Any]:
+    """The angles between each iteration's runs, for the record."""
+    return {"geometry": [{"iteration": i.number} | row for i in iterations for row in geometry(i.init, [run.weights for run in i.runs])]}
 
 
 def by_reinforce(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
