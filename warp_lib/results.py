@@ -118,7 +118,7 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
 
     Raises ValueError when a notebook ran before these were kept beside its table, or on other test prompts than the other one.
     """
-    tables = sorted((folder(name) / "results").glob("*.csv"))
+    tables = [file for file, *_ in readable(sorted((folder(name) / "results").glob("*.csv")))]  # those whose rows are in the table
     if old := [table.stem for table in tables if not table.with_suffix(".safetensors").exists()]:
         why = "was made before rewards were kept prompt by prompt, which comparing methods needs"
         raise ValueError(f"name={name!r} {why}: run {' and '.join(old)} again.")
