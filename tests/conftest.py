@@ -243,18 +243,20 @@ def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Pat
     fresh, _ = ClearOutputPreprocessor().preprocess(nbformat.read(notebook, 4), {})  # or its cells would look as if they had begun
     nbformat.write(fresh, notebook)
     server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={folder}"]
-    server += ["--IdentityProvider.token=", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    server += ["--IdentityProvider.token=lab", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     around |= {"PYTHONPATH": paths.ROOT, "JUPYTER_CONFIG_DIR": folder / "c"}
     around |= {"JUPYTERLAB_SETTINGS_DIR": folder / "s", "JUPYTERLAB_WORKSPACES_DIR": folder / "w"}
     quiet = folder / "s" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false"}')  # or Lab asks, above the notebook
     with serving(*server, log=log, env={name: str(value) for name, value in around.items()}) as address:
+        # The kernel runs before the page opens: on busy cores Lab otherwise asks which one to start, and starts a second one over it.
+        session = {"path": notebook.name, "name": notebook.name, "type": "notebook", "kernel": {"name": "python3"}}
+        ask = urllib.request.Request(f"{address}api/sessions", json.dumps(session).encode(), {"Authorization": "token lab"})
+        urllib.request.urlopen(ask, timeout=60).close()
         page = chromium.new_page(viewport={"width": 1300, "height": height})
-        asked = page.locator(".jp-Dialog").filter(has_text="Select Kernel")  # as Lab does now and then, over a notebook that names its own
-        page.add_locator_handler(asked, lambda dialog: dialog.locator(".jp-mod-accept").click())
         try:
-            page.goto(f"{address}lab/tree/{notebook.name}")
+            page.goto(f"{address}lab/tree/{notebook.name}?token=lab")
             page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=90_000)
             begun = page.locator(".jp-CodeCell .jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]"))
             for _ in range(10):  # an idle kernel that Lab is still connecting to can lose the cells

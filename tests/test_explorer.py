@@ -56,7 +56,7 @@ def test_opens_without_torch_and_without_training(store):
     """Guards: an import that costs seconds, in the app and in the notebook without a kernel."""
     code = (
         "import sys, warp_lib.explorer as e; opened = e.Explorer(e.all_points()); "
-        "print(len(opened.figure.data), sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+        "print(len(opened.figure.figure.data), sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"WARP_RUNS": str(store)}
@@ -122,7 +122,7 @@ def test_own_runs_stand_beside_the_study(own, monkeypatch):
     opened.choosers["A"].series.value = (own.loc[mine, "series"],)
     opened.point.value = int(mine)
     assert "<script" not in opened.texts.value and "&lt;script&gt;" in opened.texts.value and "+0.50" in opened.texts.value
-    assert all("<" not in (trace.name or "") for trace in opened.figure.data)
+    assert all("<" not in (trace.name or "") for trace in opened.figure.figure.data)
     opened.choosers["A"].series.value = (own.loc[silent, "series"],)
     opened.point.value = int(silent)
     assert "not kept" in opened.texts.value

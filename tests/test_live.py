@@ -172,7 +172,7 @@ def test_stop_button_and_figure(monkeypatch):
         asyncio.run(live(work, title="WARP"))
     view = views[0]
     assert steps[-1] == 20 and view.button.disabled
-    loss, reward, anchor, sft = view.figure.data
+    loss, reward, anchor, sft = view.figure.figure.data
     assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
     assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
     assert "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value

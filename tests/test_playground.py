@@ -258,12 +258,12 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
 
     async def use() -> None:
         desk = Desk(play, "w1 w2", Place("WARP", "run", 0.0, 1.0))
-        first, visited = desk.shown.value, desk.trail.data[0]
+        first, visited = desk.shown.value, desk.trail.figure.data[0]
         for eta in (0.8, 0.6, 0.2):
             desk.eta.value = eta
         await asyncio.sleep(0.5)
         assert len(visited.x) == len(visited.error_y.array) == 2 and desk.shown.value != first and "η = 0.2 of WARP" in desk.said.value
-        assert desk.layers.data[1].z[2][-1] == pytest.approx(0.2 * desk.layers.data[1].z[0][-1], rel=1e-5)
+        assert desk.layers.figure.data[1].z[2][-1] == pytest.approx(0.2 * desk.layers.figure.data[1].z[0][-1], rel=1e-5)
         desk.prompt.value = ""
         await asyncio.sleep(0.5)
         assert "a prompt must have" in desk.said.value and len(visited.x) == 2

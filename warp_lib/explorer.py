@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from . import paths, plots
 from .fronts import Interval, pareto
 from .live import front_end
+from .live_figure import LiveFigure
 from .points import CORNER, Selection, all_points, by_pipeline, comparison, completions, describe, positive_band
 from .rendering import export_figure
 
@@ -149,8 +150,7 @@ class Explorer:
             value=True, description="intervals (± 2 standard errors over prompts)", indent=False, layout=widgets.Layout(width="auto")
         )
         chosen = self.chosen()
-        # It opens with its traces: what is added before the page is there would be told to nobody.
-        self.figure = go.FigureWidget(*self.parts(chosen))
+        self.figure = LiveFigure(go.Figure(*self.parts(chosen)), self.click)
         self.volumes = widgets.HTML()
         self.point = widgets.Dropdown(
             description="point",
@@ -184,25 +184,20 @@ class Explorer:
     def draw(self) -> None:
         """Bring everything up to date with the controls; the open point stays open where it is still there."""
         chosen = self.chosen()
-        made, around = self.parts(chosen)
-        self.figure.data = []
-        self.figure.add_traces(made)
-        self.figure.update_layout(around, overwrite=True)
+        self.figure.figure = go.Figure(*self.parts(chosen))
+        self.figure.draw()
         self.tell(chosen)
 
     def tell(self, chosen: dict[str, pd.DataFrame]) -> None:
         """What the choice comes to beside the figure, and the points of it that can be opened."""
-        for trace in self.figure.data:
-            trace.on_click(lambda trace, clicked, _: self.click(trace, clicked.point_inds))
         self.volumes.value = _volumes(chosen, VIEWS[self.view.value])
         labels = {int(k): f"{name} · {describe(row)}" for name, rows in chosen.items() for k, row in rows.iterrows()}
         before = self.point.value
         self.point.options = [("choose one, or click it in the figure, to read what it writes", NONE), *((t, k) for k, t in labels.items())]
         self.point.value = before if before in labels else NONE
 
-    def click(self, trace: go.Scatter, places: list[int]) -> None:
-        if places and trace.customdata is not None:
-            self.point.value = int(trace.customdata[places[0]])
+    def click(self, point: int) -> None:
+        self.point.value = int(point)
 
     def open(self, index: int) -> None:
         self.texts.value = "" if index == NONE else _texts(completions(self.points, index))

@@ -226,9 +226,14 @@ class WidgetView:
 
     def __init__(self, progress: Watched) -> None:
         import ipywidgets
-        from plotly.graph_objects import FigureWidget  # noqa: F401  seconds, the first time: now, while there is nothing to stop
+        import plotly.graph_objects as go
 
-        self.progress, self.figure = progress, None
+        from .live_figure import LiveFigure
+
+        self.progress = progress
+        margin = {"l": 60, "r": 20, "t": 30, "b": 40}
+        # From the start, before there is anything to draw: the page loads plotly while the work has not begun to keep the cores busy.
+        self.figure = LiveFigure(go.Figure(layout={"height": 300, "margin": margin, "template": "plotly_white"}))
         self.panels: list[str] = []
         self.drawn: dict[int, int] = {}  # loop → points drawn of it
         self.traces: dict[tuple[int, str], Any] = {}  # loop, series → its line
@@ -237,7 +242,7 @@ class WidgetView:
         self.button = ipywidgets.Button(description="Stop", tooltip="Give up the current step; what is finished is kept")
         self.button.on_click(self.stop)
         self.texts, self.written = ipywidgets.HTML(), self.progress.shown
-        self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.label, self.button]), self.texts])
+        self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.label, self.button]), self.figure, self.texts])
 
     def stop(self, _: Any = None) -> None:
         self.progress.stop.set()
@@ -258,52 +263,46 @@ class WidgetView:
 
     def draw_results(self) -> None:
         """Bring the figure and the completions up to date."""
-        for number, each in enumerate(list(self.progress.loops)):
-            if len(each.points) > self.drawn.get(number, 0):
-                self.drawn[number] = len(each.points)
-                self.draw_numbers(number, each)
+        grown = [(n, loop) for n, loop in enumerate(list(self.progress.loops)) if len(loop.points) > self.drawn.get(n, 0)]
+        for number, loop in grown:
+            self.drawn[number] = len(loop.points)
+            self.draw_numbers(number, loop)
+        if grown:
+            self.figure.draw()
         if self.progress.shown is not self.written:
             self.written = self.progress.shown
             self.texts.value = completions(self.written)
 
     def draw_numbers(self, number: int, loop: Loop) -> None:
-        """Bring the traces of one loop up to date. The figure is made with the first number, a panel with its first series."""
-        import plotly.graph_objects as go
-
-        if self.figure is None:
-            self.figure = go.FigureWidget(
-                layout={"height": 300, "margin": {"l": 60, "r": 20, "t": 30, "b": 40}, "template": "plotly_white"}
-            )
-            self.box.children = (self.box.children[0], self.figure, self.texts)
+        """Bring the traces of one loop up to date. A panel is made with its first series."""
         points = loop.points[: self.drawn[number]]
-        with self.figure.batch_update():
-            for name in dict.fromkeys(name for _, numbers in points for name in numbers):
-                if (number, name) not in self.traces:
-                    self.add_series(number, name, loop.title)
-                trace = self.traces[number, name]
-                trace.x = [step for step, numbers in points if name in numbers]
-                trace.y = [numbers[name] for _, numbers in points if name in numbers]
+        for name in dict.fromkeys(name for _, numbers in points for name in numbers):
+            if (number, name) not in self.traces:
+                self.add_series(number, name, loop.title)
+            trace = self.traces[number, name]
+            trace.x = [step for step, numbers in points if name in numbers]
+            trace.y = [numbers[name] for _, numbers in points if name in numbers]
 
     def add_series(self, number: int, name: str, title: str) -> None:
         """An empty line for one series of one loop; a loop has one colour and one legend entry."""
         from .plots import PALETTE
 
-        axes = ["", *map(str, range(2, 20))]
+        figure, axes = self.figure.figure, ["", *map(str, range(2, 20))]
         panel = PANELS.get(name, label(name))
         if panel not in self.panels:
             self.panels.append(panel)
             width = 1 / len(self.panels)
             for i, text in enumerate(self.panels):  # side by side, each narrower than its share: the next one's title and numbers fit
                 span = [i * width, (i + 0.75) * width]
-                self.figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
-                self.figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
+                figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
+                figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
         axis = axes[self.panels.index(panel)]
         line = {"color": PALETTE[number % len(PALETTE)], "dash": "dot" if name == "kl_sft" else "solid"}
-        self.figure.add_scatter(
+        figure.add_scatter(
             name=html.escape(title), legendgroup=str(number), showlegend=not any(n == number for n, _ in self.traces),
             xaxis=f"x{axis}", yaxis=f"y{axis}", line=line, mode="lines",
         )  # fmt: skip
-        self.traces[number, name] = self.figure.data[-1]
+        self.traces[number, name] = figure.data[-1]
 
     def close(self) -> None:
         self.button.disabled = True

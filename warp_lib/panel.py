@@ -16,6 +16,7 @@ from . import plots
 from .cost import cost
 from .experiment import Experiment, warp_points
 from .live import StoppedByHand, Watched, WidgetView, follow, front_end
+from .live_figure import LiveFigure
 from .progress import Progress
 from .reward import Reward
 from .settings import PROFILES, Settings, typed
@@ -120,7 +121,7 @@ class Panel:
             self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
         else:
             self.ended.value = f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, and in the explorer of notebook 5."
-            self.area.children = (view.box, go.FigureWidget(front))
+            self.area.children = (view.box, LiveFigure(front))
         finally:
             self.enable(True)
             self.tell()

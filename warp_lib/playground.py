@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets
-import plotly.graph_objects as go
 import torch
 from IPython.display import HTML
 from torch import Tensor
@@ -18,6 +17,7 @@ from . import machine, plots
 from .evaluate import kl_by_token
 from .experiment import Experiment
 from .live import front_end
+from .live_figure import LiveFigure
 from .merging import Weights, between, geometry, interpolate
 from .policy import Policy, Rollouts
 from .reward import Reward
@@ -184,7 +184,7 @@ class Desk:
         self.playground, self.take = playground, 0
         drawn = plots.layers(playground.layers(place), self.names(place))
         if front_end():
-            self.texts, self.layers = self._controls(prompt, place), go.FigureWidget(drawn)
+            self.texts, self.layers = self._controls(prompt, place), LiveFigure(drawn)
             self.draw()
         else:
             self.texts, self.layers = HTML(still(playground, prompt, place)), drawn
@@ -204,7 +204,7 @@ class Desk:
         self.share = ipywidgets.FloatSlider(place.share, description="λ (0: policy)", **slide, **look)
         self.again = ipywidgets.Button(description="Other samples", tooltip="The same weights, other random numbers")
         self.said, self.shown = ipywidgets.HTML(), ipywidgets.HTML()
-        self.trail = go.FigureWidget(plots.trail())
+        self.trail = LiveFigure(plots.trail())
         for control in (self.prompt, self.first, self.eta, self.second, self.share):
             control.observe(self._later, "value")
         self.again.on_click(self._others)
@@ -245,12 +245,10 @@ class Desk:
             f"(mean of {len(written)} completions ± 2 standard errors, {took:.1f} s; {READ} of them:)"
         )
         self.shown.value = page(written[:READ])
-        with self.trail.batch_update():
-            visited, here = self.trail.data
-            visited.x, visited.y, visited.text = (*visited.x, kl), (*visited.y, reward), (*visited.text, where)
-            visited.error_x.array, visited.error_y.array = (*visited.error_x.array, twice["kl"]), (*visited.error_y.array, twice["reward"])
-            here.x, here.y = [kl], [reward]
-        drawn = plots.layers(self.playground.layers(place), self.names(place))
-        with self.layers.batch_update():
-            for old, new in zip(self.layers.data, drawn.data, strict=True):
-                old.y, old.z = new.y, new.z
+        visited, here = self.trail.figure.data
+        visited.x, visited.y, visited.text = (*visited.x, kl), (*visited.y, reward), (*visited.text, where)
+        visited.error_x.array, visited.error_y.array = (*visited.error_x.array, twice["kl"]), (*visited.error_y.array, twice["reward"])
+        here.x, here.y = [kl], [reward]
+        self.trail.draw()
+        self.layers.figure = plots.layers(self.playground.layers(place), self.names(place))
+        self.layers.draw()

@@ -1,0 +1,112 @@
+"""The page's half of a live figure, in Chromium, on models that the test plays."""
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from plotly.offline import get_plotlyjs
+
+from warp_lib.live_figure import LiveFigure
+
+SCRIPT = Path(__file__).parents[1] / "warp_lib" / "live_figure.js"
+
+# A widget manager that has models by name, the module under test, and a figure made as anywidget makes it.
+STAGE = """async ([script, source]) => {
+    const model = (text) => ({
+        text, told: [],
+        get: () => text,
+        on(event, f) { this.told.push(f) },
+        off() {},
+        tell(other) { text = other; this.told.forEach((f) => f()) },
+    });
+    window.models = { plotly: model(source) };
+    window.sent = [];
+    const manager = { get_model: async (name) => { await window.held; return window.models[name] } };
+    const { default: widget } = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+    window.make = async (name, figure) => {
+        window.models[name] = model(figure);
+        const el = Object.assign(document.createElement("div"), { id: name });
+        document.body.append(el);
+        const names = { _plotly: "plotly", _content: name };
+        await widget.render({ model: { widget_manager: manager, get: (k) => names[k], send: (m) => window.sent.push(m) }, el });
+    };
+}"""
+
+
+def figure(*y: float) -> str:
+    return go.Figure(go.Scatter(x=list(range(len(y))), y=list(y), customdata=[7, 8, 9][: len(y)], mode="markers")).to_json()
+
+
+@pytest.fixture
+def stage(chromium):
+    """A page on which ``make(name, figure)`` shows a figure; plotly.js is sent as given, the real one unless told otherwise."""
+    pages = []
+
+    def open_page(source: str = ""):
+        page = chromium.new_page(viewport={"width": 800, "height": 900})
+        pages.append(page)
+        page.evaluate(STAGE, [SCRIPT.read_text(), source or get_plotlyjs()])
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+def points(page, name: str):
+    return page.locator(f"#{name} .scatterlayer .point")
+
+
+def test_figures_of_a_page_share_one_plotly_and_follow_their_models(stage):
+    page = stage()
+    page.evaluate("([a, b]) => Promise.all([make('a', a), make('b', b)])", [figure(1), figure(1, 2)])
+    assert points(page, "a").count() == 1 and points(page, "b").count() == 2
+    assert page.locator("head script").count() == 1
+    page.evaluate("(f) => models.a.tell(f)", figure(1, 2, 3))
+    points(page, "a").nth(2).wait_for()
+    assert points(page, "b").count() == 2
+    assert page.locator("#a .main-svg").first.bounding_box()["width"] > 700  # as wide as its place
+
+
+def test_what_changes_while_plotly_is_loading_is_drawn(stage):
+    """plotly's own widget loses it, and stays empty for good where loading takes more than two seconds."""
+    page = stage()
+    page.evaluate("() => { window.held = new Promise((free) => { window.free = free }) }")
+    page.evaluate("(f) => { window.made = make('a', f) }", figure(1))
+    assert page.locator("#a").inner_text() == "Loading the figure…"
+    page.evaluate("(f) => models.a.tell(f)", figure(1, 2, 3))
+    page.evaluate("async () => { free(); await made }")
+    assert points(page, "a").count() == 3
+
+
+def test_a_figure_that_cannot_be_drawn_says_so_and_the_next_one_tries_again(stage):
+    page = stage("throw new Error('half of a file')")
+    page.evaluate("(f) => make('a', f)", figure(1))
+    assert "This figure could not be drawn (plotly.js did not start)." in page.locator("#a").inner_text()
+    page.evaluate("(source) => models.plotly.tell(source)", get_plotlyjs())
+    page.evaluate("(f) => make('b', f)", figure(1))
+    assert points(page, "b").count() == 1
+
+
+def test_a_click_tells_the_point(stage):
+    page = stage()
+    page.evaluate("(f) => make('a', f)", figure(1, 2))
+    point = points(page, "a").nth(1).bounding_box()
+    page.mouse.move(point["x"] + 3, point["y"] + 3)
+    page.wait_for_timeout(300)
+    page.mouse.click(point["x"] + 3, point["y"] + 3)
+    page.wait_for_function("sent.length > 0")
+    assert page.evaluate("sent") == [{"clicked": 8}]
+
+
+def test_the_kernels_half_sends_what_is_drawn_and_hears_clicks():
+    heard: list[int] = []
+    shown = LiveFigure(go.Figure(go.Scatter(y=[1])), heard.append)
+    first = shown._text.text
+    shown.figure.data[0].y = [1, 2]
+    assert shown._text.text == first
+    shown.draw()
+    assert shown._text.text == shown.figure.to_json() != first
+    shown._handle_custom_msg({"clicked": 3}, [])
+    assert heard == [3]
+    assert LiveFigure(go.Figure())._plotly == shown._plotly  # one model holds plotly.js

@@ -1,0 +1,52 @@
+"""A plotly figure in the page that follows the kernel and answers clicks.
+
+plotly's own ``FigureWidget`` brings 5 MB of plotly.js with every figure, in a module that anywidget gives two seconds to load; on busy
+cores it often takes longer, and then the figure drops every later change and stays empty. Here plotly.js is sent once for a page, what is
+drawn lies in a plain widget model, which has no such deadline, and a figure that cannot be drawn says so.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import plotly.graph_objects as go
+import traitlets
+from plotly.offline import get_plotlyjs
+
+
+class _Text(ipywidgets.Widget):
+    """A text that the page has too; nothing shows it by itself."""
+
+    text = traitlets.Unicode().tag(sync=True)
+
+
+@cache
+def _plotly() -> _Text:
+    """plotly.js, sent to the page when the kernel makes its first figure."""
+    return _Text(text=get_plotlyjs())
+
+
+class LiveFigure(anywidget.AnyWidget):
+    """Shows ``figure``, a plain plotly figure. Change that, then call :meth:`draw`.
+
+    Args:
+        figure: what is shown first.
+        clicked: called with a point's ``customdata`` when someone clicks it; points without any are passed over.
+    """
+
+    _esm = Path(__file__).with_suffix(".js")
+    _plotly = traitlets.Unicode().tag(sync=True)  # the models' ids
+    _content = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, figure: go.Figure, clicked: Callable[[Any], None] | None = None) -> None:
+        self.figure, self._text = figure, _Text(text=figure.to_json())
+        super().__init__(_plotly=_plotly().model_id, _content=self._text.model_id)
+        if clicked is not None:
+            self.on_msg(lambda _, message, __: clicked(message["clicked"]))
+
+    def draw(self) -> None:
+        """Bring the page up to date with ``figure``."""
+        self._text.text = self.figure.to_json()
