@@ -222,36 +222,52 @@ def test_app_keyboard_reaches_the_points(app):
     expect(points_list).not_to_have_value(before)
 
 
-def test_app_says_that_its_kernel_has_ended(chromium, tmp_path):
-    """Guards: controls that take input which nobody hears; a page whose kernel is ended while it is open."""
-    command = [str(Path(sys.executable).with_name("voila")), str(ROOT / "notebooks" / "explorer.ipynb"), "--no-browser", "--port={port}"]
-    command += ["--Voila.ip=127.0.0.1", "--template=offline", "--preheat_kernel=True", "--pool_size=1"]
-    command += ["--MappingKernelManager.cull_idle_timeout=20", "--MappingKernelManager.cull_interval=1"]  # as `make app`, only sooner
-    around = {"WARP_RUNS": str(tmp_path), "JUPYTER_PATH": str(ROOT / "notebooks"), "PYTHONPATH": str(ROOT)}
-    with serving(*command, log=tmp_path / "log", env=around) as address:
-        page = chromium.new_page()
+def test_app_ends_the_kernel_of_a_page_that_is_left(chromium, tmp_path):
+    """Guards: a process of 240 MB for each visit and reload; and a page that goes on taking input when its kernel has ended."""
+    with serving("make", "app", "ARGS=--no-browser --port={port}", log=tmp_path / "log", env={"WARP_RUNS": str(tmp_path)}) as address:
+        browser = chromium.new_context()
+        browser.new_page()  # another tab: with its last one, this browser ends before it has sent anything
+        page = browser.new_page()
+        page.goto(address, timeout=120_000)
+        point = page.locator(".scatterlayer .point").first
+        point.wait_for(timeout=120_000)
+        first = _kernels_of(tmp_path)
+        page.reload()
+        point.wait_for(timeout=60_000)
+        assert _gone(min(first, key=lambda kernel: kernel.create_time()))
+        second = min(_kernels_of(tmp_path), key=lambda kernel: kernel.create_time())
+        page.close(run_before_unload=True)
+        assert _gone(second)
+        page = browser.new_page()
         page.goto(address, timeout=120_000)
         page.locator(".scatterlayer .point").first.wait_for(timeout=120_000)
-        kernels = [p for p in psutil.process_iter(["cmdline", "environ"]) if _is_kernel_of(p, tmp_path)]
-        page.wait_for_timeout(25_000)  # longer than a kernel without a page may idle
-        assert page.locator("#kernel-ended").count() == 0 and any(kernel.is_running() for kernel in kernels)
-        for kernel in kernels:
+        for kernel in _kernels_of(tmp_path):
             with suppress(psutil.NoSuchProcess):
                 kernel.kill()
         expect(page.get_by_role("alert")).to_contain_text("Reload the page", timeout=20_000)
         assert page.evaluate("[...document.body.children].every(part => part.inert || part.id === 'kernel-ended')")
-        page.close()
+        browser.close()
 
 
 def test_app_of_a_checkout_whose_path_has_a_space():
     """Guards: a path that the shell takes for two words."""
     done = subprocess.run(["make", "-n", "app", "CURDIR=/a b/checkout"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "JUPYTER_PATH=/a b/checkout/notebooks" in shlex.split(done.stdout) and "cull_idle_timeout=300" in done.stdout
+    assert "JUPYTER_PATH=/a b/checkout/notebooks" in shlex.split(done.stdout)
 
 
-def _is_kernel_of(process: psutil.Process, runs: Path) -> bool:
-    kernel = "ipykernel_launcher" in " ".join(process.info["cmdline"] or [])
-    return kernel and (process.info["environ"] or {}).get("WARP_RUNS") == str(runs)
+def _kernels_of(runs: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        kernel = "ipykernel_launcher" in " ".join(process.info["cmdline"] or [])
+        if kernel and (process.info["environ"] or {}).get("WARP_RUNS") == str(runs):
+            found.append(process)
+    return found
+
+
+def _gone(kernel: psutil.Process) -> bool:
+    with suppress(psutil.TimeoutExpired):
+        kernel.wait(20)
+    return not kernel.is_running()
 
 
 def test_app_recomputes_the_selection(app):
@@ -272,3 +288,5 @@ def test_app_recomputes_the_selection(app):
         link.click()
     rows = pd.read_csv(given.value.path())
     assert set(rows["selection"]) == {"A", "B"} and (rows["series"] == "primary · warp · final front over η").all()
+    app.get_by_label("intervals").check()  # a download is not taken for leaving the page
+    expect(whiskers).not_to_have_count(0)
