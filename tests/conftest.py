@@ -234,7 +234,7 @@ def serving(*command: str, log: Path, env: dict[str, str] | None = None) -> Iter
 
 
 @contextmanager
-def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: Path) -> Iterator[Page]:
+def running_in_lab(chromium: Browser, notebook: Path, height: int, **around: object) -> Iterator[Page]:
     """JupyterLab on a notebook's folder, with `around` in its environment: the page, all of its cells begun.
 
     What goes wrong before a fixture hands it on is raised with what the page and the server say.

@@ -275,7 +275,6 @@ def test_lab_interrupt_keeps_what_is_finished(lab):
     lab.keyboard.press("Control+Enter")
     expect(cell.get_by_text("What is finished is kept")).to_have_count(0)
     assert steps_done(label) >= stopped
-    # A browser takes in 5 MB for each figure; on two slow cores beside a training that is seconds in which it hears no click.
     expect(cell.locator(".js-plotly-plot .scatterlayer .js-line").first).to_be_visible(timeout=30_000)
     cell.get_by_role("button", name="Stop", exact=True).click()
     expect(cell.get_by_role("button", name="Stopped")).to_be_visible(timeout=15_000)  # under a second on an idle machine

@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
+import nbformat
 import pandas as pd
 import pytest
+from conftest import running_in_lab
+from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
 from warp_lib.paths import ROOT
@@ -34,11 +37,11 @@ def test_report(runs):
     folder, said = runs
     assert str(folder / "smoke" / "report.html") in said
     page = (folder / "smoke" / "report.html").read_text()
-    for notebook in ("01_reward_model", "02_policy", "03_warp", "04_reinforce_baseline", "05_pareto", "06_ablations", "07_dpo"):
+    for notebook in ("01_reward_model", "02_policy", "03_warp", "04_reinforce_baseline", "05_pareto", "06_ablations", "07_dpo", "09_precision"):
         assert f'id="{notebook}"' in page
     assert page.count("Plotly.newPlot(") >= 10 and 'src="http' not in page
-    assert page.count("<strong>Answer") == 14  # below each question, and where it is computed
-    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 2
+    assert page.count("<strong>Answer") == 16  # below each question, and where it is computed
+    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 3
     executed = (folder / "smoke" / "notebooks" / "05_pareto.ipynb").read_text()
     assert executed.count('"image/png"') == (5 if can_draw() else 0)  # beside each interactive figure
     results = pd.read_csv(folder / "smoke" / "results.csv")
@@ -57,6 +60,20 @@ def test_saved_policies_are_the_measured_ones(runs):
     """By transformers alone, whatever this machine is fast in."""
     said = run([sys.executable, "-m", "warp_lib", "verify", "smoke"], runs[0])
     assert all(name in said for name in ("warp", "warp-liti", "reinforce"))
+
+
+def test_the_notebook_runs_in_lab_after_the_report(runs, chromium, tmp_path):
+    """Everything is stored, by kernels of one thread; this one has two: its knobs say what a run costs, and the answer follows."""
+    notebook = nbformat.read(ROOT / "notebooks" / "03_warp.ipynb", 4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source = parameters.source.replace('profile = "laptop"', 'profile = "smoke"')
+    nbformat.write(notebook, tmp_path / "03_warp.ipynb")
+    with running_in_lab(chromium, tmp_path / "03_warp.ipynb", 3000, WARP_RUNS=runs[0], OMP_NUM_THREADS=2) as page:
+        answer = page.locator(".jp-OutputArea-output").filter(has_text="Answer (one seed").last
+        answer.wait_for(timeout=120_000)
+        expect(page.get_by_text("nothing to train")).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("button", name="Start", exact=True)).to_be_enabled()
+        assert page.get_by_text("Traceback").count() == 0
 
 
 def test_more_runs_reuse_what_is_stored(runs):

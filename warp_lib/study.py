@@ -686,7 +686,7 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
     found = unit.measure(experiment, rewards, progress)
-    columns = ["arm", "split", *COLUMNS, *(name for name in found.rows[0] if name not in {"arm", "split", *COLUMNS})]
+    columns = list(dict.fromkeys(["arm", "split", *COLUMNS, *(name for row in found.rows for name in row)]))
     unit.file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(unit.file.with_suffix(".csv"), pd.DataFrame(found.rows).reindex(columns=columns).to_csv(index=False))
     save_tensors(unit.file.with_suffix(".safetensors"), {name: torch.stack(values).float() for name, values in found.scores.items()})
