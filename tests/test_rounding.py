@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from warp_lib import machine, plots, rounding, study
-from warp_lib.experiment import Experiment
+from warp_lib.outcomes import outcome
 from warp_lib.progress import Progress
 from warp_lib.settings import Settings
 
@@ -60,24 +60,24 @@ def test_the_tables_are_read(folder, count):
     level, high = rounding.at_equal_kl(rounding.seeds())
     assert (level.widest.mean, high) == pytest.approx((-0.178, 4.0), abs=0.002)  # SFT itself was not trained
     said = rounding.answer(measured, effects, level, high)
-    assert "40% for REINFORCE, 40% for WARP's last merge" in said and "1.60 nats read as 0.96. Two bfloat16 parts read 1.55." in said
+    assert "where float32 has 1.0 nats, 40% of REINFORCE's and 40% of WARP's; where it has 0.3, 40% and 40%" in said
+    assert "read 1.0 nats of WARP as 1.0." in said and ("shows nowhere" in said) == (count == 1)
     assert len(rounding.table(measured)) == 4 and len(rounding.angles(rounding.seeds())) == 4
     assert len(plots.by_pass(measured).data) == 12
 
 
-def test_a_unit_measures_the_same_weights_by_every_pass(folders, store, monkeypatch):
+def test_a_unit_measures_the_same_weights_by_every_pass(folder, folders, store, monkeypatch):
     """Trained in two parts on a machine that is fast in bfloat16. Guards: passes of other weights, points counted twice."""
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
     settings = Settings.profile("smoke", **folders, learning_rate=3e-3)
-    experiment = Experiment(settings)
-    rewards = experiment.rewards(Progress())
     unit = study.Passes("precision", "warp-split", settings, study.by_warp_beside_one_run, ("split", "bfloat16"))
-    found = unit.measure(experiment, rewards, Progress())
-    rows = pd.DataFrame(found.rows)
+    study.run_unit(unit, Progress())
+    kept = outcome("precision", "warp-split", settings.seed)
+    rows = kept.rows
     lines = rows[rows["method"].isin(rounding.LINES)]
     assert lines["split"].value_counts().to_dict() == dict.fromkeys(READ, 2 * settings.front_points)
     for split in READ:
-        assert len(found.scores[f"{split}.kl"]) == (rows["split"] == split).sum()
+        assert len(kept.scores[f"{split}.kl"]) == (rows["split"] == split).sum()
     away = lines[lines["eta"] > 0].set_index("split")
     assert 0 < away.loc["test in split", "pass_kl"].mean() < away.loc["test in bfloat16", "pass_kl"].mean()
-    assert away["stays"].between(0, 1, inclusive="neither").all() and len(found.record["geometry"])
+    assert away["stays"].between(0, 1, inclusive="neither").all() and len(kept.record["geometry"])

@@ -348,7 +348,7 @@ def by_pass(measured: pd.DataFrame) -> go.Figure:
             for row, (x, y) in enumerate((("eta", "kl"), ("kl", "reward")), start=1):
                 figure.add_scatter(
                     x=rows[x], y=rows[y], error_y=dict(array=rows[f"{y}_half"].fillna(0), color=colour, thickness=1, width=2),
-                    mode="lines+markers", line=dict(color=colour, dash=dash), name=f"passed in {name}", legendgroup=passed,
+                    mode="lines+markers", line=dict(color=colour, dash=dash), name=f"weights: {name}", legendgroup=passed,
                     showlegend=row == col == 1, customdata=rows["eta"],
                     hovertemplate=f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>", row=row, col=col,
                 )  # fmt: skip

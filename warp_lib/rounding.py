@@ -122,20 +122,31 @@ def _line(one: Outcome) -> tuple[np.ndarray, np.ndarray]:
 def answer(measured: pd.DataFrame, effects: dict[str, tuple[Effect, Effect]], level: Effect, high: float) -> str:
     """The notebook's answer, from `by_pass`, `by_training` and `at_equal_kl`."""
 
-    def read(method: str, eta: float, passed: str) -> float:
-        near = measured[(measured["method"] == method) & (measured["passed"] == passed) & (abs(measured["eta"] - eta) < 1e-9)]
-        return float(near["kl"].iloc[0])
+    def along(method: str, passed: str) -> pd.DataFrame:
+        return measured[(measured["method"] == method) & (measured["passed"] == passed)].sort_values("eta")
 
-    def hidden(method: str, eta: float) -> float:
-        return 1 - read(method, eta, "bfloat16") / read(method, eta, "float32")
+    def read(method: str, kl: float, passed: str) -> float:
+        """What a pass reads where the line from SFT has this KL in float32."""
+        return float(np.interp(kl, along(method, "float32")["kl"], along(method, passed)["kl"]))
 
-    some = 0.4  # of the points on the line, one far from its end
-    (run, of_run), *_, (merge, of_merge) = effects.items()
+    def change(effect: Effect) -> str:
+        found = effect.widest
+        return f"{found.mean:+z.2f} ({found.low:+z.2f} to {found.high:+z.2f})"
+
+    kl = min(along(method, "float32")["kl"].max() for method in LINES)
+    low = kl / 3
+    hidden = {(method, at): 1 - read(method, at, "bfloat16") / at for method in LINES for at in (kl, low)}
+    merged = all(hidden["warp", at] > hidden["reinforce-liti", at] for at in (kl, low))
+    more = ", and more of it from a merged policy at the same KL" if merged else ""
+    shown = [stage for stage, both in effects.items() if any(effect.side for effect in both)]
+    seeds = f"{len(level.by_prompt)} seed{'s' * (len(level.by_prompt) > 1)}"
+    verdict = f"shows in {'; '.join(shown)}" if shown else f"shows nowhere with {seeds}"
+    (_, of_run), *_, (_, of_merge) = effects.items()
     return (
-        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL, and more of it the more weights are averaged: "
-        f"{hidden('reinforce-liti', 1.0):.0%} for REINFORCE, {hidden('warp', 1.0):.0%} for WARP's last merge and "
-        f"{hidden('warp', some):.0%} for that merge at η = {some:g}, where {read('warp', some, 'float32'):.2f} nats read as "
-        f"{read('warp', some, 'bfloat16'):.2f}. Two bfloat16 parts read {read('warp', some, 'split'):.2f}. Training with rounded weights "
-        f"changes {run} by {of_run[0]} r̃ and {of_run[1]} nats, {merge} by {of_merge[0]} and {of_merge[1]}; at equal KL, from "
-        f"{LOW:g} to {high:.1f} nats, by {level} r̃ (95% intervals)."
+        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL{more}: where float32 has "
+        f"{kl:.1f} nats, {hidden['reinforce-liti', kl]:.0%} of REINFORCE's and {hidden['warp', kl]:.0%} of WARP's; where it has "
+        f"{low:.1f}, {hidden['reinforce-liti', low]:.0%} and {hidden['warp', low]:.0%}. Two bfloat16 parts read {kl:.1f} nats of WARP as "
+        f"{read('warp', kl, 'split'):.1f}. What rounding does to *training* {verdict}: r̃ of a run of T steps changes by "
+        f"{change(of_run[0])}, WARP's last merge by {change(of_merge[0])}, its KL by {change(of_merge[1])} nats, and WARP's r̃ at equal KL, "
+        f"{LOW:g} to {high:.1f} nats, by {level.widest.mean:+z.3f} ({level.widest.low:+z.3f} to {level.widest.high:+z.3f})."
     )
