@@ -13,6 +13,7 @@ from warp_lib.evaluate import Evaluation, distances, distinct_pairs, evaluate, e
 from warp_lib.merging import Weights
 from warp_lib.policy import MASKED, Policy
 from warp_lib.reward import Reward
+from warp_lib.seeds import torch_stream
 from warp_lib.store import digest
 
 TAU, V, NEW, SAMPLES = 0.7, 6, 8, 4
@@ -98,6 +99,24 @@ def test_scoring_in_chunks_changes_nothing(float32, monkeypatch):
     monkeypatch.setattr("warp_lib.evaluate.CHUNK", 2)
     for name, values in distances(policy, sft, y, TAU).items():
         torch.testing.assert_close(values, whole[name], atol=1e-6, rtol=1e-5)
+
+
+def test_logits_kept_from_sampling_are_those_of_a_pass(float32):
+    """Guards: logits of another token, row, τ or with EOS masked already; rows beyond those that were kept."""
+    policy, sft, prompts = tiny_policy(), tiny_policy(seed=2), [p for p in PROMPTS for _ in range(3)]
+    kept = torch.full((len(prompts) - 1, 6, policy.model.config.vocab_size), torch.nan, device=machine.device())
+    y = policy.sample(prompts, 6, TAU, torch_stream("kept", device=machine.device()), kept=kept)
+    torch.testing.assert_close(kept, policy.logits(y)[:-1], atol=1e-5, rtol=1e-4)
+    plain = policy.sample(prompts, 6, TAU, torch_stream("kept", device=machine.device()))
+    assert torch.equal(plain.tokens, y.tokens)
+    evaluated = []
+    for some in (None, kept, kept[:4]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("warp_lib.evaluate.CHUNK", 4)
+            evaluated.append(distances(policy, sft, y, TAU, None if some is None else some[: len(some) // 4 * 4]))
+    for name, values in evaluated[0].items():
+        for other in evaluated[1:]:
+            torch.testing.assert_close(other[name], values, atol=1e-5, rtol=1e-4)
 
 
 @dtypes

@@ -19,6 +19,7 @@ from .seeds import torch_stream
 from .store import digest, remember, save_tensors
 
 CHUNK = 64  # rollouts scored at a time, so that two models' logits fit in memory
+KEPT = 2**30  # bytes of logits that sampling may leave for the KL, which saves it one of two passes
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def evaluate(
         policy.load(theta)
         repeated = [p for p in prompts for _ in range(samples)]
         with machine.passes(precision):
-            y = policy.sample(repeated, new, temperature, torch_stream("evaluation", split, device=machine.device()), progress)
-            apart = distances(policy, sft, y, temperature)
+            # SFT's own logits are computed twice in one way, so that its KL to itself is exactly 0.
+            kept = _room(policy, len(repeated), new) if inputs["theta"] != inputs["sft"] else None
+            y = policy.sample(repeated, new, temperature, torch_stream("evaluation", split, device=machine.device()), progress, kept)
+            apart = distances(policy, sft, y, temperature, kept)
         texts = policy.texts(y)
         scores = {name: reward(texts) for name, reward in rewards.items()} | apart
         scores = {name: s.view(len(prompts), samples) for name, s in scores.items()}
@@ -91,12 +94,24 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
     return loss.mean().item(), loss.std().item() / math.sqrt(len(loss))
 
 
+def _room(policy: Policy, rows: int, new: int) -> Tensor:
+    """Memory for the logits of as many rows as `KEPT` holds, whole chunks of them."""
+    words = policy.model.config.vocab_size
+    fit = KEPT // (4 * new * words)
+    return torch.empty(rows if rows <= fit else fit - fit % CHUNK, new, words, device=machine.device())
+
+
 @torch.no_grad()
-def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float) -> dict[str, Tensor]:
-    """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean negative log-probability per token."""
-    parts = []
+def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float, kept: Tensor | None = None) -> dict[str, Tensor]:
+    """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean negative log-probability per token.
+
+    kept: the policy's logits of the first rollouts, as `Policy.sample` had them; of the others they are computed.
+    """
+    parts, said = [], iter(() if kept is None else kept.split(CHUNK))
     for chunk in rollouts.split(CHUNK):
-        logits_p, logits_q = policy.logits(chunk), sft.logits(chunk)
+        logits_p, logits_q = next(said, None), sft.logits(chunk)
+        if logits_p is None:
+            logits_p = policy.logits(chunk)
         few = at_once(logits_p[0])
         for p, q, y in zip(logits_p.split(few), logits_q.split(few), chunk.completions[..., None].split(few), strict=True):
             log_p, log_q = policy.log_distribution(p, temperature), sft.log_distribution(q, temperature)

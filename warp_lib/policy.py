@@ -151,9 +151,12 @@ class Policy:
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Sequence[int]], new: int, temperature: float, generator: torch.Generator, progress: Progress | None = None
-    ) -> Rollouts:
+        self, prompts: Sequence[Sequence[int]], new: int, temperature: float, generator: torch.Generator, progress: Progress | None = None,
+        kept: Tensor | None = None,
+    ) -> Rollouts:  # fmt: skip
         """One completion of exactly `new` tokens for each prompt, from softmax(logits / temperature) with EOS masked.
+
+        kept: where to write what `logits` would compute again for the first rows, (rows, new, vocabulary).
 
         Raises ValueError when prompt and completion do not fit the model's context; and Stopped between two tokens, once `progress` is
         asked to stop.
@@ -168,9 +171,13 @@ class Policy:
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
 
+        places = iter(range(new))
+
         def next_token(logits: Tensor) -> Tensor:
             if progress:
                 progress.check()
+            if kept is not None:
+                kept[:, next(places)] = logits[: len(kept)]
             return draw(masked(logits, temperature, self.ends), generator)
 
         completions = self._complete(tokens, mask, new, next_token)
