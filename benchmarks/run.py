@@ -33,14 +33,14 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from warp_lib import cuda_graphs, machine
 from warp_lib.experiment import Experiment
-from warp_lib.paths import RUNS
+from warp_lib.fast import cuda_graphs, machine
 from warp_lib.policy import BUNDLED, Policy
-from warp_lib.progress import Progress
 from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import EncoderScorer, Reward, untrained
+from warp_lib.runs.paths import RUNS
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 
 HERE = Path(__file__).resolve().parent

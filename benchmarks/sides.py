@@ -67,10 +67,10 @@ class Rounds:
 def train_warp(folder: Path, precision: str) -> None:
     """REINFORCE with a moving anchor, as the report runs it."""
     sys.path.insert(0, str(ROOT))
-    from warp_lib import machine
+    from warp_lib.fast import machine
     from warp_lib.policy import Policy
-    from warp_lib.progress import Progress
     from warp_lib.reinforce import reinforce
+    from warp_lib.runs.progress import Progress
     from warp_lib.settings import Settings
 
     class Paced(Progress):

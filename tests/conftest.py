@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
-# Before warp_lib.paths reads it. Those of xdist's processes lie in that of the process that began them, and which removes it.
+# Before warp_lib.runs.paths reads it. Those of xdist's processes lie in that of the process that began them, and which removes it.
 os.environ["WARP_RUNS"] = tempfile.mkdtemp("", "warp-tests-", os.environ.get("WARP_RUNS") if "PYTEST_XDIST_WORKER" in os.environ else None)
 
 import datasets
@@ -48,8 +48,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from warp_lib import machine, outcomes, paths, store, study
+from warp_lib.fast import machine
 from warp_lib.policy import Policy, Rollouts
+from warp_lib.runs import paths, store
+from warp_lib.study import outcomes, study
 
 GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` makes
 END = 3  # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token unless it is masked

@@ -30,12 +30,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from tests.conftest import tiny_policy
-from warp_lib import hub
 from warp_lib.__main__ import main
-from warp_lib.model_files import INDEX, SINGLE
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import untrained
+from warp_lib.runs import hub
+from warp_lib.runs.model_files import INDEX, SINGLE
 
 VOCABULARY = 12
 SMALL = {  # two layers of each architecture

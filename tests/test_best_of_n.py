@@ -10,10 +10,10 @@ import torch
 from conftest import keep
 from safetensors.numpy import load_file
 
-from warp_lib import outcomes, study
-from warp_lib.best_of_n import best_of, kl_of_best
-from warp_lib.progress import Progress
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import PROFILES
+from warp_lib.study import outcomes, study
+from warp_lib.study.best_of_n import best_of, kl_of_best
 
 
 def test_expected_best_over_all_choices():

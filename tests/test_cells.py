@@ -6,8 +6,9 @@ import pytest
 from conftest import keep
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import cells, outcomes, plots
-from warp_lib.fronts import Interval
+from warp_lib.report import plots
+from warp_lib.study import cells, outcomes
+from warp_lib.study.fronts import Interval
 
 SPREAD = {"liti": (0.2, -0.2), "reinforce": (-0.1, 0.1)}  # of two prompts around the mean, in r̃
 

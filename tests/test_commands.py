@@ -12,8 +12,10 @@ import nbformat
 import pytest
 from test_report import notebook
 
-from warp_lib import experiment, paths, report
+from warp_lib import experiment
 from warp_lib.__main__ import main
+from warp_lib.report import report
+from warp_lib.runs import paths
 from warp_lib.settings import Settings
 
 
@@ -54,7 +56,7 @@ def test_runs_that_cannot_be_a_folder(tmp_path, words, kind):
 
 def test_a_user_that_does_not_exist(monkeypatch):
     """Guards: a traceback of pathlib's from ~nosuchuser."""
-    monkeypatch.setattr("warp_lib.hub.urlopen", lambda *_, **__: _raise(OSError("no network")))
+    monkeypatch.setattr("warp_lib.runs.hub.urlopen", lambda *_, **__: _raise(OSError("no network")))
     for name in ("policy", "encoder", "reviews"):
         with pytest.raises(ValueError, match=f"^{name}='~nosuchuser/x' is "):
             experiment.Experiment(Settings.profile("smoke", **{name: "~nosuchuser/x"}))

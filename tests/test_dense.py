@@ -9,8 +9,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, LlamaConfig, LlamaModel
 from transformers.pytorch_utils import Conv1D
 
-from warp_lib import attention, machine
-from warp_lib.dense import Dense, affine, in_parts, multiply_in_parts, written_once
+from warp_lib.fast import attention, machine
+from warp_lib.fast.dense import Dense, affine, in_parts, multiply_in_parts, written_once
 
 in_hardware = pytest.mark.skipif(not machine.bfloat16_by(), reason="used where the processor multiplies bfloat16")
 

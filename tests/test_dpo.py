@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import END, padded, plain_log_probs, tiny_policy, token_ids
 
-from warp_lib import machine
 from warp_lib.dpo import Pairs, best_against_worst, dpo, every_pair, for_all_runs, hinge_loss, ipo_loss, make_pairs, sigmoid_loss
+from warp_lib.fast import machine
 from warp_lib.merging import slerp
 from warp_lib.policy import together
-from warp_lib.progress import Progress, Stopped
 from warp_lib.reward import Reward
+from warp_lib.runs.progress import Progress, Stopped
+from warp_lib.runs.store import digest
 from warp_lib.settings import Settings
-from warp_lib.store import digest
 from warp_lib.warp import warp
 
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]

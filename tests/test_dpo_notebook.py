@@ -9,9 +9,10 @@ import pytest
 from conftest import keep
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import outcomes, plots
-from warp_lib.paths import ROOT
+from warp_lib.report import plots
+from warp_lib.runs.paths import ROOT
 from warp_lib.settings import Settings
+from warp_lib.study import outcomes
 
 
 def unit(folder, experiment: str, arm: str, seed: int, slope: float) -> None:

@@ -8,13 +8,13 @@ import torch
 from conftest import END, every_completion, padded, plain_log_probs, plain_logits, tiny_policy, token_ids
 from torch import Tensor
 
-from warp_lib import machine
 from warp_lib.evaluate import Evaluation, distances, distinct_pairs, evaluate, exact_kl, language_loss, summarise
+from warp_lib.fast import machine
 from warp_lib.merging import Weights
 from warp_lib.policy import MASKED, Policy
 from warp_lib.reward import Reward
-from warp_lib.seeds import torch_stream
-from warp_lib.store import digest
+from warp_lib.runs.seeds import torch_stream
+from warp_lib.runs.store import digest
 
 TAU, V, NEW, SAMPLES = 0.7, 6, 8, 4
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]

@@ -16,11 +16,14 @@ import pytest
 from conftest import serving
 from playwright.sync_api import Page, expect
 
-from warp_lib import explorer, outcomes, paths, plots, results
-from warp_lib.explorer import VIEWS, Explorer, explore, export, layout, traces
-from warp_lib.paths import ROOT
-from warp_lib.points import CORNER, Selection, all_points, comparison, completions, hypervolumes
+from warp_lib.interactive import explorer
+from warp_lib.interactive.explorer import VIEWS, Explorer, explore, export, layout, traces
+from warp_lib.interactive.points import CORNER, Selection, all_points, comparison, completions, hypervolumes
 from warp_lib.policy import Policy
+from warp_lib.report import plots
+from warp_lib.runs import paths, results
+from warp_lib.runs.paths import ROOT
+from warp_lib.study import outcomes
 
 EVIL = "<script>alert(1)</script>"
 
@@ -55,7 +58,7 @@ def own(store, monkeypatch) -> pd.DataFrame:
 def test_opens_without_torch_and_without_training(store):
     """Guards: an import that costs seconds, in the app and in the notebook without a kernel."""
     code = (
-        "import sys, warp_lib.explorer as e; opened = e.Explorer(e.all_points()); "
+        "import sys, warp_lib.interactive.explorer as e; opened = e.Explorer(e.all_points()); "
         "print(len(opened.figure.figure.data), sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     said = subprocess.run(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from warp_lib.fronts import Effect, Interval, bootstrap, half_width, hypervolume, pareto, shares
+from warp_lib.study.fronts import Effect, Interval, bootstrap, half_width, hypervolume, pareto, shares
 
 
 def test_pareto_leaves_out_what_another_point_beats():

@@ -11,11 +11,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from warp_lib import hub
 from warp_lib.__main__ import main
 from warp_lib.experiment import Experiment
-from warp_lib.model_files import Unfit
 from warp_lib.policy import Policy
+from warp_lib.runs import hub
+from warp_lib.runs.model_files import Unfit
 from warp_lib.settings import Settings
 
 

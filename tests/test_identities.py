@@ -9,8 +9,8 @@ from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedTokenizerFast
 
 from warp_lib.dpo import best_against_worst, every_pair, hinge_loss, ipo_loss, sigmoid_loss
-from warp_lib.identities import function_identity, tokenizer_identity
 from warp_lib.policy import Policy
+from warp_lib.runs.identities import function_identity, tokenizer_identity
 
 MARGIN = 1.0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from warp_lib import jobs, paths
-from warp_lib.jobs import marked, together
+from warp_lib.runs import jobs, paths
+from warp_lib.runs.jobs import marked, together
 
 # A child, its child in a session of its own, and a grandchild whose parent has gone; none of them listens to SIGTERM or SIGHUP.
 STUBBORN = """
@@ -28,7 +28,7 @@ time.sleep(600)
 PARENT = """
 import sys
 from functools import partial
-from warp_lib.jobs import together
+from warp_lib.runs.jobs import together
 words = [sys.executable, sys.argv[1], "parent"]
 with together() as running:
     running.run({name: partial(running.command, words, {}) for name in "ab"}, 2, lambda name, error: None)
@@ -118,7 +118,7 @@ def test_the_environment_is_as_before(monkeypatch):
 
 def test_a_name_is_used_by_one_report_at_a_time(store):
     """Guards: two reports that write the same notebooks; a lock that is left by who was killed."""
-    code = "import os, sys; from warp_lib import paths\nwith paths.locked('x', 'report'):\n    print('held', flush=True); sys.stdin.read()"
+    code = "import sys; from warp_lib.runs import paths\nwith paths.locked('x', 'report'):\n    print('held', flush=True); sys.stdin.read()"
     around = os.environ | {"WARP_RUNS": str(store)}
     other = subprocess.Popen(
         [sys.executable, "-c", code], cwd=paths.ROOT, env=around, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from warp_lib import live as live_module
-from warp_lib import machine
-from warp_lib.live import StoppedByHand, TerminalProgress, TextView, Watched, WidgetView, duration, live
-from warp_lib.paths import ROOT
-from warp_lib.progress import Progress
+from warp_lib.fast import machine
+from warp_lib.interactive import live as live_module
+from warp_lib.interactive.live import StoppedByHand, TextView, Watched, WidgetView, live
+from warp_lib.runs.paths import ROOT
+from warp_lib.runs.progress import Progress, TerminalProgress, duration
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_a_kernel_that_goes_takes_its_thread_along(monkeypatch):
 
 def test_widgets_are_for_whom_the_front_end_started(monkeypatch):
     """Guards: papermill under Lab's environment, whose kernel draws 5 MB of widgets that nobody sees."""
-    inner = "from warp_lib.live import front_end; print(front_end())"
+    inner = "from warp_lib.interactive.live import front_end; print(front_end())"
     outer = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
     for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False")):
         command = [sys.executable, "-c", outer, name]

@@ -6,9 +6,9 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
-from warp_lib.live_figure import LiveFigure
+from warp_lib.interactive.live_figure import LiveFigure
 
-SCRIPT = Path(__file__).parents[1] / "warp_lib" / "live_figure.js"
+SCRIPT = Path(__file__).parents[1] / "warp_lib" / "interactive" / "live_figure.js"
 
 # A widget manager that has models by name, the module under test, and a figure made as anywidget makes it.
 STAGE = """async ([script, source]) => {

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import tiny_policy
-from warp_lib import hub
-from warp_lib import merge_folders as module
 from warp_lib.__main__ import main
-from warp_lib.merge_folders import INDEX, SINGLE, RoundingWarning, merge_folders
 from warp_lib.merging import Weights, geometry, interpolate, layer_of, lerp, slerp
-from warp_lib.progress import Progress
+from warp_lib.runs import hub
+from warp_lib.runs.progress import Progress
+from warp_lib.tools import merge_folders as module
+from warp_lib.tools.merge_folders import INDEX, SINGLE, RoundingWarning, merge_folders
 
 NAMES = ["base", "a", "b", "c"]
 
@@ -197,7 +197,7 @@ def test_no_run_is_narrowed(folders, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "float16"}], ids=["promoted", "asked for"])
-@pytest.mark.filterwarnings("ignore::warp_lib.merge_folders.RoundingWarning")
+@pytest.mark.filterwarnings("ignore::warp_lib.tools.merge_folders.RoundingWarning")
 def test_files_of_another_dtype_than_the_bases_are_whole(folders, tmp_path, options):
     """Headers, index, config and file sizes fit the numbers written. Guards: the base's offsets under numbers twice as wide."""
     low = narrow(folders, tmp_path, ["base"])

@@ -16,8 +16,8 @@ from warp_lib import reward as reward_module
 from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
 from warp_lib.policy import Policy
-from warp_lib.progress import Progress
 from warp_lib.reviews import load_reviews
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 
 ABSENT = "warp-tests/no-such-thing"

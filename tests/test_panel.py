@@ -15,14 +15,14 @@ from filelock import FileLock
 from papermill.cli import papermill as papermill_command
 from playwright.sync_api import Page, expect
 
-from warp_lib import cost as cost_module
-from warp_lib import panel as panel_module
-from warp_lib.cost import cost
 from warp_lib.experiment import Experiment
-from warp_lib.live import Watched
-from warp_lib.panel import Panel, command, knobs, run
-from warp_lib.paths import ROOT
-from warp_lib.progress import Progress, Stopped
+from warp_lib.interactive import cost as cost_module
+from warp_lib.interactive import panel as panel_module
+from warp_lib.interactive.cost import cost
+from warp_lib.interactive.live import Watched
+from warp_lib.interactive.panel import Panel, command, knobs, run
+from warp_lib.runs.paths import ROOT
+from warp_lib.runs.progress import Progress, Stopped
 from warp_lib.settings import PROFILES, Settings
 
 TOY = {"iterations": 2, "runs": 2, "steps": 5, "name": "toy"}
@@ -222,9 +222,9 @@ def test_every_knob_has_its_settings_words(toy):
 
 SETUP = """
 from warp_lib.experiment import Experiment
-from warp_lib.live import live
-from warp_lib.panel import knobs
-from warp_lib.progress import Progress
+from warp_lib.interactive.live import live
+from warp_lib.interactive.panel import knobs
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 
 experiment = Experiment(Settings.profile("smoke", iterations=1, runs=1, name="lab", **{folders}))

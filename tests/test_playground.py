@@ -15,16 +15,17 @@ import torch
 from conftest import END, padded, plain_log_probs, plain_logits, running_in_lab, tiny_policy, token_ids
 from playwright.sync_api import Page, expect
 
-from warp_lib import deltas, playground, task_vectors
-from warp_lib.deltas import norm, pack, unpack
+from warp_lib.interactive import playground
+from warp_lib.interactive.playground import Completion, Desk, Place, Playground, by_token, page, sentence_ends, split
 from warp_lib.merging import between, interpolate, slerp
-from warp_lib.outcomes import outcome
-from warp_lib.paths import ROOT
-from warp_lib.playground import Completion, Desk, Place, Playground, by_token, page, sentence_ends, split
 from warp_lib.policy import Policy
-from warp_lib.progress import Progress
 from warp_lib.reward import Reward
+from warp_lib.runs.paths import ROOT
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
+from warp_lib.study.outcomes import outcome
+from warp_lib.tools import deltas, task_vectors
+from warp_lib.tools.deltas import norm, pack, unpack
 
 TAU, NEW = 0.7, 6
 HOSTILE = "<img src=x onerror=alert(1)>&"

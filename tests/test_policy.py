@@ -26,13 +26,13 @@ from transformers import (
 )
 
 import warp_lib.policy
-from warp_lib import cuda_graphs, machine
-from warp_lib.decoding import draw
 from warp_lib.evaluate import exact_kl, kl_of_pass
+from warp_lib.fast import cuda_graphs, machine
+from warp_lib.fast.decoding import draw
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
-from warp_lib.seeds import torch_stream
-from warp_lib.task_vectors import committed
+from warp_lib.runs.seeds import torch_stream
+from warp_lib.tools.task_vectors import committed
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]
 NEW, TAU = 6, 0.7

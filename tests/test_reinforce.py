@@ -11,15 +11,15 @@ from conftest import END, every_completion, padded, plain_log_probs, tiny_policy
 from torch import Tensor
 
 import warp_lib.aligner
-from warp_lib import machine
 from warp_lib.aligner import Run
-from warp_lib.checkpoint import Checkpoint
+from warp_lib.fast import machine
 from warp_lib.policy import Policy, masked
-from warp_lib.progress import Progress
 from warp_lib.reinforce import batch, leave_one_out, policy_gradient_loss, reinforce
 from warp_lib.reward import Reward
+from warp_lib.runs.checkpoint import Checkpoint
+from warp_lib.runs.progress import Progress
+from warp_lib.runs.store import digest
 from warp_lib.settings import Settings
-from warp_lib.store import digest
 
 TAU, V = 0.7, 6  # V: a vocabulary so small that the 5² completions of two tokens can be enumerated
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]

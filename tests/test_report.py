@@ -11,8 +11,10 @@ import pytest
 import torch
 from nbformat import v4
 
-from warp_lib import machine, paths, report, store
 from warp_lib.__main__ import main
+from warp_lib.fast import machine
+from warp_lib.report import report
+from warp_lib.runs import paths, store
 
 SETTINGS = "from warp_lib.settings import Settings\n\nsettings = Settings.from_notebook(globals())\nsettings"
 FIGURE = """
@@ -24,7 +26,7 @@ go.Figure(go.Scatter(y=[1, 3, 2], name="</script><script>alert(1)</script>")).sh
 print("<script>alert('generated')</script>", settings.name, settings.beta)
 """
 LIVE = """
-from warp_lib.live import live
+from warp_lib.interactive.live import live
 
 print("before", flush=True)
 await live(lambda progress: sum(progress.track(range(4), "run 1")), title="WARP")

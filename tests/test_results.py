@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from warp_lib import fronts, paths
 from warp_lib.experiment import Experiment, warp_points
-from warp_lib.fronts import Interval
-from warp_lib.points import all_points
-from warp_lib.progress import Progress
-from warp_lib.results import COLUMNS, matched, read_results, read_scores, real_positive, write_results
+from warp_lib.interactive.points import all_points
+from warp_lib.runs import paths
+from warp_lib.runs.progress import Progress
+from warp_lib.runs.results import COLUMNS, read_results, read_scores, real_positive, write_results
 from warp_lib.settings import Settings
+from warp_lib.study import fronts
+from warp_lib.study.fronts import Interval, matched
 
 ROWS = pd.DataFrame({"method": ["sft", "reinforce", "warp", "warp"]})
 

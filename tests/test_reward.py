@@ -31,12 +31,12 @@ from transformers import (
 
 import warp_lib.experiment as experiment_module
 import warp_lib.reward as reward_module
-from warp_lib import attention, machine
-from warp_lib.checkpoint import weights_of
 from warp_lib.experiment import Experiment
-from warp_lib.progress import Progress
+from warp_lib.fast import attention, machine
 from warp_lib.reviews import Reviews
 from warp_lib.reward import EncoderScorer, Reward, accuracy, crop, train_encoder_scorer, train_tfidf_scorer
+from warp_lib.runs.checkpoint import weights_of
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 
 GOOD, BAD, OTHER = ["good", "great", "fine"], ["bad", "awful", "poor"], [f"word{k}" for k in range(20)]

@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from warp_lib import machine, plots, rounding, study
-from warp_lib.outcomes import outcome
-from warp_lib.progress import Progress
+from warp_lib.fast import machine
+from warp_lib.report import plots
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
+from warp_lib.study import rounding, study
+from warp_lib.study.outcomes import outcome
 
 PROMPTS, NOISE = 20, np.linspace(-0.1, 0.1, 20)
 # What each pass reads of a KL, and where WARP's points are in float32: r̃ is half of KL, less 0.2 where weights were rounded in training.

@@ -11,8 +11,8 @@ from conftest import running_in_lab
 from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
-from warp_lib.paths import ROOT
-from warp_lib.rendering import can_draw
+from warp_lib.report.rendering import can_draw
+from warp_lib.runs.paths import ROOT
 
 
 def run(command: list[str], runs) -> str:

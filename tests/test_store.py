@@ -22,13 +22,14 @@ import warp_lib.aligner as aligner_module
 import warp_lib.evaluate as evaluate_module
 import warp_lib.reinforce as reinforce_module
 import warp_lib.reward as reward_module
-from warp_lib import checkpoint, machine, paths
-from warp_lib import store as memory
-from warp_lib.checkpoint import Checkpoint, weights_of
+from warp_lib.fast import machine
 from warp_lib.policy import Policy
-from warp_lib.progress import Progress, Stopped
+from warp_lib.runs import checkpoint, paths
+from warp_lib.runs import store as memory
+from warp_lib.runs.checkpoint import Checkpoint, weights_of
+from warp_lib.runs.progress import Progress, Stopped
+from warp_lib.runs.store import NotStored, digest, only_stored, remember, save_tensors, write_json
 from warp_lib.settings import Settings
-from warp_lib.store import NotStored, digest, only_stored, remember, save_tensors, write_json
 
 STEPS = 7
 SEED = (0, "warp", 1, 1)

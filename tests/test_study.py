@@ -16,16 +16,19 @@ from conftest import GIVEN, keep
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from warp_lib import kept_reward, machine, outcomes, plots, study, task_vectors
 from warp_lib.__main__ import main
 from warp_lib.aligner import Run
-from warp_lib.fronts import Interval
+from warp_lib.fast import machine
+from warp_lib.interactive.points import all_points
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
-from warp_lib.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
-from warp_lib.points import all_points
-from warp_lib.progress import Progress
+from warp_lib.report import plots
+from warp_lib.runs.progress import Progress
+from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
-from warp_lib.store import digest
+from warp_lib.study import kept_reward, outcomes, study
+from warp_lib.study.fronts import Interval
+from warp_lib.study.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
+from warp_lib.tools import task_vectors
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):

@@ -7,13 +7,13 @@ import nbformat
 import pandas as pd
 import pytest
 
-from warp_lib import paths
 from warp_lib.__main__ import main
-from warp_lib.sweep import plan
+from warp_lib.report.sweep import plan
+from warp_lib.runs import paths
 
 SOURCE = """
 import os
-from warp_lib.results import write_results
+from warp_lib.runs.results import write_results
 from warp_lib.settings import Settings
 settings = Settings.from_notebook(globals())
 with open(f"{trace}", "a") as file:

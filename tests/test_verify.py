@@ -12,12 +12,13 @@ from conftest import END, every_completion, plain_logits, tiny_policy
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from warp_lib import machine, paths
 from warp_lib.__main__ import main
 from warp_lib.experiment import REPORT, Experiment, Point
-from warp_lib.progress import Progress
+from warp_lib.fast import machine
+from warp_lib.runs import paths
+from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
-from warp_lib.verify import ROWS, Check, described, kl_per_completion, mean_and_error, sample, verify
+from warp_lib.tools.verify import ROWS, Check, described, kl_per_completion, mean_and_error, sample, verify
 
 TAU, V = 0.7, 6
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0], [1, 10]]
@@ -83,7 +84,7 @@ def test_few_completions_are_in_memory_at_a_time(monkeypatch):
     drawn = sample(policy.model, PROMPTS, 50, 2, TAU, [END])
     kl_per_completion(policy.model, policy.model, PROMPTS, drawn, TAU, [END])
     assert max(widths) == ROWS == 64
-    monkeypatch.setattr("warp_lib.verify.NUMBERS", 12 * 7 * 10)  # a vocabulary of 12, seven tokens, ten rows
+    monkeypatch.setattr("warp_lib.tools.verify.NUMBERS", 12 * 7 * 10)  # a vocabulary of 12, seven tokens, ten rows
     widths.clear()
     kl_per_completion(policy.model, policy.model, PROMPTS, drawn, TAU, [END])
     assert max(widths) == 10

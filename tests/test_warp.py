@@ -9,11 +9,11 @@ from conftest import tiny_policy, token_ids
 
 from warp_lib.aligner import Run
 from warp_lib.merging import Weights, angle, interpolate, lerp, slerp, task_vector
-from warp_lib.progress import Progress
 from warp_lib.reinforce import reinforce
 from warp_lib.reward import Reward
+from warp_lib.runs.progress import Progress
+from warp_lib.runs.store import digest
 from warp_lib.settings import Settings
-from warp_lib.store import digest
 from warp_lib.warp import warp
 
 STEPS = {(1, 1): (1.0, 0.0), (1, 2): (0.0, 2.0), (2, 1): (-4.0, 0.0), (2, 2): (0.0, 3.0)}  # the task vectors of run m in iteration i

@@ -9,8 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .errors import Explained, reason
-from .jobs import interrupted_by_signals
+from .runs.errors import Explained, reason
+from .runs.jobs import interrupted_by_signals
 from .settings import PROFILES, Settings, number, typed
 
 STOPPED = "Stopped. What is finished is kept; run the same command to go on."
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "study", help="run what is left of the study's experiments, and keep it in data/study/", allow_abbrev=False,
         usage="python -m warp_lib study [EXPERIMENT …] [--jobs N] [--unit ARM-SEED]",
     )  # fmt: skip
-    command.add_argument("experiment", nargs="*", help="as listed in warp_lib/study.py (default: tuning, primary, best-of-n, grid, merges)")
+    command.add_argument("experiment", nargs="*", help="of warp_lib/study (default: tuning, primary, best-of-n, grid, merges)")
     command.add_argument("--jobs", type=int, default=1, help="units at a time, the processors shared out among them (default: 1)")
     command.add_argument("--unit", metavar="ARM-SEED", help="only this unit of the experiment")
     command.set_defaults(run=study)
@@ -101,7 +101,7 @@ def report(args: argparse.Namespace, unknown: list[str]) -> int:
         settings, overrides = given_settings(args, unknown)
     except ValueError as error:
         return say(error, 2)
-    from .report import ReportError, run_report  # only now: it takes a second to import
+    from .report.report import ReportError, run_report  # only now: it takes a second to import
 
     try:
         run_report(settings, args.profile, overrides)
@@ -111,7 +111,7 @@ def report(args: argparse.Namespace, unknown: list[str]) -> int:
 
 
 def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
-    from .sweep import sweep as run_sweep
+    from .report.sweep import sweep as run_sweep
 
     try:
         if unknown:
@@ -130,8 +130,8 @@ def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
 def study(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"study takes names of experiments only, not {unknown[0]}.", 2)
-    from .live import TerminalProgress
-    from .study import run as run_study
+    from .runs.progress import TerminalProgress
+    from .study.study import run as run_study
 
     try:
         if args.jobs < 1:
@@ -149,9 +149,9 @@ def pack(args: argparse.Namespace, unknown: list[str]) -> int:
         settings, _ = given_settings(args, unknown)
     except ValueError as error:
         return say(error, 2)
-    from . import task_vectors
     from .experiment import Experiment
-    from .live import TerminalProgress
+    from .runs.progress import TerminalProgress
+    from .tools import task_vectors
 
     progress = TerminalProgress()
     try:
@@ -169,8 +169,8 @@ def merge(args: argparse.Namespace, unknown: list[str]) -> int:
         return say(f"merge takes no {unknown[0]}; its options are --out, --eta, --merge, --per and --dtype.", 2)
     import pandas as pd
 
-    from .live import TerminalProgress
-    from .merge_folders import RoundingWarning, merge_folders
+    from .runs.progress import TerminalProgress
+    from .tools.merge_folders import RoundingWarning, merge_folders
 
     progress = TerminalProgress()
     try:
@@ -193,10 +193,10 @@ def merge(args: argparse.Namespace, unknown: list[str]) -> int:
 def verify(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"verify takes the name of one run only, not {unknown[0]}.", 2)
-    from . import machine
-    from .live import TerminalProgress
-    from .verify import described
-    from .verify import verify as verify_run
+    from .fast import machine
+    from .runs.progress import TerminalProgress
+    from .tools.verify import described
+    from .tools.verify import verify as verify_run
 
     machine.prepare()
     progress = TerminalProgress()
@@ -224,8 +224,8 @@ def pairs(given: list[str], form: str) -> list[tuple[str, str]]:
 def publish(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"publish takes --name only, not {unknown[0]}.", 2)
-    from .report import ReportError
-    from .report import publish as publish_run
+    from .report.report import ReportError
+    from .report.report import publish as publish_run
 
     try:
         publish_run(args.name)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .checkpoint import Checkpoint
 from .merging import Weights
 from .policy import Policy
-from .progress import Progress
+from .runs.checkpoint import Checkpoint
+from .runs.progress import Progress
+from .runs.store import digest, remember, save_tensors
 from .settings import Settings
-from .store import digest, remember, save_tensors
 
 WARM_UP = 10  # steps in which the learning rate rises to its value
 Seed = tuple[str | int, ...]

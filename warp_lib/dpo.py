@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import machine
 from .aligner import Run, Seed, train
-from .identities import function_identity
+from .fast import machine
 from .merging import Weights
 from .policy import Policy, Rollouts, together
-from .progress import Progress
 from .reinforce import batch
 from .reward import Reward
-from .seeds import numpy_stream, torch_stream
+from .runs.identities import function_identity
+from .runs.progress import Progress
+from .runs.seeds import numpy_stream, torch_stream
+from .runs.store import digest, remember, save_tensors
 from .settings import Settings
-from .store import digest, remember, save_tensors
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import machine
+from .fast import machine
 from .merging import Weights
 from .policy import ChosenLogProbs, Policy, Rollouts, at_once
-from .progress import Progress
 from .reward import Reward
-from .seeds import torch_stream
-from .store import digest, remember, save_tensors
+from .runs.progress import Progress
+from .runs.seeds import torch_stream
+from .runs.store import digest, remember, save_tensors
 
 CHUNK = 64  # rollouts scored at a time, so that two models' logits fit in memory
 KEPT = 2**30  # bytes of logits that sampling may leave for the KL, which saves it one of two passes

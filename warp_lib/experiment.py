@@ -7,28 +7,29 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from . import machine, merging
+from . import merging
 from .aligner import Aligner, Run
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
-from .errors import Explained
 from .evaluate import Evaluation, evaluate, language_loss
+from .fast import machine
 from .merging import Weights, interpolate
-from .paths import folder, write_whole
-from .plots import Table
 from .policy import Policy
-from .progress import Progress
 from .prompts import PROMPT_TOKENS
 from .reinforce import reinforce
-from .results import write_results
 from .reviews import Reviews, load_reviews
 from .reward import SEED, Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
+from .runs.errors import Explained
+from .runs.paths import folder, write_whole
+from .runs.progress import Progress
+from .runs.results import write_results
+from .runs.store import digest, remember, save_tensors, write_json
 from .settings import Settings
-from .store import digest, remember, save_tensors, write_json
 from .warp import Iteration, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
@@ -283,7 +284,7 @@ class Experiment:
         scores = {score: np.stack(values) for score, values in scores.items()}
         return write_results(s.name, part, rows, scores, shown, {name: scorer.identity for name, scorer in rewards.items()})
 
-    def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> Table:
+    def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> list[dict[str, Any]]:
         """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""
         rows = []
         for name, theta in thetas.items():
@@ -294,7 +295,7 @@ class Experiment:
                 completion = texts[k * self.settings.test_samples].removeprefix(prompt)
                 scores = {"reward r̃": seen.scores["reward"][k, 0].item(), "KL, nats": seen.scores["kl"][k, 0].item()}
                 rows.append({"policy": name, "prompt": prompt, "completion": completion} | scores)
-        return Table(sorted(rows, key=lambda row: row["prompt"]))
+        return sorted(rows, key=lambda row: row["prompt"])
 
     def save_policy(self, point: "Point", name: str, rewards: dict[str, Reward]) -> Path:
         """Write a point's policy as a folder that ``AutoModelForCausalLM.from_pretrained`` opens; and in it, for `verify`, what it is.

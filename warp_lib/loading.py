@@ -17,9 +17,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from .decoding import decode
-from .model_files import Unfit, configuration, has_tokenizer, read_json, reason, refuse_non_finite, tensors
+from .fast.decoding import decode
 from .prompts import PROMPT_TOKENS
+from .runs.model_files import Unfit, configuration, has_tokenizer, read_json, reason, refuse_non_finite, tensors
 
 AGREE = 1e-3  # how far decoding with a cache may be from the plain forward pass, of the largest logit
 

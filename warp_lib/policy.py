@@ -18,17 +18,19 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from . import cuda_graphs, hub, loading, machine
-from .checkpoint import load, weights_of
-from .decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
-from .dense import multiply_in_parts
-from .identities import tokenizer_identity
+from . import loading
+from .fast import cuda_graphs, machine
+from .fast.decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
+from .fast.dense import multiply_in_parts
 from .merging import Weights
-from .model_files import Unfit, said_of
-from .paths import ROOT
-from .progress import Progress
 from .prompts import prompts
-from .store import digest
+from .runs import hub
+from .runs.checkpoint import load, weights_of
+from .runs.identities import tokenizer_identity
+from .runs.model_files import Unfit, said_of
+from .runs.paths import ROOT
+from .runs.progress import Progress
+from .runs.store import digest
 
 NAMES = ("reviews-gpt2", "smollm2")  # that need no folder
 BUNDLED = ROOT / "data" / "policy"

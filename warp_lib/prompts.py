@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from .seeds import numpy_stream
+from .runs.seeds import numpy_stream
 
 PROMPT_TOKENS = (5, 15)  # the shortest and the longest
 CHARACTERS = 200  # of a review, that its prompt is cut from

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import machine
 from .aligner import Run, Seed, train
+from .fast import machine
 from .merging import Weights
 from .policy import Policy
-from .progress import Progress
 from .reward import Reward
-from .seeds import numpy_stream, torch_stream
+from .runs.progress import Progress
+from .runs.seeds import numpy_stream, torch_stream
+from .runs.store import digest
 from .settings import Settings
-from .store import digest
 
 SFT_EVERY = 5  # steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from . import hub
-from .model_files import POINTER, Unfit, reason, said_of
-from .paths import RUNS
+from .runs import hub
+from .runs.model_files import POINTER, Unfit, reason, said_of
+from .runs.paths import RUNS
 
 COPIES = str(RUNS / "reviews")  # where datasets keeps what it read from CSV files
 LEAST = 200  # different labelled reviews

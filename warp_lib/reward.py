@@ -30,15 +30,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import attention, hub, loading, machine
-from .checkpoint import Checkpoint, load, weights_of
-from .dense import laid_out, multiply_in_parts
-from .errors import Explained
-from .identities import tokenizer_identity
-from .model_files import Unfit, reason, refuse_non_finite, said_of
-from .progress import Progress
-from .seeds import numpy_stream, stream
-from .store import digest, remember, save_tensors
+from . import loading
+from .fast import attention, machine
+from .fast.dense import laid_out, multiply_in_parts
+from .runs import hub
+from .runs.checkpoint import Checkpoint, load, weights_of
+from .runs.errors import Explained
+from .runs.identities import tokenizer_identity
+from .runs.model_files import Unfit, reason, refuse_non_finite, said_of
+from .runs.progress import Progress
+from .runs.seeds import numpy_stream, stream
+from .runs.store import digest, remember, save_tensors
 
 CROPPED, WHOLE = 32, 4  # positive and as many negative reviews in a training step: of crops, and of whole reviews
 WORDS = (24, 120)  # shortest and longest crop; a completion with its prompt has about 50 words

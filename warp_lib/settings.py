@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .errors import Explained
+from .runs.errors import Explained
 
 TAKEN = ("store", "reviews", "pretrain")  # folders under runs/ that are not a run's
 SPLITS = ("test", "validation")

@@ -1,4 +1,4 @@
-"""WARP, the loop over iterations and runs (paper, Algorithm 1)."""
+"""WARP, the loop over iterations and runs (arXiv 2406.16768, Algorithm 1)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +27,19 @@ class Iteration:
 
 def warp(theta_sft: Weights, align: Aligner, *, iterations: int, runs: int, eta: float, merge: Merge, seed: int) -> Iterator[Iteration]:
     """Yield each iteration as it ends. The last one's `merged` is WARP's policy; its front is `interpolate(theta_sft, merged, η)`.
+
+    Algorithm 1, and where each line of it is::
+
+        θ_init ← θ_sft                                      here
+        for i = 1 … I, for m = 1 … M                        here
+            θ_m, θ_ema ← θ_init                             aligner.train
+            for t = 1 … T                                   aligner.train
+                y ~ π_θm(· | x)                             policy.Policy.sample
+                r_β ← r(x, y) − β log π_θm(y|x)/π_ema(y|x)  reinforce.reinforce
+                θ_m ← optimiser step along r_β ∇ log π_θm   reinforce.reinforce (loss), aligner.train (AdamW)
+                θ_ema ← (1 − μ) θ_ema + μ θ_m               aligner.train
+        θ_slerp ← slerp(θ_init, {θ_m}, 1/M)                 merging.slerp
+        θ_init ← (1 − η) θ_init + η θ_slerp                 merging.interpolate
 
     Args:
         theta_sft: the supervised policy's weights, where everything begins.

@@ -1,4 +1,4 @@
-"""The notebooks' one pattern for long cells: ``result = await live(work, title="…")``. Also the bar that command lines show.
+"""The notebooks' one pattern for long cells: ``result = await live(work, title="…")``.
 
 The work runs in a thread and only writes down where it is; the awaiting cell looks several times a second and draws. So the kernel stays
 free for the Stop button and for Interrupt, and no widget is ever touched by two threads.
@@ -8,7 +8,6 @@ import asyncio
 import contextvars
 import html
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -18,12 +17,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .progress import Progress, Stopped
+from ..runs.progress import Progress, Stopped, duration, label
 
 T = TypeVar("T")
 
 SHOWN = 3  # completions of the latest step
-LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
 # Series that share a panel, and the panel's name; any other number gets a panel of its own.
 PANELS = {"reward": "reward r̃", "kl_anchor": "KL in nats: — anchor, ⋯ SFT", "kl_sft": "KL in nats: — anchor, ⋯ SFT"}
 
@@ -59,7 +57,7 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
 
 async def follow(work: Callable[[Progress], T], progress: "Watched", view: "TextView | WidgetView", title: str) -> T:
     """`live` with a progress and a view that are there already, for whoever shows the view in a place of its own."""
-    from . import machine  # only now: `report` takes this module's `duration` without torch
+    from ..fast import machine  # only now: `report` takes this module's `duration` without torch
 
     outcome: Future[T] = Future()
     loop, finished = asyncio.get_running_loop(), asyncio.Event()
@@ -124,14 +122,6 @@ def _begun_by_papermill() -> bool:
     except (psutil.Error, OSError):
         return False
     return any(name in words for name in ("papermill", "jupyter-nbconvert", "jupyter-execute"))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "4 s", "3 min 20 s", "1 h 02 min"."""
-    s = round(seconds)
-    if s < 3600:
-        return f"{s // 60} min {s % 60:02d} s" if s >= 60 else f"{s} s"
-    return f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
 @dataclass
@@ -285,7 +275,7 @@ class WidgetView:
 
     def add_series(self, number: int, name: str, title: str) -> None:
         """An empty line for one series of one loop; a loop has one colour and one legend entry."""
-        from .plots import PALETTE
+        from ..report.plots import PALETTE
 
         figure, axes = self.figure.figure, ["", *map(str, range(2, 20))]
         panel = PANELS.get(name, label(name))
@@ -317,32 +307,3 @@ def completions(rows: Sequence[tuple[str, float]]) -> str:
     cells = [f"<td><b>{reward:+.2f}</b></td><td>{html.escape(text)}</td>" for text, reward in rows]
     body = "".join(f"<tr style='vertical-align:top'>{row}</tr>" for row in cells)
     return f"<small>From the latest step, with their r̃:</small><table style='line-height:1.4'>{body}</table>"
-
-
-def label(name: str) -> str:
-    """A logged name as people read it."""
-    return LABELS.get(name, name.replace("_", " "))
-
-
-class TerminalProgress(Progress):
-    """Bars on the terminal, for command lines; in a log file a line now and then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bars: list[Any] = []
-
-    def begin(self, title: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        pace = 0.1 if sys.stderr.isatty() else 20.0
-        self.bars.append(tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, mininterval=pace))
-
-    def advance(self) -> None:
-        self.bars[-1].update()
-
-    def end(self) -> None:
-        self.bars.pop().close()
-
-    def log(self, **numbers: float) -> None:
-        if self.bars:
-            self.bars[-1].set_postfix({label(name): f"{value:.3g}" for name, value in numbers.items()}, refresh=False)

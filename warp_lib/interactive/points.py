@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import outcomes, paths
-from .errors import Explained, say_once
-from .fronts import Interval, hypervolume
-from .prompts import prompts
-from .results import readable, real_positive
+from ..prompts import prompts
+from ..runs import paths
+from ..runs.errors import Explained, say_once
+from ..runs.results import readable, real_positive
+from ..study import outcomes
+from ..study.fronts import Interval, hypervolume
 
 # The corner from which hypervolumes are measured, fixed before any was looked at: the KL at which the learning rate was chosen to end, and
 # what SFT earns by definition.
@@ -127,7 +128,7 @@ def study_prompts() -> dict[int, str]:
     """A test review's row in the source → the study's prompt from it, made anew from the reviews that pip brought (a second or two)."""
     from tokenizers import Tokenizer
 
-    from .reviews import load_reviews
+    from ..reviews import load_reviews
 
     tokenizer, test = Tokenizer.from_file(str(paths.ROOT / "data" / "policy" / "tokenizer.json")), load_reviews().test
 

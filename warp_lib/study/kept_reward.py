@@ -12,12 +12,12 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ..reward import SEED, EncoderScorer, Reward, untrained
+from ..runs.checkpoint import load, weights_of
+from ..runs.paths import RUNS
+from ..runs.store import save_tensors
+from ..settings import Settings
 from . import outcomes
-from .checkpoint import load, weights_of
-from .paths import RUNS
-from .reward import SEED, EncoderScorer, Reward, untrained
-from .settings import Settings
-from .store import save_tensors
 
 # What it depends on: its training, and the completions over which it is standardised.
 MADE_BY = ("encoder", "reviews", "reward_layers", "reward_trained", "reward_steps", "reward_learning_rate")

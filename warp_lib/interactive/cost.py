@@ -8,14 +8,13 @@ from itertools import pairwise
 
 import torch
 
-from .aligner import Run, Seed
-from .checkpoint import steps_done
-from .experiment import Experiment
-from .live import duration
-from .merging import Weights
-from .progress import Progress, Stopped
-from .reward import Reward
-from .store import NotStored, only_stored, records, remember, surroundings
+from ..aligner import Run, Seed
+from ..experiment import Experiment
+from ..merging import Weights
+from ..reward import Reward
+from ..runs.checkpoint import steps_done
+from ..runs.progress import Progress, Stopped, duration
+from ..runs.store import NotStored, only_stored, records, remember, surroundings
 
 TIMED = 3  # steps that are timed where none is on record; the first is not counted, it warms up
 

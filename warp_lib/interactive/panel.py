@@ -12,14 +12,14 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 from IPython.display import Markdown
 
-from . import plots
+from ..experiment import Experiment, warp_points
+from ..report import plots
+from ..reward import Reward
+from ..runs.progress import Progress
+from ..settings import PROFILES, Settings, typed
 from .cost import cost
-from .experiment import Experiment, warp_points
 from .live import StoppedByHand, Watched, WidgetView, follow, front_end
 from .live_figure import LiveFigure
-from .progress import Progress
-from .reward import Reward
-from .settings import PROFILES, Settings, typed
 
 SYMBOLS = {
     "iterations": "I", "runs": "M", "steps": "T", "mu": "μ", "beta": "β", "eta": "η", "temperature": "τ", "learning_rate": "",

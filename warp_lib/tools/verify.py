@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from . import paths
+from ..runs import paths
 
 ROWS = 64  # completions at a time, at most
 NUMBERS = 2**26  # logits at a time, at most: 256 MB of float32
@@ -166,10 +166,10 @@ def verify(run: str, progress: Any = None) -> list[Check]:
     Raises ValueError, in one sentence, for a run that is not there or has no saved policies, and where something that made its table is
     gone or has changed.
     """
-    from .experiment import Experiment  # only now: a name that is wrong is told at once
-    from .progress import Progress
-    from .settings import Settings
-    from .store import NotStored, digest, only_stored
+    from ..experiment import Experiment  # only now: a name that is wrong is told at once
+    from ..runs.progress import Progress
+    from ..runs.store import NotStored, digest, only_stored
+    from ..settings import Settings
 
     progress, checks, ready = progress or Progress(), [], {}
     saved = list(_saved(run))
@@ -202,8 +202,8 @@ def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, An
     """The name, folder, row of the table and warp_report.json of each saved policy of a run. Raises ValueError as `verify` does."""
     import pandas as pd
 
-    from .experiment import REPORT
-    from .settings import TAKEN
+    from ..experiment import REPORT
+    from ..settings import TAKEN
 
     runs = [folder.name for folder in sorted(paths.RUNS.glob("*/")) if folder.name not in TAKEN and not folder.name.startswith(".")]
     if run not in runs:

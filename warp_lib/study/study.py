@@ -24,23 +24,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import kept_reward, machine
-from .aligner import Aligner, Run, Seed
+from ..aligner import Aligner, Run, Seed
+from ..dpo import MakePairs, Pairs, for_all_runs
+from ..evaluate import kl_of_pass
+from ..experiment import Experiment, Point, reinforce_points, warp_points
+from ..fast import machine
+from ..merging import Weights, geometry, interpolate, lerp, slerp, slerp_without_order
+from ..reward import Reward
+from ..runs.jobs import Jobs, together
+from ..runs.paths import ROOT, write_whole
+from ..runs.progress import Progress
+from ..runs.results import COLUMNS
+from ..runs.seeds import torch_stream
+from ..runs.store import digest, save_tensors, write_json
+from ..settings import Settings
+from ..warp import Iteration
+from . import kept_reward
 from .best_of_n import best_of, kl_of_best
-from .dpo import MakePairs, Pairs, for_all_runs
-from .evaluate import kl_of_pass
-from .experiment import Experiment, Point, reinforce_points, warp_points
-from .jobs import Jobs, together
-from .merging import Weights, geometry, interpolate, lerp, slerp, slerp_without_order
 from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
-from .paths import ROOT, write_whole
-from .progress import Progress
-from .results import COLUMNS
-from .reward import Reward
-from .seeds import torch_stream
-from .settings import Settings
-from .store import digest, save_tensors, write_json
-from .warp import Iteration
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of the first seed that a reward model had
 LEFT_OUT = "Left out: "

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .store import digest
 
+PACKAGE = __name__.split(".")[0] + "."
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -40,7 +42,7 @@ def function_identity(function: Callable) -> str:
         return f"{inner}-{digest([_value(a, inner, ()) for a in function.args], _values(function.keywords, inner, ()))}"
     if not isinstance(function, FunctionType):
         raise ValueError(f"{type(function).__name__} objects as a loss or a ranking need an attribute `identity`, a string for the store.")
-    if function.__module__.startswith(f"{__package__}.") and function.__qualname__ == function.__name__.strip("<>"):
+    if function.__module__.startswith(PACKAGE) and function.__qualname__ == function.__name__.strip("<>"):
         return function.__name__
     return f"{function.__name__}-{digest(_function(function, ()))}"
 

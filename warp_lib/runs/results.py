@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
 from .errors import Explained, reason, say_once
-from .fronts import Interval, bootstrap, weights
 from .paths import folder, write_whole
 
 # What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge), liti (where the next iteration begins),
@@ -127,49 +125,6 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
         again = " and ".join(table.stem for table in tables)
         raise ValueError(f"name={name!r} has results on different numbers of test prompts: run {again} again.")
     return {score: np.concatenate([part[score] for part in parts]).astype(float) for score in ("reward", "kl")}
-
-
-@dataclass(frozen=True)
-class Matched:
-    """The difference of two methods' rewards at one KL, in r̃, on one seed: its mean and its 95% interval over test prompts."""
-
-    kl: float
-    difference: Interval
-
-    def __str__(self) -> str:
-        """The difference in words, with what its interval allows to say."""
-        verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[self.difference.side]
-        return f"{self.difference.mean:+z.2f} ({self.difference.low:+z.2f} to {self.difference.high:+z.2f}), {verdict} it"
-
-
-def matched(results: pd.DataFrame, scores: Mapping[str, np.ndarray], first: str, second: str, kl: float | None = None) -> Matched:
-    """The rewards of two methods at one KL, each read linearly between its points, of which SFT is the first; paired by test prompt.
-
-    The interval is over test prompts, by a bootstrap in which rewards and KLs of all points are means over the same drawn prompts.
-
-    Args:
-        results: a table (`read_results`).
-        scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts) (`read_scores`).
-        kl: where to compare, nats; None for the largest KL that both reach, which every draw of prompts finds for itself.
-
-    Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
-    """
-    methods = {method: results["method"].isin(["sft", method]).to_numpy() for method in (first, second)}
-    reward, own_kl = ([scores[score][rows] for rows in methods.values()] for score in ("reward", "kl"))
-
-    def end(shares: np.ndarray) -> float:
-        return min((points @ shares).max() for points in own_kl) if kl is None else kl
-
-    def difference(shares: np.ndarray) -> float:
-        a, b = (weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares) for k, r in zip(own_kl, reward, strict=True))
-        return a - b
-
-    prompts = reward[0].shape[1]
-    at = float(end(np.full(prompts, 1 / prompts)))
-    for method, points in zip(methods, own_kl, strict=True):
-        if not 0 <= at <= (reach := points.mean(1).max()) + 1e-9:
-            raise ValueError(f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not {at:.2f}.")
-    return Matched(at, bootstrap(difference, prompts))
 
 
 def real_positive(name: str) -> dict[str, float]:

@@ -15,13 +15,13 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from . import paths
-from .errors import Explained
-from .jobs import Jobs, together
-from .live import duration
+from ..runs import paths
+from ..runs.errors import Explained
+from ..runs.jobs import Jobs, together
+from ..runs.progress import duration
+from ..runs.results import readable
+from ..settings import LONGEST_NAME, Settings
 from .report import kernel_environment
-from .results import readable
-from .settings import LONGEST_NAME, Settings
 
 Values = dict[str, Any]
 
@@ -157,7 +157,7 @@ def _finished(job: Job, notebook: Path) -> bool:
         executed = nbformat.read(job.executed, 4)
     except (OSError, ValueError):  # not there, or damaged
         return False
-    made_from = [*Path(__file__).parent.glob("*.py"), *(paths.ROOT / "data" / "policy").iterdir()]
+    made_from = [*(paths.ROOT / "warp_lib").rglob("*.py"), *(paths.ROOT / "data" / "policy").iterdir()]
     if job.executed.stat().st_mtime < max(file.stat().st_mtime for file in made_from):
         return False
     return executed.metadata["papermill"]["parameters"] == job.parameters and _code(executed) == _code(nbformat.read(notebook, 4))

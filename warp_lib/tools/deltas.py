@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .merging import Weights
+from ..merging import Weights
 
 THRESHOLD = 0.92  # of the vector's root mean square: what is smaller becomes 0. A larger one makes smaller files and a larger error
 POWERS = torch.tensor([81, 27, 9, 3, 1], dtype=torch.uint8)  # five codes make one byte

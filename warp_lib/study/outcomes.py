@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
+from ..runs.paths import ROOT
 from .fronts import Effect, Interval, pareto, shares, weights
-from .paths import ROOT
 
 FOLDER = ROOT / "data" / "study"
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else

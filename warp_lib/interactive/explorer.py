@@ -13,12 +13,13 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from . import paths, plots
-from .fronts import Interval, pareto
+from ..report import plots
+from ..report.rendering import export_figure
+from ..runs import paths
+from ..study.fronts import Interval, pareto
 from .live import front_end
 from .live_figure import LiveFigure
 from .points import CORNER, Selection, all_points, by_pipeline, comparison, completions, describe, positive_band
-from .rendering import export_figure
 
 VIEWS = {
     "reward against KL": ("kl", "reward"), "judge against KL": ("kl", "judge"), "reward against judge": ("judge", "reward"),

@@ -12,10 +12,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from . import rounding
-from .cells import Cell
-from .fronts import Effect, Interval
-from .outcomes import LOW, MERGES, Outcome, averaged_out
+from ..study import rounding
+from ..study.cells import Cell
+from ..study.fronts import Effect, Interval
+from ..study.outcomes import LOW, MERGES, Outcome, averaged_out
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#888888"

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import Explained
-from .merging import Weights
 from .progress import Progress, Stopped
 from .store import CHECKPOINT, digest, file_digest, save_tensors
 
@@ -21,13 +20,13 @@ SECONDS = 60  # between two checkpoints
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def weights_of(model: nn.Module) -> Weights:
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a model's weights on the CPU; tied tensors stand once, under one name."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 
 
 @torch.no_grad()
-def load(model: Module, weights: Weights) -> Module:
+def load(model: Module, weights: dict[str, Tensor]) -> Module:
     """Copy weights into a model, in place."""
     for name, p in model.named_parameters():
         p.copy_(weights[name])

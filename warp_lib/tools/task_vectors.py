@@ -8,15 +8,15 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from ..experiment import Experiment
+from ..merging import Weights, geometry, task_vector
+from ..runs.paths import ROOT
+from ..runs.progress import Progress
+from ..runs.store import digest, save_tensors, write_json
+from ..settings import Settings
+from ..study.fronts import Interval
+from ..study.study import COMMIT
 from .deltas import norm, pack, unpack
-from .experiment import Experiment
-from .fronts import Interval
-from .merging import Weights, geometry, task_vector
-from .paths import ROOT
-from .progress import Progress
-from .settings import Settings
-from .store import digest, save_tensors, write_json
-from .study import COMMIT
 
 FOLDER = ROOT / "data" / "task_vectors"
 RECORD = FOLDER / "task_vectors.json"

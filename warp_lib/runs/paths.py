@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from .errors import Explained, writing
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = Path(os.environ.get("WARP_RUNS") or ROOT / "runs").resolve()
 
 

@@ -1,14 +1,17 @@
 """What a long computation says while it runs, and how it is asked to stop.
 
 Library code takes a `Progress` and calls `track` around its loop, `log` and `show` inside it, and `check` where a step is long. This one is
-silent; `live` holds the ones that print or draw.
+silent; `TerminalProgress` draws bars, and `live` holds those of notebooks.
 """
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
 
 
 class Stopped(Exception):
@@ -51,3 +54,40 @@ class Progress:
 
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
         """Completions of the current step, prompts included, (n,), and their r̃, (n,): a model's text, to be escaped by whoever shows it."""
+
+
+class TerminalProgress(Progress):
+    """Bars on the terminal, for command lines; in a log file a line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bars: list[Any] = []
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        pace = 0.1 if sys.stderr.isatty() else 20.0
+        self.bars.append(tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, mininterval=pace))
+
+    def advance(self) -> None:
+        self.bars[-1].update()
+
+    def end(self) -> None:
+        self.bars.pop().close()
+
+    def log(self, **numbers: float) -> None:
+        if self.bars:
+            self.bars[-1].set_postfix({label(name): f"{value:.3g}" for name, value in numbers.items()}, refresh=False)
+
+
+def label(name: str) -> str:
+    """A logged name as people read it."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "4 s", "3 min 20 s", "1 h 02 min"."""
+    s = round(seconds)
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s" if s >= 60 else f"{s} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"

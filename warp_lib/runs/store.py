@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import machine
+from ..fast import machine
 from .errors import Explained, Unwritable, reason, say_once, writing
 from .paths import RUNS, write_whole
 

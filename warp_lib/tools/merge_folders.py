@@ -23,11 +23,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from . import hub
-from .merging import Weights, geometry, interpolate, layer_of, lerp, slerp, slerp_shares, task_vector
-from .model_files import BESIDE, INDEX, SINGLE, Stored, Unfit, configuration, refuse_non_finite, said_of
-from .model_files import tensors as stored_tensors
-from .progress import Progress
+from ..merging import Weights, geometry, interpolate, layer_of, lerp, slerp, slerp_shares, task_vector
+from ..runs import hub
+from ..runs.model_files import BESIDE, INDEX, SINGLE, Stored, Unfit, configuration, refuse_non_finite, said_of
+from ..runs.model_files import tensors as stored_tensors
+from ..runs.progress import Progress
 
 OWN_CODE = "*.py"  # of a model that transformers does not know: copied, so that the merged folder opens as the base does; never run
 DTYPES = {  # of plain weights and of buffers, as a file's header spells them; anything else is quantised

@@ -5,11 +5,12 @@ A front is read linearly between its points and never beyond them. Reading it ne
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtrit
 
 FEWEST = 3  # seeds from which an interval over seeds is given, and a side taken
@@ -211,3 +212,46 @@ class Effect:
         if self.few:
             return self.rows(name)
         return {f"{name}, over prompts": self.over_prompts, f"{name}, over seeds": self.over_seeds, f"{name}, over both": self.both}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The difference of two methods' rewards at one KL, in r̃, on one seed: its mean and its 95% interval over test prompts."""
+
+    kl: float
+    difference: Interval
+
+    def __str__(self) -> str:
+        """The difference in words, with what its interval allows to say."""
+        verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[self.difference.side]
+        return f"{self.difference.mean:+z.2f} ({self.difference.low:+z.2f} to {self.difference.high:+z.2f}), {verdict} it"
+
+
+def matched(results: pd.DataFrame, scores: Mapping[str, np.ndarray], first: str, second: str, kl: float | None = None) -> Matched:
+    """The rewards of two methods at one KL, each read linearly between its points, of which SFT is the first; paired by test prompt.
+
+    The interval is over test prompts, by a bootstrap in which rewards and KLs of all points are means over the same drawn prompts.
+
+    Args:
+        results: a table (`read_results`).
+        scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts) (`read_scores`).
+        kl: where to compare, nats; None for the largest KL that both reach, which every draw of prompts finds for itself.
+
+    Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
+    """
+    methods = {method: results["method"].isin(["sft", method]).to_numpy() for method in (first, second)}
+    reward, own_kl = ([scores[score][rows] for rows in methods.values()] for score in ("reward", "kl"))
+
+    def end(shares: np.ndarray) -> float:
+        return min((points @ shares).max() for points in own_kl) if kl is None else kl
+
+    def difference(shares: np.ndarray) -> float:
+        a, b = (weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares) for k, r in zip(own_kl, reward, strict=True))
+        return a - b
+
+    prompts = reward[0].shape[1]
+    at = float(end(np.full(prompts, 1 / prompts)))
+    for method, points in zip(methods, own_kl, strict=True):
+        if not 0 <= at <= (reach := points.mean(1).max()) + 1e-9:
+            raise ValueError(f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not {at:.2f}.")
+    return Matched(at, bootstrap(difference, prompts))

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
-from . import paths
-from .jobs import together
-from .live import duration
-from .settings import Settings
+from ..runs import paths
+from ..runs.jobs import together
+from ..runs.progress import duration
+from ..settings import Settings
 
 if TYPE_CHECKING:
     from jupyter_client import AsyncKernelManager
@@ -51,7 +51,7 @@ def run_report(settings: Settings, profile: str, overrides: dict[str, Any]) -> P
     """
     import torch  # only now: `publish` does without
 
-    from . import machine
+    from ..fast import machine
 
     sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
@@ -124,7 +124,7 @@ def _start(source: Path, environment: dict[str, str]) -> "AsyncKernelManager":
 
     kernel = AsyncKernelManager(kernel_name="python3")
     heavy = "import warp_lib.experiment; " if "warp_lib.experiment" in source.read_text(encoding="utf-8") else ""
-    imports = f"--IPKernelApp.exec_lines={heavy}import warp_lib.rendering, plotly.io; assert plotly.io.renderers"
+    imports = f"--IPKernelApp.exec_lines={heavy}import warp_lib.report.rendering, plotly.io; assert plotly.io.renderers"
     quiet = ["--log-level=50", "--HistoryManager.hist_file=:memory:"]  # what the notebook says, not its kernel
     run_sync(kernel.start_kernel)(extra_arguments=[*quiet, imports], env=os.environ | environment)
     return kernel

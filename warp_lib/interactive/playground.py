@@ -13,15 +13,16 @@ import torch
 from IPython.display import HTML
 from torch import Tensor
 
-from . import machine, plots
-from .evaluate import kl_by_token
-from .experiment import Experiment
+from ..evaluate import kl_by_token
+from ..experiment import Experiment
+from ..fast import machine
+from ..merging import Weights, between, geometry, interpolate
+from ..policy import Policy, Rollouts
+from ..report import plots
+from ..reward import Reward
+from ..runs.seeds import torch_stream
 from .live import front_end
 from .live_figure import LiveFigure
-from .merging import Weights, between, geometry, interpolate
-from .policy import Policy, Rollouts
-from .reward import Reward
-from .seeds import torch_stream
 
 COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
 FULL = 0.5  # nats of a token's KL at which its colour is strongest

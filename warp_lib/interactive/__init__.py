@@ -1,0 +1,1 @@
+"""What people turn and watch: live cells, knobs and their cost, the explorer, the playground."""

@@ -1,0 +1,1 @@
+"""Figures, tables, notebooks run from the command line, the page, and publishing."""
