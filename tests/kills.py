@@ -66,7 +66,7 @@ def main(kills: int, seed: int) -> int:
             print((alone / "said").read_text())
             return 1
         seconds, bad = time.monotonic() - began, 0
-        longest = 15 + 4 * seconds / kills  # a report begins in some 10 s and goes on where it was: so the kills spread over all of its work
+        longest = 15 + 4 * seconds / kills  # a report begins in some 10 s and goes on where it was: the kills spread over all of its work
         print(f"left alone: {seconds:.0f} s, {len(results(alone))} results; {kills} kills, seed {seed}", flush=True)
         for number in range(kills):
             report, how = begin(killed), draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
