@@ -1,0 +1,1 @@
+"""What was computed once and is kept: store, checkpoints, random streams, progress, folders, the hub, processes, result tables."""
