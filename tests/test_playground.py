@@ -296,7 +296,7 @@ def test_sliding_eta_by_keyboard_changes_the_texts(lab):
     expect(said(lab)).to_contain_text("η = 1 of WARP")
     texts = lab.locator(".widget-html").filter(has_text="furthest from SFT")
     before, points = texts.inner_text(), lab.locator(".scatterlayer .trace").first.locator(".point")
-    expect(points).to_have_count(1, timeout=20_000)  # the figure brings its own plotly, and takes its time on busy cores
+    expect(points).to_have_count(1, timeout=20_000)  # plotly takes its time to load on busy cores
     eta = lab.get_by_role("slider").first
     eta.focus()
     lab.keyboard.press("Home")

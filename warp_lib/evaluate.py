@@ -95,10 +95,9 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
 
 
 def _room(policy: Policy, rows: int, new: int) -> Tensor:
-    """Memory for the logits of as many rows as `KEPT` holds, whole chunks of them."""
-    words = policy.model.config.vocab_size
-    fit = KEPT // (4 * new * words)
-    return torch.empty(rows if rows <= fit else fit - fit % CHUNK, new, words, device=machine.device())
+    """Memory for the logits of as many rows as `KEPT` holds."""
+    words = policy.model.config.get_text_config().vocab_size
+    return torch.empty(min(rows, KEPT // (4 * new * words)), new, words, device=machine.device())
 
 
 @torch.no_grad()
@@ -107,11 +106,11 @@ def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: floa
 
     kept: the policy's logits of the first rollouts, as `Policy.sample` had them; of the others they are computed.
     """
-    parts, said = [], iter(() if kept is None else kept.split(CHUNK))
-    for chunk in rollouts.split(CHUNK):
-        logits_p, logits_q = next(said, None), sft.logits(chunk)
-        if logits_p is None:
-            logits_p = policy.logits(chunk)
+    parts = []
+    for number, chunk in enumerate(rollouts.split(CHUNK)):
+        said = () if kept is None else kept[number * CHUNK : (number + 1) * CHUNK]
+        logits_p = said if len(said) == len(chunk.tokens) else policy.logits(chunk)
+        logits_q = sft.logits(chunk)
         few = at_once(logits_p[0])
         for p, q, y in zip(logits_p.split(few), logits_q.split(few), chunk.completions[..., None].split(few), strict=True):
             log_p, log_q = policy.log_distribution(p, temperature), sft.log_distribution(q, temperature)
