@@ -61,8 +61,12 @@ def test_the_tables_are_read(folder, count):
         assert (reward.widest.mean, kl.widest.mean) == pytest.approx((-0.2, 0.0), abs=1e-5)
     level, high = rounding.at_equal_kl(rounding.seeds())
     assert (level.widest.mean, high) == pytest.approx((-0.178, 4.0), abs=0.002)  # SFT itself was not trained
-    said = rounding.answer(measured, effects, level, high)
-    assert "where float32 has 1.0 nats, 40% of REINFORCE's and 40% of WARP's; where it has 0.3, 40% and 40%" in said
+    shares = rounding.hidden(rounding.seeds())
+    assert list(shares) == pytest.approx([1.0, 1 / 3], abs=1e-5)
+    for of in shares.values():
+        assert {method: effect.widest.mean for method, effect in of.items()} == pytest.approx(dict.fromkeys(rounding.LINES, 0.4), abs=1e-4)
+    said = rounding.answer(measured, shares, effects, level, high)
+    assert "hides KL: where float32 has 1.0 nats, 40% (40% to 40%) of REINFORCE's and 40% (40% to 40%) of WARP's; where it has 0.3" in said
     assert "read 1.0 nats of WARP as 1.0." in said and ("shows nowhere" in said) == (count == 1)
     assert len(rounding.table(measured)) == 4 and len(rounding.angles(rounding.seeds())) == 4
     assert len(plots.by_pass(measured).data) == 12

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .fronts import Effect, shares
+from .fronts import Effect, shares, weights
 from .outcomes import Outcome, finished_seeds, outcome
 
 LINES = {"warp": "WARP", "reinforce-liti": "REINFORCE of T steps"}  # method: whose line from SFT it is
@@ -77,6 +77,27 @@ def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
     return Effect({seed: means["bfloat16", seed] - means["split", seed] for seed in among}), high
 
 
+def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
+    """KL in float32, nats → method → the share of it that rounding hides where the method's line from SFT has that KL.
+
+    At the largest KL that all lines reach, and at a third of it.
+    """
+    kls = {
+        (method, seed, split): one.scores[f"{split}.kl"][_along(one.of(split), method).index]
+        for method in LINES
+        for seed in among
+        for one in [trained("split", seed)]
+        for split in ("test", "test in bfloat16")
+    }
+    reach = min(float(kl.mean(1).max()) for (_, _, split), kl in kls.items() if split == "test")
+
+    def share(method: str, seed: int, at: float) -> np.ndarray:
+        exact, rounded = kls[method, seed, "test"], kls[method, seed, "test in bfloat16"]
+        return weights(exact.mean(1), [at])[:, 0] @ (exact - rounded) / at
+
+    return {at: {method: Effect({seed: share(method, seed, at) for seed in among}) for method in LINES} for at in (reach, reach / 3)}
+
+
 def angles(among: Iterable[int]) -> list[dict[str, Any]]:
     """Angle between the runs of each iteration and the norm of their task vectors over the whole model, trained both ways."""
     rows = []
@@ -119,34 +140,35 @@ def _line(one: Outcome) -> tuple[np.ndarray, np.ndarray]:
     return rows["kl"].to_numpy(), one.scores["test.reward"][rows.index]
 
 
-def answer(measured: pd.DataFrame, effects: dict[str, tuple[Effect, Effect]], level: Effect, high: float) -> str:
-    """The notebook's answer, from `by_pass`, `by_training` and `at_equal_kl`."""
-
-    def along(method: str, passed: str) -> pd.DataFrame:
-        return measured[(measured["method"] == method) & (measured["passed"] == passed)].sort_values("eta")
+def answer(
+    measured: pd.DataFrame, shares: dict[float, dict[str, Effect]], effects: dict[str, tuple[Effect, Effect]], level: Effect, high: float
+) -> str:
+    """The notebook's answer, from `by_pass`, `hidden`, `by_training` and `at_equal_kl`."""
 
     def read(method: str, kl: float, passed: str) -> float:
         """What a pass reads where the line from SFT has this KL in float32."""
-        return float(np.interp(kl, along(method, "float32")["kl"], along(method, passed)["kl"]))
+        lines = measured[measured["method"] == method].sort_values("eta").set_index("passed")["kl"]
+        return float(np.interp(kl, lines["float32"], lines[passed]))
 
-    def change(effect: Effect) -> str:
+    def span(effect: Effect, form: str) -> str:
         found = effect.widest
-        return f"{found.mean:+z.2f} ({found.low:+z.2f} to {found.high:+z.2f})"
+        return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
 
-    kl = min(along(method, "float32")["kl"].max() for method in LINES)
-    low = kl / 3
-    hidden = {(method, at): 1 - read(method, at, "bfloat16") / at for method in LINES for at in (kl, low)}
-    merged = all(hidden["warp", at] > hidden["reinforce-liti", at] for at in (kl, low))
-    more = ", and more of it from a merged policy at the same KL" if merged else ""
+    kl, low = shares
+    more = [
+        Effect({seed: of["warp"].by_prompt[seed] - of["reinforce-liti"].by_prompt[seed] for seed in of["warp"].by_prompt}).side
+        for of in shares.values()
+    ]
+    merged = ", and more of it from a merged policy at the same KL" if min(more) > 0 else ""
+    hides = {at: [span(of[method], ".0%") for method in ("reinforce-liti", "warp")] for at, of in shares.items()}
     shown = [stage for stage, both in effects.items() if any(effect.side for effect in both)]
     seeds = f"{len(level.by_prompt)} seed{'s' * (len(level.by_prompt) > 1)}"
     verdict = f"shows in {'; '.join(shown)}" if shown else f"shows nowhere with {seeds}"
     (_, of_run), *_, (_, of_merge) = effects.items()
     return (
-        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL{more}: where float32 has "
-        f"{kl:.1f} nats, {hidden['reinforce-liti', kl]:.0%} of REINFORCE's and {hidden['warp', kl]:.0%} of WARP's; where it has "
-        f"{low:.1f}, {hidden['reinforce-liti', low]:.0%} and {hidden['warp', low]:.0%}. Two bfloat16 parts read {kl:.1f} nats of WARP as "
-        f"{read('warp', kl, 'split'):.1f}. What rounding does to *training* {verdict}: r̃ of a run of T steps changes by "
-        f"{change(of_run[0])}, WARP's last merge by {change(of_merge[0])}, its KL by {change(of_merge[1])} nats, and WARP's r̃ at equal KL, "
-        f"{LOW:g} to {high:.1f} nats, by {level.widest.mean:+z.3f} ({level.widest.low:+z.3f} to {level.widest.high:+z.3f})."
+        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL{merged}: where float32 has {kl:.1f} nats, {hides[kl][0]} of "
+        f"REINFORCE's and {hides[kl][1]} of WARP's; where it has {low:.1f}, {hides[low][0]} and {hides[low][1]}. Two bfloat16 parts read "
+        f"{kl:.1f} nats of WARP as {read('warp', kl, 'split'):.1f}. What rounding does to *training* {verdict}: r̃ of a run of T steps "
+        f"changes by {span(of_run[0], '+z.2f')}, WARP's last merge by {span(of_merge[0], '+z.2f')}, its KL by "
+        f"{span(of_merge[1], '+z.2f')} nats, and WARP's r̃ at equal KL, {LOW:g} to {high:.1f} nats, by {span(level, '+z.3f')}. 95% intervals over seeds and prompts."
     )
