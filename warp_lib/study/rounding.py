@@ -170,5 +170,6 @@ def answer(
         f"REINFORCE's and {hides[kl][1]} of WARP's; where it has {low:.1f}, {hides[low][0]} and {hides[low][1]}. Two bfloat16 parts read "
         f"{kl:.1f} nats of WARP as {read('warp', kl, 'split'):.1f}. What rounding does to *training* {verdict}: r̃ of a run of T steps "
         f"changes by {span(of_run[0], '+z.2f')}, WARP's last merge by {span(of_merge[0], '+z.2f')}, its KL by "
-        f"{span(of_merge[1], '+z.2f')} nats, and WARP's r̃ at equal KL, {LOW:g} to {high:.1f} nats, by {span(level, '+z.3f')}. 95% intervals over seeds and prompts."
+        f"{span(of_merge[1], '+z.2f')} nats, and WARP's r̃ at equal KL, "
+        f"{LOW:g} to {high:.1f} nats, by {span(level, '+z.3f')}. 95% intervals over seeds and prompts."
     )
