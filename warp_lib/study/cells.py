@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .fronts import Effect
-from .outcomes import EARLIER, SEEDS, Outcome, Place, finished_seeds, outcome
+from .outcomes import SEEDS, Outcome, Place, finished_seeds, outcome
 
 MANY = (1, 2, 3)  # I and M
 # Which arms have policies of M runs, with every I on their way, and which are long runs with every T on theirs.
@@ -77,7 +77,7 @@ def reinforce_cells() -> dict[int, Cell]:
 def _units(place: Place) -> dict[int, Outcome]:
     """Seed → an arm's finished unit, of the seeds that count."""
     experiment, arm = place
-    return {seed: outcome(experiment, arm, seed) for seed in finished_seeds(experiment, [arm]) if seed in EARLIER + SEEDS}
+    return {seed: outcome(experiment, arm, seed) for seed in finished_seeds(experiment, [arm]) if seed in SEEDS}
 
 
 def _cell(places: list[Place], where: str, runs: int) -> Cell | None:

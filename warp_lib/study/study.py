@@ -41,7 +41,7 @@ from ..settings import Settings
 from ..warp import Iteration
 from . import kept_reward
 from .best_of_n import best_of, kl_of_best
-from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
+from .outcomes import FOLDER, SEEDS, TUNING_SEED, settle, settled
 
 SHOWN, SHOWN_OF_FIRST = 4, 20  # prompts whose completions are kept, and of the first seed that a reward model had
 LEFT_OUT = "Left out: "
@@ -49,8 +49,8 @@ BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n choo
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
-# All arms: the student report's T, a second judge, a front in steps of 0.1.
-COMMON = {"steps": 100, "judge_steps": 240, "front_points": 11}
+# All arms: the student report's T, a second judge, a front in steps of 0.1, three hundred prompts of each split.
+COMMON = {"steps": 100, "judge_steps": 240, "front_points": 11, "test_prompts": 300, "test_samples": 2}
 
 
 def _commit() -> str:
@@ -126,15 +126,6 @@ def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress)
     """WARP on DPO, with the pairs of all iterations made from SFT at the start."""
     once, record = _noted(experiment, _made_once(experiment, reward, progress))
     points, found = _warp_of(experiment, experiment.dpo_aligner(once, progress))
-    return points, found | record
-
-
-def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
-    """WARP on DPO where each run makes pairs of its own before each iteration, of prompts that it draws itself, 1/M as many as the others
-    use: runs differ in their data."""
-    s = experiment.settings
-    own, record = _noted(experiment, partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs))
-    points, found = _warp_of(experiment, experiment.dpo_aligner(own, progress))
     return points, found | record
 
 
@@ -328,7 +319,7 @@ class Training(Unit):
                     scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
             reviews = experiment.held_out_prompts(splits[-1])
-            for k, review in list(enumerate(reviews))[: SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN]:
+            for k, review in list(enumerate(reviews))[: SHOWN_OF_FIRST if s.seed == SEEDS[0] else SHOWN]:
                 one = k * s.test_samples
                 shown.append({"point": len(rows) // len(splits) - 1, "split": split, "review": review, "completion": texts[one]})
         return Found(rows, scores, shown, record)
@@ -416,7 +407,7 @@ class Angles(Unit):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return ONE_MACHINE
+        return SEEDS[:3]
 
     def measure(self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> Found:
         rows, given = [], {}
@@ -435,44 +426,42 @@ class Angles(Unit):
 
 # ------------------------------------------------------------------------------------------------------------ the experiments
 
-# The three that the primary contrast compares, of equal compute: 400 steps of batch 64.
-PRIMARY = {"warp": Arm(by_warp), "reinforce": Arm(by_reinforce), "reinforce-2b": Arm(by_reinforce, {"batch_size": 128})}
+# What the primary contrast compares at equal compute, 400 steps of batch 64. Each method has one choice of its own, made on validation
+# prompts.
+WARP = {"warp": Arm(by_warp), "warp-eta-0.8": Arm(by_warp, {"eta": 0.8})}
+REINFORCE = {"reinforce": Arm(by_reinforce), "reinforce-2b": Arm(by_reinforce, {"batch_size": 128})}
+PRIMARY = WARP | REINFORCE
 # The same trials for each of them.
-TRIALS = {"a": {"learning_rate": 1e-5, "beta": 0.3}, "b": {"learning_rate": 3e-5, "beta": 1.0}}
+TRIALS = {
+    "a": {"learning_rate": 1e-5, "beta": 0.3}, "b": {"learning_rate": 3e-5, "beta": 0.3},
+    "c": {"learning_rate": 1e-5, "beta": 1.0}, "d": {"learning_rate": 3e-5, "beta": 1.0},
+}  # fmt: skip
 
 
 def tuning() -> list[Unit]:
     """Learning rate and β: the same trials for each arm of the primary contrast, on one seed, judged on validation prompts."""
     return [
-        _unit("tuning", f"{name}-{trial}", arm, TUNING_SEED, TRIALS[trial] | {"held_out": "validation"})
+        _unit("tuning", f"{name}-{trial}", arm, TUNING_SEED, TRIALS[trial] | {"held_out": "validation", "judge_steps": 0})
         for trial in TRIALS
         for name, arm in PRIMARY.items()
     ]
 
 
 def primary() -> list[Unit]:
-    """WARP against the better of two rivals of equal compute."""
-    return [_tuned("primary", name, arm, name, seed) for seed in EARLIER + SEEDS for name, arm in PRIMARY.items()]
+    """The better of two WARPs against the better of two rivals of equal compute."""
+    return [_tuned("primary", name, arm, name, seed) for seed in SEEDS for name, arm in PRIMARY.items()]
 
 
 def grid() -> list[Unit]:
-    """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm passes through its smaller I.
-
-    The outer cells, which cost most, on two seeds: 5 and 6, so that machines of one kind can make them all.
-    """
-    inner = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (1, 2)}
-    outer = {"warp-m3": Arm(by_warp, {"iterations": 3, "runs": 3}), "reinforce-900": Arm(by_reinforce, {"iterations": 3, "runs": 3})}
-    arms = [(name, arm, seed) for many, seeds in ((inner, SEEDS), (outer, SEEDS[1:3])) for seed in seeds for name, arm in many.items()]
-    return [_tuned("grid", name, arm, name.split("-")[0], seed) for name, arm, seed in arms]
+    """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm passes through its smaller I."""
+    arms = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (1, 2, 3)}
+    arms["reinforce-900"] = Arm(by_reinforce, {"iterations": 3, "runs": 3})
+    return [_tuned("grid", name, arm, name.split("-")[0], seed) for seed in SEEDS[:3] for name, arm in arms.items()]
 
 
 def merges() -> list[Unit]:
     """SLERP against LERP, and against LERP made longer: M of 2 and 3, from the first runs of the grid."""
-    return [_tuned("merges", "warp-m3", Arm(by_merging, {"runs": 3}), "warp", seed) for seed in SEEDS]
-
-
-# Seeds whose runs one machine made, on one thread: what only merges and measures finds them stored there.
-ONE_MACHINE = SEEDS[2:]
+    return [_tuned("merges", "warp-m3", Arm(by_merging, {"runs": 3}), "warp", seed) for seed in SEEDS[:3]]
 
 
 def averages() -> list[Unit]:
@@ -482,48 +471,18 @@ def averages() -> list[Unit]:
         "step-back": (Arm(by_stepping_back), "warp"),
         "without-order": (Arm(by_merging_without_order, {"runs": 3}), "warp"),
     }
-    return [_tuned("averages", name, arm, like, seed) for seed in ONE_MACHINE for name, (arm, like) in arms.items()]
+    return [_tuned("averages", name, arm, like, seed) for seed in SEEDS[:3] for name, (arm, like) in arms.items()]
 
 
 def angles() -> list[Unit]:
     """Ω between REINFORCE's runs of different seeds, along their way and by their batch."""
-    return [Angles("angles", "seeds", Settings.profile(**COMMON, name="study", seed=ONE_MACHINE[0]))]
-
-
-def anchors() -> list[Unit]:
-    """REINFORCE with SFT as its fixed anchor (μ = 0) at β, β/3 and 0, and with an anchor ten times as quick."""
-    beta = _decided("tuning", "reinforce")["beta"]
-    changes = {
-        "fixed": {"mu": 0.0},
-        "fixed-third": {"mu": 0.0, "beta": beta / 3},
-        "fixed-free": {"mu": 0.0, "beta": 0.0},
-        "quick": {"mu": 0.1},
-    }
-    return [_tuned("anchors", name, Arm(by_reinforce, c), "reinforce", seed) for seed in SEEDS[:3] for name, c in changes.items()]
-
-
-def duration() -> list[Unit]:
-    """Runs half and twice as long, for both methods."""
-    arms = {f"{name}-t{t}": Arm(PRIMARY[name].train, {"steps": t}) for t in (50, 200) for name in ("warp", "reinforce")}
-    return [_tuned("duration", name, arm, name.split("-")[0], seed) for seed in SEEDS[:3] for name, arm in arms.items()]
-
-
-def more_runs() -> list[Unit]:
-    """SLERP against LERP with up to five runs."""
-    return [_tuned("more-runs", "warp-m5", Arm(by_merging, {"runs": 5}), "warp", SEEDS[0])]
-
-
-def restarts() -> list[Unit]:
-    """Other η between iterations; and M = 1, η = 1: four runs one after another, nothing averaged, anchor and optimiser restarted."""
-    changes = {"eta-0.3": {"eta": 0.3}, "eta-0.8": {"eta": 0.8}, "restarts": {"iterations": 4, "runs": 1, "eta": 1.0}}
-    return [_tuned("restarts", name, Arm(by_warp, c), "warp", SEEDS[0]) for name, c in changes.items()]
+    return [Angles("angles", "seeds", Settings.profile(**COMMON, name="study", seed=SEEDS[0]))]
 
 
 # All of them spend 400 steps on pairs of the completions of 2 · 800 prompts.
 DPO = {
     "warp-dpo": Arm(by_warp_dpo),
     "dpo": Arm(by_dpo),
-    "warp-dpo-own": Arm(by_warp_dpo_own),
     "warp-dpo-once": Arm(by_warp_dpo_once),
     "dpo-iterated": Arm(by_iterated_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),
 }
@@ -538,38 +497,52 @@ def dpo_tuning() -> list[Unit]:
 
 
 def dpo() -> list[Unit]:
-    """WARP on DPO with pairs made anew, and what tells its causes apart. Each at the settings of the tuned one that is trained alike.
-
-    On all seeds the two that the hypothesis compares come first.
-    """
+    """WARP on DPO with pairs made anew, against DPO, on five seeds; and on two of them what tells its causes apart. Each at the settings of
+    the tuned one that is trained alike."""
     alike = {name: "warp-dpo" if name.startswith("warp") else "dpo" for name in DPO}
     given = {name: _decided("dpo-tuning", tuned) | PAIRS for name, tuned in alike.items()}
     asked = TUNED["dpo-tuning"]
-    ordered = [(name, seed) for names in (asked, [n for n in DPO if n not in asked]) for seed in SEEDS for name in names]
+    ordered = [(name, seed) for seed in SEEDS[:5] for name in asked]
+    ordered += [(name, seed) for seed in SEEDS[:2] for name in DPO if name not in asked]
     return [_unit("dpo", name, DPO[name], seed, given[name]) for name, seed in ordered]
 
 
-def reference() -> list[Unit]:
-    """WARP-DPO and DPO with the EMA anchor as the loss's reference, and not where the run began."""
-    given = {name: _decided("dpo-tuning", name) | PAIRS | {"mu": 0.01} for name in TUNED["dpo-tuning"]}
-    return [_unit("reference", name, DPO[name], seed, given[name]) for seed in SEEDS for name in given]
+def anchors() -> list[Unit]:
+    """REINFORCE with SFT as its fixed anchor (μ = 0) at β and β/3, and with an anchor ten times as quick; the EMA's own are primary's."""
+    beta = _decided("tuning", "reinforce")["beta"]
+    changes = {"fixed": {"mu": 0.0}, "fixed-third": {"mu": 0.0, "beta": beta / 3}, "quick": {"mu": 0.1}}
+    return [_tuned("anchors", name, Arm(by_reinforce, c), "reinforce", seed) for seed in SEEDS[:3] for name, c in changes.items()]
+
+
+# Where hacking begins: little pull, long steps, an anchor that turns over twenty times in a run.
+LONG = {"steps": 200, "iterations": 5, "learning_rate": 3e-5, "beta": 0.1, "mu": 0.1}
+
+
+def long_run() -> list[Unit]:
+    """WARP of five iterations against REINFORCE of as many completions, 2,000 steps or 1,000 of twice the batch."""
+    arms = {"warp": WARP["warp"]} | REINFORCE
+    return [_unit("long-run", name, arm, seed, LONG) for seed in SEEDS[:2] for name, arm in arms.items()]
+
+
+def turnover() -> list[Unit]:
+    """An anchor that turns over five times in a run of T steps (μ·T = 5), for both methods."""
+    arms = {name: PRIMARY[name] for name in ("warp", "reinforce")}
+    return [_unit("turnover", name, arm, seed, _decided("tuning", name) | {"mu": 0.05}) for seed in SEEDS[:2] for name, arm in arms.items()]
 
 
 def best_of_n() -> list[Unit]:
-    """Best-of-n from SFT, by each of the rewards that train the others."""
-    return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study", seed=seeds[0])) for seeds in (EARLIER, SEEDS)]
+    """Best-of-n from SFT, by the reward that trains the others."""
+    return [BestOfN("best-of-n", "sft", Settings.profile(**COMMON, name="study", seed=SEEDS[0]))]
 
+
+SMALLER = {"test_prompts": 100, "test_samples": 4}  # as the report
 
 # The report's learning rate and β: that of which 400 steps of REINFORCE end at no more than about 10 nats and below the 99th percentile of
 # real positives; of several the one with the most reward.
-FOUR = {"a": (1e-5, 0.3), "b": (3e-5, 0.3), "c": (1e-5, 1.0), "d": (3e-5, 1.0)}
-
-
 def defaults() -> list[Unit]:
     """What the report's learning rate and β are chosen by, on validation prompts."""
-    common = {"held_out": "validation", "judge_steps": 0}
-    given = {name: {"learning_rate": rate, "beta": beta} | common for name, (rate, beta) in FOUR.items()}
-    return [_unit("defaults", f"reinforce-{name}", PRIMARY["reinforce"], TUNING_SEED, some) for name, some in given.items()]
+    common = {"held_out": "validation", "judge_steps": 0} | SMALLER
+    return [_unit("defaults", f"reinforce-{name}", REINFORCE["reinforce"], TUNING_SEED, TRIALS[name] | common) for name in TRIALS]
 
 
 ROUNDED = (10, 11, 12)  # seeds
@@ -577,7 +550,7 @@ ROUNDED = (10, 11, 12)  # seeds
 
 def precision() -> list[Unit]:
     """What rounding weights to bfloat16 in a pass does to what is measured, and to training: trained both ways, measured in float32."""
-    common, units = {"learning_rate": 1e-5, "beta": 0.3, "judge_steps": 0, "front_points": 6}, []
+    common, units = {"learning_rate": 1e-5, "beta": 0.3, "judge_steps": 0, "front_points": 6} | SMALLER, []
     for seed in ROUNDED:
         for trained, others in (("split", ("split", "bfloat16")), ("bfloat16", ())):
             settings = Settings.profile(**COMMON | common, precision=trained, seed=seed, name="study")
@@ -587,9 +560,10 @@ def precision() -> list[Unit]:
 
 NOW: dict[str, Callable[[], list[Unit]]] = {
     "tuning": tuning, "primary": primary, "best-of-n": best_of_n, "grid": grid, "merges": merges, "averages": averages, "angles": angles,
+    "dpo-tuning": dpo_tuning, "dpo": dpo,
 }  # fmt: skip
-LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "duration": duration, "more-runs": more_runs, "restarts": restarts}
-LATER |= {"defaults": defaults, "precision": precision, "dpo-tuning": dpo_tuning, "dpo": dpo, "reference": reference}
+LATER: dict[str, Callable[[], list[Unit]]] = {"anchors": anchors, "long-run": long_run, "turnover": turnover}
+LATER |= {"defaults": defaults, "precision": precision}
 TUNED = {"tuning": tuple(PRIMARY), "dpo-tuning": ("warp-dpo", "dpo")}  # the arms whose settings an experiment decides when it ends
 EXPERIMENTS = NOW | LATER
 
