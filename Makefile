@@ -43,6 +43,7 @@ test: setup ## run the tests
 
 lint: setup ## ruff, notebooks included
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 lab: setup ## open the notebooks in JupyterLab, on localhost only
 	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)

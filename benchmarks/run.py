@@ -1,7 +1,9 @@
-"""What a training step costs, part by part and beside TRL's; what a merge costs beside mergekit's. Run by ``make bench``.
+"""What a training step costs, part by part and beside TRL's; what a merge costs beside mergekit's.
+Run by ``make bench``.
 
-Every comparison runs both sides alternately, each in a process of its own, and gives the median of the pairs' ratios with the smallest and
-the largest. Results are kept as JSON in ``benchmarks/results/`` with machine, versions and command, in a folder for each way in which
+Every comparison runs both sides alternately, each in a process of its own, and gives the median of
+the pairs' ratios with the smallest and the largest. Results are kept as JSON in
+``benchmarks/results/`` with machine, versions and command, in a folder for each way in which
 machines multiply.
 """
 
@@ -26,7 +28,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-bench-")  # a store that holds nothing, for us and for the sides
+# a store that holds nothing, for us and for the sides
+os.environ["WARP_RUNS"] = tempfile.mkdtemp(prefix="warp-bench-")
 
 import torch
 import transformers
@@ -56,11 +59,18 @@ MATRIX = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 class Side:
     """A process of `sides.py` that does a round when told to."""
 
-    def __init__(self, python: Path | str, *arguments: str, first: str = "start", **environment: str):
+    def __init__(
+        self, python: Path | str, *arguments: str, first: str = "start", **environment: str
+    ):
         self.process = subprocess.Popen(
-            [str(python), str(HERE / "sides.py"), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"} | environment,
-        )  # fmt: skip
+            [str(python), str(HERE / "sides.py"), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+            | environment,
+        )
         self.answer = self.round(first)  # warm-up
 
     def round(self, line: str = "go") -> dict[str, Any]:
@@ -72,7 +82,10 @@ class Side:
             if said.startswith('{"seconds"'):
                 self.answer = json.loads(said)
                 return self.answer
-        raise SystemExit(f"bench: {shlex.join(map(str, self.process.args))} ended with exit code {self.process.wait()}.")
+        raise SystemExit(
+            f"bench: {shlex.join(map(str, self.process.args))} ended with exit code"
+            f" {self.process.wait()}."
+        )
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -80,7 +93,9 @@ class Side:
 
 
 class SideBySide:
-    """Sides that do their rounds at the same time, as one: its seconds are those of one step when all of them are shared out."""
+    """Sides that do their rounds at the same time, as one: its seconds are those of one step when
+    all of them are shared out.
+    """
 
     def __init__(self, sides: list[Side]):
         self.sides = sides
@@ -91,7 +106,11 @@ class SideBySide:
             answers = list(pool.map(Side.round, self.sides))
         mean = statistics.mean(answer["seconds"] for answer in answers)
         peak = sum(answer["peak_mb"] for answer in answers)
-        self.answer = {"seconds": mean / len(answers), "peak_mb": peak, "versions": answers[0]["versions"]}
+        self.answer = {
+            "seconds": mean / len(answers),
+            "peak_mb": peak,
+            "versions": answers[0]["versions"],
+        }
         return self.answer
 
     def close(self) -> None:
@@ -100,22 +119,32 @@ class SideBySide:
 
 
 def alternately(ours: Side | SideBySide, theirs: Side) -> dict[str, Any]:
-    """Median seconds of both sides, and the ratio theirs / ours of neighbouring rounds: median, smallest, largest."""
+    """Median seconds of both sides, and the ratio theirs / ours of neighbouring rounds: median,
+    smallest, largest.
+    """
     pairs = [[side.round()["seconds"] for side in (ours, theirs)] for _ in range(PAIRS)]
     ratios = [b / a for a, b in pairs]
     result = {
-        "ours_s": statistics.median(a for a, _ in pairs), "theirs_s": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios), "pairs": pairs,
-        "ours_peak_mb": ours.answer["peak_mb"], "theirs_peak_mb": theirs.answer["peak_mb"],
-        "ours_versions": ours.answer["versions"], "theirs_versions": theirs.answer["versions"],
-    }  # fmt: skip
+        "ours_s": statistics.median(a for a, _ in pairs),
+        "theirs_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_most": max(ratios),
+        "pairs": pairs,
+        "ours_peak_mb": ours.answer["peak_mb"],
+        "theirs_peak_mb": theirs.answer["peak_mb"],
+        "ours_versions": ours.answer["versions"],
+        "theirs_versions": theirs.answer["versions"],
+    }
     ours.close()
     theirs.close()
     return result
 
 
 def trained(folder: Path) -> Path:
-    """What the training sides train: the bundled policy, or on an accelerator a model like SmolLM2-135M, which is made in the folder."""
+    """What the training sides train: the bundled policy, or on an accelerator a model like
+    SmolLM2-135M, which is made in the folder.
+    """
     if machine.device().type == "cpu":
         return BUNDLED
     llama_135m().save_pretrained(folder)
@@ -125,7 +154,13 @@ def trained(folder: Path) -> Path:
 
 def llama_135m() -> LlamaForCausalLM:
     """A model of SmolLM2-135M's shapes whose weights were never trained."""
-    shape = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    shape = dict(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(vocab_size=49152, tie_word_embeddings=True, **shape))
 
@@ -138,45 +173,68 @@ def openings() -> str:
 
 
 def side_by_side() -> dict[str, Any]:
-    """Training steps of as many runs as there are cores: side by side on a thread each, as ``study --jobs`` has them, and one run after
-    another on all threads. The reward costs nothing."""
+    """Training steps of as many runs as there are cores: side by side on a thread each, as ``study
+    --jobs`` has them, and one run after another on all threads. The reward costs nothing."""
     prompts, cores = openings(), os.cpu_count() or 1
     policy = str(BUNDLED)
     alone = [our_side(policy, prompts, OMP_NUM_THREADS="1") for _ in range(cores)]
     result = alternately(SideBySide(alone), our_side(policy, prompts, OMP_NUM_THREADS=str(cores)))
-    print(f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one {result['theirs_s']:.2f} s; {as_ratio(result)}")
+    print(
+        f"{cores} runs side by side: {result['ours_s']:.2f} s a step of one; one by one"
+        f" {result['theirs_s']:.2f} s; {as_ratio(result)}"
+    )
     return result
 
 
 def our_side(policy: str, prompts: str, precision: str = "split", **environment: str) -> Side:
-    """A training of ours, in a store of its own: two of them that are alike would wait for each other in one."""
-    return Side(sys.executable, "warp", policy, precision, first=prompts, **{"WARP_RUNS": tempfile.mkdtemp(dir=RUNS)} | environment)
+    """A training of ours, in a store of its own: two of them that are alike would wait for each
+    other in one.
+    """
+    return Side(
+        sys.executable,
+        "warp",
+        policy,
+        precision,
+        first=prompts,
+        **{"WARP_RUNS": tempfile.mkdtemp(dir=RUNS)} | environment,
+    )
 
 
 def by_precision() -> dict[str, Any]:
-    """A training step of 64 × 53 tokens with weights in two bfloat16 parts, as the report trains, and with rounded weights, as autocast
-    trains another policy. The reward costs nothing."""
+    """A training step of 64 × 53 tokens with weights in two bfloat16 parts, as the report trains,
+    and with rounded weights, as autocast trains another policy. The reward costs nothing."""
     policy, prompts = str(BUNDLED), openings()
     result = alternately(our_side(policy, prompts, "bfloat16"), our_side(policy, prompts, "split"))
-    print(f"step, reward free: weights rounded {result['ours_s']:.2f} s, in two parts {result['theirs_s']:.2f} s; {as_ratio(result)}")
+    print(
+        f"step, reward free: weights rounded {result['ours_s']:.2f} s, in two parts"
+        f" {result['theirs_s']:.2f} s; {as_ratio(result)}"
+    )
     return result
 
 
 def against_trl() -> dict[str, Any]:
-    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that costs nothing.
+    """A training step of 64 × 53 tokens, of ours and of TRL's RLOOTrainer, both with a reward that
+    costs nothing.
 
-    At equal precision: in two parts and in float32 both train the policy that they save; in bfloat16 by autocast both sample and score
-    another one.
+    At equal precision: in two parts and in float32 both train the policy that they save; in
+    bfloat16 by autocast both sample and score another one.
     """
     policy, prompts, results = str(trained(RUNS / "untrained-135m")), openings(), {}
     for precision, theirs in (("split", "float32"), ("bfloat16", "bfloat16")):
-        results[precision] = result = alternately(our_side(policy, prompts, precision), Side(PEERS, "trl", policy, theirs, first=prompts))
-        print(f"step, reward free, {precision}: {result['ours_s']:.2f} s; TRL's, {theirs}: {result['theirs_s']:.2f} s; {as_ratio(result)}")
+        results[precision] = result = alternately(
+            our_side(policy, prompts, precision), Side(PEERS, "trl", policy, theirs, first=prompts)
+        )
+        print(
+            f"step, reward free, {precision}: {result['ours_s']:.2f} s; TRL's, {theirs}:"
+            f" {result['theirs_s']:.2f} s; {as_ratio(result)}"
+        )
     return {"policy": Path(policy).name} | results
 
 
 def against_mergekit() -> dict[str, Any]:
-    """SLERP of two task vectors of a 135M model, folders to folder, ours and mergekit's nuslerp; and how far the results are apart."""
+    """SLERP of two task vectors of a 135M model, folders to folder, ours and mergekit's nuslerp;
+    and how far the results are apart.
+    """
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory(prefix="warp-bench-") as name:
@@ -190,19 +248,31 @@ def against_mergekit() -> dict[str, Any]:
                     p.add_(torch.randn_like(p), alpha=0.01)
             model.save_pretrained(folder / run)
         result = alternately(Side(sys.executable, "slerp", name), Side(PEERS, "mergekit", name))
-        ours, (theirs_file,) = load_file(folder / "slerp.safetensors"), (folder / "mergekit").glob("*.safetensors")
+        ours, (theirs_file,) = (
+            load_file(folder / "slerp.safetensors"),
+            (folder / "mergekit").glob("*.safetensors"),
+        )
         theirs = load_file(theirs_file)
         if missing := ours.keys() ^ theirs.keys():
             raise SystemExit(f"bench: the merges have different tensors: {sorted(missing)}.")
         result["largest_difference"] = max((ours[n] - theirs[n]).abs().max().item() for n in ours)
         result["model_mb"] = sum(t.numel() * t.element_size() for t in ours.values()) / 1e6
-    print(f"merging two 135M models: {result['ours_s']:.2f} s; mergekit {result['theirs_s']:.2f} s; {as_ratio(result)}; ", end="")
-    print(f"largest difference {result['largest_difference']:.1e}; peak {result['ours_peak_mb']:.0f} and {result['theirs_peak_mb']:.0f} MB")
+    print(
+        f"merging two 135M models: {result['ours_s']:.2f} s; mergekit {result['theirs_s']:.2f} s;"
+        f" {as_ratio(result)}; ",
+        end="",
+    )
+    print(
+        f"largest difference {result['largest_difference']:.1e}; peak {result['ours_peak_mb']:.0f}"
+        f" and {result['theirs_peak_mb']:.0f} MB"
+    )
     return result
 
 
 def as_ratio(result: dict[str, Any]) -> str:
-    return f"ratio {result['ratio']:.2f} ({result['ratio_least']:.2f} to {result['ratio_most']:.2f})"
+    return (
+        f"ratio {result['ratio']:.2f} ({result['ratio_least']:.2f} to {result['ratio_most']:.2f})"
+    )
 
 
 # One step, part by part
@@ -216,7 +286,9 @@ def now() -> float:
 
 
 class Parts(TorchDispatchMode):
-    """Times the parts of a step, and counts the matrix products in each by operation, shapes, strides and dtypes."""
+    """Times the parts of a step, and counts the matrix products in each by operation, shapes,
+    strides and dtypes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,21 +317,32 @@ class Parts(TorchDispatchMode):
             setattr(owner, name, original)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if str(func.overloadpacket) == "mkldnn._linear_pointwise":  # by laid out weights, (out, in); alone it is counted as a plain one
+        # by laid out weights, (out, in); alone it is counted as a plain one
+        if str(func.overloadpacket) == "mkldnn._linear_pointwise":
             x, weight = args[0].flatten(0, -2), args[1]
-            shapes = ((tuple(x.shape), x.stride(), x.dtype), (tuple(weight.shape)[::-1], (1, weight.shape[1]), x.dtype))
+            shapes = (
+                (tuple(x.shape), x.stride(), x.dtype),
+                (tuple(weight.shape)[::-1], (1, weight.shape[1]), x.dtype),
+            )
             self.products[self.part][torch.ops.aten.mm.default, shapes] += 1
         if str(func.overloadpacket) in MATRIX:
             tensors = [a for a in args if isinstance(a, torch.Tensor)]
-            self.products[self.part][func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)] += 1
+            self.products[self.part][
+                func, tuple((tuple(t.shape), t.stride(), t.dtype) for t in tensors)
+            ] += 1
         return func(*args, **(kwargs or {}))
 
 
 def alone(products: Counter) -> tuple[float, float]:
-    """Seconds that matrix products take by themselves, each timed alone on the same shapes, and their floating-point operations."""
+    """Seconds that matrix products take by themselves, each timed alone on the same shapes, and
+    their floating-point operations.
+    """
     total = operations = 0.0
     for (func, tensors), count in products.items():
-        args = [torch.empty_strided(shape, stride, dtype=dtype, device=machine.device()).normal_() for shape, stride, dtype in tensors]
+        args = [
+            torch.empty_strided(shape, stride, dtype=dtype, device=machine.device()).normal_()
+            for shape, stride, dtype in tensors
+        ]
         once = []
         for _ in range(9):
             began = now()
@@ -270,25 +353,41 @@ def alone(products: Counter) -> tuple[float, float]:
     return total, operations
 
 
-def train(experiment: Experiment, reward: Reward, settings: Settings, steps: int, seed: str) -> float:
+def train(
+    experiment: Experiment, reward: Reward, settings: Settings, steps: int, seed: str
+) -> float:
     """Mean seconds of the steps of a fresh run; on a GPU what it captures is in them."""
     run = reinforce(
-        experiment.theta_sft, (0, seed), policy=experiment.policy, theta_sft=experiment.theta_sft, prompts=experiment.train_prompts[:2000],
-        reward=reward, settings=settings, steps=steps, progress=Progress(),
-    )  # fmt: skip
+        experiment.theta_sft,
+        (0, seed),
+        policy=experiment.policy,
+        theta_sft=experiment.theta_sft,
+        prompts=experiment.train_prompts[:2000],
+        reward=reward,
+        settings=settings,
+        steps=steps,
+        progress=Progress(),
+    )
     return run.seconds / steps
 
 
 def step_parts() -> dict[str, Any]:
-    """The parts of the laptop profile's step, and the share of each that its matrix products alone would take."""
+    """The parts of the laptop profile's step, and the share of each that its matrix products alone
+    would take.
+    """
     settings, steps = Settings.profile("laptop"), 4 * SFT_EVERY
     experiment = Experiment(settings)
-    reward = Reward(untrained(settings.encoder, settings.reward_layers, ("bench",)), 0.0, 1.0)  # untrained: as fast as a trained one
+    # untrained: as fast as a trained one
+    reward = Reward(untrained(settings.encoder, settings.reward_layers, ("bench",)), 0.0, 1.0)
     parts = Parts()
     with (
         parts.timed(Policy, "sample", lambda: "sampling"),
         parts.timed(EncoderScorer, "__call__", lambda: "reward model"),
-        parts.timed(Policy, "step_log_probs", lambda: "policy, forward" if torch.is_grad_enabled() else ANCHOR),
+        parts.timed(
+            Policy,
+            "step_log_probs",
+            lambda: "policy, forward" if torch.is_grad_enabled() else ANCHOR,
+        ),
         parts.timed(torch.Tensor, "backward", lambda: "policy, backward"),
         parts.timed(torch.optim.AdamW, "step", lambda: "optimiser"),
     ):
@@ -296,23 +395,39 @@ def step_parts() -> dict[str, Any]:
         parts.seconds.clear()
         step = train(experiment, reward, settings, steps, "parts")
         seconds = {part: total / steps for part, total in parts.seconds.items()}
-        with parts, mock.patch.object(cuda_graphs, "can_capture", lambda model: False):  # products in a replayed graph would not be seen
+        # products in a replayed graph would not be seen
+        with parts, mock.patch.object(cuda_graphs, "can_capture", lambda model: False):
             train(experiment, reward, settings, SFT_EVERY, "products")
     seconds["the rest: texts, EMA, prompts"] = step - sum(seconds.values())
     table, matrix, operations = [], 0.0, 0.0
     for part, mean in seconds.items():
         taken, flops = (value / SFT_EVERY for value in alone(parts.products[part]))
         matrix, operations = matrix + taken, operations + flops
-        table.append({"part": part, "seconds": mean, "products_alone_s": taken, "gflop": flops / 1e9})
-    print(f"step: {step:.3f} s ({settings.batch_size} completions of {settings.max_new_tokens} tokens, {machine.fast_dtype()})")
+        table.append(
+            {"part": part, "seconds": mean, "products_alone_s": taken, "gflop": flops / 1e9}
+        )
+    print(
+        f"step: {step:.3f} s ({settings.batch_size} completions of {settings.max_new_tokens}"
+        f" tokens, {machine.fast_dtype()})"
+    )
     for row in table:
         share = row["products_alone_s"] / row["seconds"]
         print(
-            f"  {row['part']:36s} {row['seconds']:.3f} s   {row['gflop']:6.1f} GFLOP, alone {row['products_alone_s']:.3f} s ({share:.0%})"
+            f"  {row['part']:36s} {row['seconds']:.3f} s   {row['gflop']:6.1f} GFLOP, alone"
+            f" {row['products_alone_s']:.3f} s ({share:.0%})"
         )
     rate = operations / matrix / 1e9
-    print(f"  its matrix products alone: {matrix:.3f} s ({rate:,.0f} GFLOP/s); the step takes {step / matrix:.2f} times as long")
-    return {"step_s": step, "parts": table, "matrix_s": matrix, "gflop": operations / 1e9, "times_matrix": step / matrix}
+    print(
+        f"  its matrix products alone: {matrix:.3f} s ({rate:,.0f} GFLOP/s); the step takes"
+        f" {step / matrix:.2f} times as long"
+    )
+    return {
+        "step_s": step,
+        "parts": table,
+        "matrix_s": matrix,
+        "gflop": operations / 1e9,
+        "times_matrix": step / matrix,
+    }
 
 
 def growth() -> list[dict[str, Any]]:
@@ -324,7 +439,11 @@ def growth() -> list[dict[str, Any]]:
     small.tokenizer.save_pretrained(wider)
     reward = Reward(untrained("minilm", 6, ("bench",)), 0.0, 1.0)
     rows = []
-    changes = [{"batch_size": n} for n in (16, 32, 64, 128)] + [{"max_new_tokens": n} for n in (13, 26, 106)] + [{"policy": str(wider)}]
+    changes = (
+        [{"batch_size": n} for n in (16, 32, 64, 128)]
+        + [{"max_new_tokens": n} for n in (13, 26, 106)]
+        + [{"policy": str(wider)}]
+    )
     for change in changes:
         settings = Settings.profile("laptop", **change)
         experiment = Experiment(settings)
@@ -332,14 +451,24 @@ def growth() -> list[dict[str, Any]]:
         seconds = train(experiment, reward, settings, 5, "growth")
         millions = sum(p.numel() for p in experiment.policy.model.parameters()) / 1e6
         rows.append(
-            {"batch": settings.batch_size, "tokens": settings.max_new_tokens, "parameters_m": round(millions, 1), "step_s": seconds}
+            {
+                "batch": settings.batch_size,
+                "tokens": settings.max_new_tokens,
+                "parameters_m": round(millions, 1),
+                "step_s": seconds,
+            }
         )
-        print(f"batch {settings.batch_size:3d} × {settings.max_new_tokens:3d} tokens, {millions:5.1f}M parameters: {seconds:.2f} s")
+        print(
+            f"batch {settings.batch_size:3d} × {settings.max_new_tokens:3d} tokens,"
+            f" {millions:5.1f}M parameters: {seconds:.2f} s"
+        )
     return rows
 
 
 def multiplied_by() -> str:
-    """What decides most of the speed: the processor's instructions for bfloat16, or the number format; on an accelerator both."""
+    """What decides most of the speed: the processor's instructions for bfloat16, or the number
+    format; on an accelerator both.
+    """
     device, dtype = machine.device().type, str(machine.fast_dtype()).removeprefix("torch.")
     if device != "cpu":
         return f"{device}-{dtype}"
@@ -351,38 +480,68 @@ def keep(name: str, result: Any) -> None:
     processor = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        processor = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), processor)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+        processor = next(
+            (
+                line.split(":")[1].strip()
+                for line in cpuinfo.read_text().splitlines()
+                if "model name" in line
+            ),
+            processor,
+        )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
     record = {
-        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]), "date": date.today().isoformat(), "commit": commit,
+        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "commit": commit,
         "machine": {
-            "processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": machine.device_name(),
+            "processor": processor,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": machine.device_name(),
             "dtype": str(machine.fast_dtype()),
         },
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
         "result": result,
-    }  # fmt: skip
+    }
     folder = HERE / "results" / multiplied_by()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 BENCHMARKS = {
-    "step": step_parts, "precision": by_precision, "jobs": side_by_side, "trl": against_trl, "merging": against_mergekit, "growth": growth,
-}  # fmt: skip
+    "step": step_parts,
+    "precision": by_precision,
+    "jobs": side_by_side,
+    "trl": against_trl,
+    "merging": against_mergekit,
+    "growth": growth,
+}
 
 
 def main() -> None:
     """The command line: all benchmarks, or those named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("which", nargs="*", default=[*BENCHMARKS], help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "which", nargs="*", default=[*BENCHMARKS], help=f"of {', '.join(BENCHMARKS)} (default: all)"
+    )
     which = parser.parse_args().which
     if unknown := [name for name in which if name not in BENCHMARKS]:
-        raise SystemExit(f"bench: there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}.")
+        raise SystemExit(
+            f"bench: there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}."
+        )
     machine.prepare()
     RUNS.mkdir(parents=True, exist_ok=True)
     if machine.device().type != "cpu" and "jobs" in which:
-        print("bench: jobs is left out: it shares out a processor's cores, and here is an accelerator.")
+        print(
+            "bench: jobs is left out: it shares out a processor's cores, and here is an"
+            " accelerator."
+        )
         which = [name for name in which if name != "jobs"]
     try:
         for name in which:

@@ -1,7 +1,9 @@
-"""One side of a comparison, in a process of its own: it does a round for each line it reads, and answers with a line of JSON.
+"""One side of a comparison, in a process of its own: it does a round for each line it reads, and
+answers with a line of JSON.
 
-``python sides.py warp POLICY PRECISION`` and ``python sides.py trl POLICY PRECISION`` train the policy in a folder, ``python sides.py slerp
-FOLDER`` and ``python sides.py mergekit FOLDER`` merge (FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
+``python sides.py warp POLICY PRECISION`` and ``python sides.py trl POLICY PRECISION`` train the
+policy in a folder, ``python sides.py slerp FOLDER`` and ``python sides.py mergekit FOLDER`` merge
+(FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
 """
 
 import json
@@ -37,9 +39,16 @@ def peak_mb() -> float:
 
 
 def answer(seconds: list[float], *packages: str) -> None:
-    """Say how long the round's steps took on average, what it took in memory, with which versions; then wait for the next line."""
+    """Say how long the round's steps took on average, what it took in memory, with which versions;
+    then wait for the next line.
+    """
     versions = {name: version(name) for name in ("torch", "transformers", *packages)}
-    print(json.dumps({"seconds": sum(seconds) / len(seconds), "peak_mb": peak_mb(), "versions": versions}), flush=True)
+    print(
+        json.dumps(
+            {"seconds": sum(seconds) / len(seconds), "peak_mb": peak_mb(), "versions": versions}
+        ),
+        flush=True,
+    )
     if not sys.stdin.readline():
         os._exit(0)  # the other end is closed: the comparison is over
 
@@ -92,18 +101,34 @@ def train_warp(folder: Path, precision: str) -> None:
 
     machine.prepare()
     policy = Policy.from_name(str(folder))
-    theta, prompts = policy.weights(), policy.tokenizer(json.loads(sys.stdin.readline()), add_special_tokens=False)["input_ids"]
-    given = {"batch_size": BATCH, "max_new_tokens": NEW, "temperature": TAU, "beta": BETA, "learning_rate": RATE}
+    theta, prompts = (
+        policy.weights(),
+        policy.tokenizer(json.loads(sys.stdin.readline()), add_special_tokens=False)["input_ids"],
+    )
+    given = {
+        "batch_size": BATCH,
+        "max_new_tokens": NEW,
+        "temperature": TAU,
+        "beta": BETA,
+        "learning_rate": RATE,
+    }
     settings = Settings.profile("laptop", precision=precision, **given)
     reinforce(
-        theta, (0, "bench"), policy=policy, theta_sft=theta, prompts=prompts, reward=Cheap(), settings=settings, steps=10_000,
+        theta,
+        (0, "bench"),
+        policy=policy,
+        theta_sft=theta,
+        prompts=prompts,
+        reward=Cheap(),
+        settings=settings,
+        steps=10_000,
         progress=Paced(),
-    )  # fmt: skip
+    )
 
 
 def train_trl(folder: Path, precision: str) -> None:
-    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same length and distribution, in float32 or by
-    autocast in bfloat16."""
+    """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same
+    length and distribution, in float32 or by autocast in bfloat16."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
@@ -112,12 +137,30 @@ def train_trl(folder: Path, precision: str) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     data = datasets.Dataset.from_dict({"prompt": json.loads(sys.stdin.readline())})
     config = RLOOConfig(
-        output_dir=os.environ["WARP_RUNS"], per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
-        num_generations=2, max_completion_length=NEW, temperature=TAU, top_p=1.0, top_k=0, beta=BETA, learning_rate=RATE, max_steps=10_000,
-        sync_ref_model=True, ref_model_sync_steps=1, ref_model_mixup_alpha=0.01, bf16=precision == "bfloat16",
-        use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True,
-        gradient_checkpointing=False, disable_dropout=True, generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
-    )  # fmt: skip
+        output_dir=os.environ["WARP_RUNS"],
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=1,
+        num_generations=2,
+        max_completion_length=NEW,
+        temperature=TAU,
+        top_p=1.0,
+        top_k=0,
+        beta=BETA,
+        learning_rate=RATE,
+        max_steps=10_000,
+        sync_ref_model=True,
+        ref_model_sync_steps=1,
+        ref_model_mixup_alpha=0.01,
+        bf16=precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1000,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        disable_dropout=True,
+        generation_kwargs={"suppress_tokens": [tokenizer.eos_token_id]},
+    )
 
     class Paced(TrainerCallback):
         rounds = Rounds("trl")
@@ -129,10 +172,14 @@ def train_trl(folder: Path, precision: str) -> None:
             self.rounds.end()
 
     trainer = RLOOTrainer(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), args=config, train_dataset=data, processing_class=tokenizer,
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
         reward_funcs=lambda completions, **_: cheap_reward(completions),
-    )  # fmt: skip
-    trainer.add_callback(Paced())  # last, so that the synchronisation of its reference model is in its time
+    )
+    # last, so that the synchronisation of its reference model is in its time
+    trainer.add_callback(Paced())
     trainer.train()
 
 
@@ -168,7 +215,9 @@ def merge_mergekit(folder: Path) -> None:
         {
             "merge_method": "nuslerp",
             "base_model": str(folder / "base"),
-            "models": [{"model": str(folder / name), "parameters": {"weight": 0.5}} for name in ("a", "b")],
+            "models": [
+                {"model": str(folder / name), "parameters": {"weight": 0.5}} for name in ("a", "b")
+            ],
             "dtype": "float32",
         }
     )

@@ -21,36 +21,54 @@ from warp_lib.settings import Settings
 
 def said_by(words: list[str], **around: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "warp_lib", *words], cwd=paths.ROOT, env=os.environ | around, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "warp_lib", *words],
+        cwd=paths.ROOT,
+        env=os.environ | around,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     return done.returncode, done.stderr
 
 
 REFUSED = [
     (["report", "--steps", "1e18"], "steps must be at most 10,000,000, not 1e+18."),
-    (["report", "--batch-size", "99999999999999999999999"], "batch_size must be at most 10,000,000, not"),
+    (
+        ["report", "--batch-size", "99999999999999999999999"],
+        "batch_size must be at most 10,000,000, not",
+    ),
     (["report", "--beta", "1e300"], "beta must be at most 10,000,000, not 1e+300."),
     (["report", "--beta", "1e999"], "beta must be a number of at least 0, not inf."),
     (["report", "--seed", "1e30"], "seed must be at most "),
     (["report", "--name", "a" * 300], "name must have at most 200 letters, not 300."),
     (["report", "--name", "ü" * 150], "name must have at most 200 letters, not 150."),
     (["merge", "a", "b", "--out", "/"], "/ cannot be the folder to write; name another."),
-    (["merge", "a", "b", "--out", "x", "--eta", "1e308"], "eta must be from -1000 to 1000, not 1e+308."),
+    (
+        ["merge", "a", "b", "--out", "x", "--eta", "1e308"],
+        "eta must be from -1000 to 1000, not 1e+308.",
+    ),
 ]
 
 
-@pytest.mark.parametrize("words, sentence", REFUSED, ids=[" ".join(words)[:50] for words, _ in REFUSED])
+@pytest.mark.parametrize(
+    "words, sentence", REFUSED, ids=[" ".join(words)[:50] for words, _ in REFUSED]
+)
 def test_refused_in_one_sentence(capsys, words, sentence):
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.err.startswith(sentence) and said.err.count("\n") == 1 and not said.out
 
 
-@pytest.mark.parametrize("words", [["report", "--profile", "smoke"], ["sweep", "notebooks/03_warp.ipynb", "-g", "runs=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [["report", "--profile", "smoke"], ["sweep", "notebooks/03_warp.ipynb", "-g", "runs=1"]],
+)
 @pytest.mark.parametrize("kind", ["a file", "below a file"])
 def test_runs_that_cannot_be_a_folder(tmp_path, words, kind):
     (tmp_path / "runs").write_text("")
-    code, said = said_by(words, WARP_RUNS=str(tmp_path / "runs" / ("" if kind == "a file" else "x")))
+    code, said = said_by(
+        words, WARP_RUNS=str(tmp_path / "runs" / ("" if kind == "a file" else "x"))
+    )
     assert code and said.count("\n") == 1 and "cannot be written: " in said
 
 
@@ -69,9 +87,15 @@ def _raise(error: BaseException):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_refuses_the_page(monkeypatch, capsys, number):
-    monkeypatch.setattr(report, "run_report", lambda *_: _raise(OSError(number, os.strerror(number), "runs/x/report.html")))
+    monkeypatch.setattr(
+        report,
+        "run_report",
+        lambda *_: _raise(OSError(number, os.strerror(number), "runs/x/report.html")),
+    )
     assert main(["report", "--profile", "smoke"]) == 1
-    assert capsys.readouterr().err.startswith(f"runs/x/report.html: {os.strerror(number)}. What is finished is kept")
+    assert capsys.readouterr().err.startswith(
+        f"runs/x/report.html: {os.strerror(number)}. What is finished is kept"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -79,37 +103,68 @@ def test_a_disk_that_refuses_the_page(monkeypatch, capsys, number):
 def test_ctrl_c_in_the_first_seconds(tmp_path, loaded):
     """While torch is imported, and while the first kernel starts."""
     words = [sys.executable, "-m", "warp_lib", "report", "--profile", "smoke", "--name", "stopped"]
-    started = subprocess.Popen(words, cwd=paths.ROOT, env=os.environ | {"WARP_RUNS": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        words,
+        cwd=paths.ROOT,
+        env=os.environ | {"WARP_RUNS": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     until = time.monotonic() + 100
     while loaded not in Path(f"/proc/{started.pid}/maps").read_text() and time.monotonic() < until:
         time.sleep(0.01)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
-    assert started.returncode == 1 and said == "Stopped. What is finished is kept; run the same command to go on.\n"
+    assert (
+        started.returncode == 1
+        and said == "Stopped. What is finished is kept; run the same command to go on.\n"
+    )
 
 
 def test_output_that_is_cut_off():
     """As by `| head -1`."""
     words = f"{sys.executable} -m warp_lib report --help"
-    done = subprocess.run(["bash", "-c", f"{words} | head -1"], cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | head -1"], cwd=paths.ROOT, capture_output=True, text=True
+    )
     assert done.stderr == "" and done.stdout.startswith("usage")
 
 
 def test_a_bad_setting_in_a_notebook_is_one_line(tmp_path):
-    """Under plain papermill the sentence comes last, without our traceback. Guards: sixty lines above it."""
+    """Under plain papermill the sentence comes last, without our traceback. Guards: sixty lines
+    above it.
+    """
     nbformat.write(notebook("Bad", "1"), tmp_path / "bad.ipynb")
-    words = [sys.executable, "-m", "papermill", f"{tmp_path}/bad.ipynb", f"{tmp_path}/out.ipynb", "-k", "python3", "-p", "steps", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "papermill",
+        f"{tmp_path}/bad.ipynb",
+        f"{tmp_path}/out.ipynb",
+        "-k",
+        "python3",
+        "-p",
+        "steps",
+        "0",
+    ]
     around = os.environ | {"PYTHONPATH": str(paths.ROOT)}
-    done = subprocess.run([*words, "--no-progress-bar"], env=around, capture_output=True, text=True, timeout=120)
-    assert done.returncode and done.stderr.strip().splitlines()[-1] == "steps must be a whole number of at least 1, not 0."
+    done = subprocess.run(
+        [*words, "--no-progress-bar"], env=around, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        done.returncode
+        and done.stderr.strip().splitlines()[-1]
+        == "steps must be a whole number of at least 1, not 0."
+    )
     assert "settings.py" not in done.stderr
 
 
 def test_a_kernel_that_died_while_it_waited_is_replaced(tmp_path, monkeypatch, store):
     """The second notebook's kernel is killed while the first notebook runs."""
     kill = (
-        "import os, psutil, time\ntime.sleep(3)\n"
-        "[p.kill() for p in psutil.Process(os.getppid()).children() if p.pid != os.getpid() and 'ipykernel_launcher' in p.cmdline()]"
+        "import os, psutil, time\ntime.sleep(3)\n[p.kill() for p in"
+        " psutil.Process(os.getppid()).children() if p.pid != os.getpid() and 'ipykernel_launcher'"
+        " in p.cmdline()]"
     )
     for name, cell in (("01_kills", kill), ("02_after", "1")):
         nbformat.write(notebook(name, cell), tmp_path / f"{name}.ipynb")

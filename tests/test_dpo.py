@@ -1,4 +1,6 @@
-"""DPO: losses as TRL computes them, pairs ranked by reward, and an aligner that WARP cannot tell from REINFORCE."""
+"""DPO: losses as TRL computes them, pairs ranked by reward, and an aligner that WARP cannot tell
+from REINFORCE.
+"""
 
 import math
 import shutil
@@ -8,7 +10,17 @@ import pytest
 import torch
 from conftest import END, padded, plain_log_probs, tiny_policy, token_ids
 
-from warp_lib.dpo import Pairs, best_against_worst, dpo, every_pair, for_all_runs, hinge_loss, ipo_loss, make_pairs, sigmoid_loss
+from warp_lib.dpo import (
+    Pairs,
+    best_against_worst,
+    dpo,
+    every_pair,
+    for_all_runs,
+    hinge_loss,
+    ipo_loss,
+    make_pairs,
+    sigmoid_loss,
+)
 from warp_lib.fast import machine
 from warp_lib.merging import slerp
 from warp_lib.policy import together
@@ -19,7 +31,15 @@ from warp_lib.settings import Settings
 from warp_lib.warp import warp
 
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]
-SETTINGS = {"max_new_tokens": 4, "temperature": 0.7, "batch_size": 8, "learning_rate": 0.03, "beta": 0.5, "mu": 0.0, "pair_completions": 3}
+SETTINGS = {
+    "max_new_tokens": 4,
+    "temperature": 0.7,
+    "batch_size": 8,
+    "learning_rate": 0.03,
+    "beta": 0.5,
+    "mu": 0.0,
+    "pair_completions": 3,
+}
 
 
 class Sum:
@@ -34,34 +54,58 @@ class Sum:
 REWARD = Reward(Sum(), 0.0, 1.0)
 
 
-def made(seed=(0, "warp", 1), theta=None, rank=best_against_worst, prompts=PROMPTS, reward=None, **settings) -> Pairs:
+def made(
+    seed=(0, "warp", 1),
+    theta=None,
+    rank=best_against_worst,
+    prompts=PROMPTS,
+    reward=None,
+    **settings,
+) -> Pairs:
     """Pairs of the tiny policy's completions."""
     policy = tiny_policy()
     return make_pairs(
-        policy.weights() if theta is None else theta, seed, policy=policy, prompts=prompts, count=len(prompts),
-        reward=reward or REWARD, rank=rank, settings=Settings(**SETTINGS | settings), progress=Progress(),
-    )  # fmt: skip
+        policy.weights() if theta is None else theta,
+        seed,
+        policy=policy,
+        prompts=prompts,
+        count=len(prompts),
+        reward=reward or REWARD,
+        rank=rank,
+        settings=Settings(**SETTINGS | settings),
+        progress=Progress(),
+    )
 
 
 def aligned(pairs, seed=(0, "warp", 1, 1), steps=4, loss=sigmoid_loss, progress=None, **settings):
     """A run from the tiny policy."""
     policy = tiny_policy()
     return dpo(
-        policy.weights(), seed, policy=policy, pairs=lambda *_: pairs, loss=loss,
-        settings=Settings(**SETTINGS | settings), steps=steps, progress=progress or Progress(),
-    )  # fmt: skip
+        policy.weights(),
+        seed,
+        policy=policy,
+        pairs=lambda *_: pairs,
+        loss=loss,
+        settings=Settings(**SETTINGS | settings),
+        steps=steps,
+        progress=progress or Progress(),
+    )
 
 
-# --- The losses -------------------------------------------------------------------------------------------------------------------------
+# --- The losses -----------------------------------------------------------------------------------
 
 
 def by_formula(phase: float):
-    """A tiny policy whose weights are a formula, so that another program can have the same; its EOS has a logit of about -1000."""
+    """A tiny policy whose weights are a formula, so that another program can have the same; its EOS
+    has a logit of about -1000.
+    """
     policy = tiny_policy(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model = policy.model
     with torch.no_grad():
         for n, (name, p) in enumerate(model.named_parameters()):
-            wave = 0.4 * torch.sin(torch.arange(p.numel(), dtype=torch.float64) * (0.7 + 0.1 * n) + phase)
+            wave = 0.4 * torch.sin(
+                torch.arange(p.numel(), dtype=torch.float64) * (0.7 + 0.1 * n) + phase
+            )
             p.copy_(wave.view_as(p) + (1.0 if "ln" in name and "weight" in name else 0.0))
         model.transformer.ln_f.bias[0] = 10.0
         model.transformer.wte.weight[END] = 0
@@ -70,9 +114,11 @@ def by_formula(phase: float):
 
 
 def test_losses_are_trls(float32):
-    """What TRL 1.16's DPOTrainer.compute_loss gave on the same batch, β = 0.3, τ = 1, without dropout. Its IPO divides by the length, 4.
+    """What TRL 1.16's DPOTrainer.compute_loss gave on the same batch, β = 0.3, τ = 1, without
+    dropout. Its IPO divides by the length, 4.
 
-    Guards: chosen and rejected swapped, the reference left out, prompt tokens counted, β in the wrong place.
+    Guards: chosen and rejected swapped, the reference left out, prompt tokens counted, β in the
+    wrong place.
     """
     prompts = [[5, 2, 7], [10], [4, 8, 8, 0, 9]]
     chosen = padded(prompts, [[1, 9, 4, 4], [2, 2, 5, 11], [0, 1, 2, 4]])
@@ -80,7 +126,9 @@ def test_losses_are_trls(float32):
     policy, reference = by_formula(0.0), by_formula(0.5)
     y = together([chosen, rejected])
     with torch.no_grad():
-        better, worse = (policy.log_probs(y, 1.0).sum(1) - reference.log_probs(y, 1.0).sum(1)).chunk(2)
+        better, worse = (
+            policy.log_probs(y, 1.0).sum(1) - reference.log_probs(y, 1.0).sum(1)
+        ).chunk(2)
     h = better - worse
     assert sigmoid_loss(h, 0.3).mean().item() == pytest.approx(1.352879524230957, abs=1e-4)
     assert hinge_loss(h, 0.3).mean().item() == pytest.approx(1.8147016763687134, abs=1e-4)
@@ -90,29 +138,44 @@ def test_losses_are_trls(float32):
 def test_first_step_is_at_log_two(store, float32):
     """Policy and reference are the same there: h = 0 for every pair."""
     history = aligned(made(), steps=1).history
-    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and history[0]["log_ratio"] == 0
+    assert (
+        history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and history[0]["log_ratio"] == 0
+    )
 
 
-# --- Pairs ------------------------------------------------------------------------------------------------------------------------------
+# --- Pairs ----------------------------------------------------------------------------------------
 
 
 def test_ranks():
     """Guards: ties kept, better and worse exchanged, completions of different prompts paired."""
     rewards = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0], [0.0, 0.0, -1.0]])
     assert best_against_worst(rewards).tolist() == [[0, 1, 0], [2, 0, 2]]
-    assert sorted(every_pair(rewards).tolist()) == [[0, 1, 0], [0, 1, 2], [0, 2, 0], [2, 0, 2], [2, 1, 2]]
+    assert sorted(every_pair(rewards).tolist()) == [
+        [0, 1, 0],
+        [0, 1, 2],
+        [0, 2, 0],
+        [2, 0, 2],
+        [2, 1, 2],
+    ]
 
 
 @pytest.mark.parametrize("rank", [best_against_worst, every_pair])
 def test_pairs_share_a_prompt_and_differ_in_reward(store, rank):
-    """Rewards counted anew from the texts. Guards: rows mixed up between batches of different width."""
+    """Rewards counted anew from the texts. Guards: rows mixed up between batches of different
+    width.
+    """
     policy = tiny_policy()
     pairs = made(rank=rank)
     assert len(pairs) >= 3 and (pairs.margin > 0).all()
     better, worse = (REWARD(policy.texts(part)) for part in (pairs.chosen, pairs.rejected))
     assert torch.equal(better - worse, pairs.margin)
-    prompts = [[t[m][:-4].tolist() for t, m in zip(part.tokens, part.mask, strict=True)] for part in (pairs.chosen, pairs.rejected)]
-    assert prompts[0] == prompts[1] and {tuple(p) for p in prompts[0]} <= {tuple(p) for p in PROMPTS}
+    prompts = [
+        [t[m][:-4].tolist() for t, m in zip(part.tokens, part.mask, strict=True)]
+        for part in (pairs.chosen, pairs.rejected)
+    ]
+    assert prompts[0] == prompts[1] and {tuple(p) for p in prompts[0]} <= {
+        tuple(p) for p in PROMPTS
+    }
 
 
 def test_pairs_can_be_read(store):
@@ -121,7 +184,11 @@ def test_pairs_can_be_read(store):
     rows = pairs.readable(tiny_policy(), 2)
     assert len(rows) == 2 and all(token_ids(row["prompt"]) in PROMPTS for row in rows)
     for row, margin in zip(rows, pairs.margin.tolist(), strict=False):
-        assert sum(token_ids(row["chosen"])) - sum(token_ids(row["rejected"])) == row["margin, r̃"] == margin
+        assert (
+            sum(token_ids(row["chosen"])) - sum(token_ids(row["rejected"]))
+            == row["margin, r̃"]
+            == margin
+        )
         assert len(token_ids(row["chosen"])) == len(token_ids(row["rejected"])) == 4
 
 
@@ -129,8 +196,19 @@ def test_pairs_are_made_once_for_their_inputs(store, monkeypatch):
     """Every input is in the key; the same pairs come from the store."""
     first = made()
     other = {name: t + 0.5 for name, t in tiny_policy().weights().items()}
-    changes = [dict(seed=(0, "warp", 2)), dict(theta=other), dict(rank=every_pair), dict(prompts=PROMPTS[:-1]), dict(temperature=1.0)]
-    changes += [dict(pair_completions=4), dict(max_new_tokens=5), dict(batch_size=3), dict(reward=Reward(Sum(), 1.0, 2.0))]
+    changes = [
+        dict(seed=(0, "warp", 2)),
+        dict(theta=other),
+        dict(rank=every_pair),
+        dict(prompts=PROMPTS[:-1]),
+        dict(temperature=1.0),
+    ]
+    changes += [
+        dict(pair_completions=4),
+        dict(max_new_tokens=5),
+        dict(batch_size=3),
+        dict(reward=Reward(Sum(), 1.0, 2.0)),
+    ]
     assert all(made(**change).identity != first.identity for change in changes)
     monkeypatch.setattr("warp_lib.policy.Policy.sample", lambda *_: pytest.fail("sampled again"))
     assert made().identity == first.identity
@@ -139,9 +217,16 @@ def test_pairs_are_made_once_for_their_inputs(store, monkeypatch):
 def test_no_pairs_is_said(store):
     with pytest.raises(ValueError, match="pair_completions"):
         make_pairs(
-            tiny_policy().weights(), (0,), policy=tiny_policy(), prompts=PROMPTS, count=5, reward=Reward(Flat(), 0.0, 1.0),
-            rank=best_against_worst, settings=Settings(**SETTINGS), progress=Progress(),
-        )  # fmt: skip
+            tiny_policy().weights(),
+            (0,),
+            policy=tiny_policy(),
+            prompts=PROMPTS,
+            count=5,
+            reward=Reward(Flat(), 0.0, 1.0),
+            rank=best_against_worst,
+            settings=Settings(**SETTINGS),
+            progress=Progress(),
+        )
 
 
 class Flat(Sum):
@@ -151,13 +236,18 @@ class Flat(Sum):
         return torch.zeros(len(texts))
 
 
-# --- Training ---------------------------------------------------------------------------------------------------------------------------
+# --- Training -------------------------------------------------------------------------------------
 
 
 def log_ratio(policy, reference, rollouts) -> torch.Tensor:
     """log π/ref of each completion by the plain forward."""
     rows = [t[m].tolist() for t, m in zip(rollouts.tokens, rollouts.mask, strict=True)]
-    return torch.stack([(plain_log_probs(policy, r, 4, 0.7) - plain_log_probs(reference, r, 4, 0.7)).sum() for r in rows])
+    return torch.stack(
+        [
+            (plain_log_probs(policy, r, 4, 0.7) - plain_log_probs(reference, r, 4, 0.7)).sum()
+            for r in rows
+        ]
+    )
 
 
 def test_training_orders_the_pairs(store, float32):
@@ -172,7 +262,9 @@ def test_training_orders_the_pairs(store, float32):
 
 
 def test_step_by_hand(store, float32):
-    """One step of AdamW along the gradient of the mean loss, from the plain forward. Guards: τ left out, a moved reference."""
+    """One step of AdamW along the gradient of the mean loss, from the plain forward. Guards: τ left
+    out, a moved reference.
+    """
     pairs = made()
     run = aligned(pairs, steps=1, batch_size=2 * len(pairs))
     policy, reference = tiny_policy(), tiny_policy()
@@ -184,27 +276,45 @@ def test_step_by_hand(store, float32):
     counts = {n: p.grad.cpu().abs() > 1e-4 for n, p in policy.model.named_parameters()}
     assert sum(c.sum().item() for c in counts.values()) > 1000
     for name, expected in policy.weights().items():
-        assert torch.allclose(run.weights[name][counts[name]], expected[counts[name]], atol=1e-5), name
+        assert torch.allclose(run.weights[name][counts[name]], expected[counts[name]], atol=1e-5), (
+            name
+        )
 
 
 def test_second_step_by_hand(store, float32):
-    """The loss after one step, from the plain forward of the weights then. Guards: a β without effect, a sum for a mean."""
+    """The loss after one step, from the plain forward of the weights then. Guards: a β without
+    effect, a sum for a mean.
+    """
     pairs = made()
     runs = [aligned(pairs, steps=n, batch_size=2 * len(pairs)) for n in (1, 2)]
     moved, reference = tiny_policy().load(runs[0].weights), tiny_policy()
     with torch.no_grad():
         h = log_ratio(moved, reference, pairs.chosen) - log_ratio(moved, reference, pairs.rejected)
-    assert runs[1].history[1]["loss"] == pytest.approx(sigmoid_loss(h, 0.5).mean().item(), abs=1e-5) and h.abs().max() > 1e-2
+    assert (
+        runs[1].history[1]["loss"] == pytest.approx(sigmoid_loss(h, 0.5).mean().item(), abs=1e-5)
+        and h.abs().max() > 1e-2
+    )
 
 
 def test_run_key(store):
-    """Every input of a run is in its key. Guards: runs on other pairs, or with another loss, taken for this one."""
+    """Every input of a run is in its key. Guards: runs on other pairs, or with another loss, taken
+    for this one.
+    """
     base, other = made(), made(seed=(0, "warp", 2))
     first = aligned(base)
-    changes = [dict(loss=hinge_loss), dict(temperature=0.8), dict(batch_size=4), dict(beta=0.4), dict(mu=0.1), dict(learning_rate=0.02)]
+    changes = [
+        dict(loss=hinge_loss),
+        dict(temperature=0.8),
+        dict(batch_size=4),
+        dict(beta=0.4),
+        dict(mu=0.1),
+        dict(learning_rate=0.02),
+    ]
     changes += [dict(steps=3), dict(seed=(0, "warp", 1, 2), batch_size=4)]
     for run in (aligned(other), *(aligned(base, **change) for change in changes)):
-        assert any(not torch.equal(run.weights[name], first.weights[name]) for name in first.weights)
+        assert any(
+            not torch.equal(run.weights[name], first.weights[name]) for name in first.weights
+        )
 
 
 def test_bad_input_is_refused_in_words(store):
@@ -212,13 +322,22 @@ def test_bad_input_is_refused_in_words(store):
         aligned(made(), beta=0.0)
     with pytest.raises(ValueError, match="lower pair_prompts"):
         make_pairs(
-            tiny_policy().weights(), (0,), policy=tiny_policy(), prompts=PROMPTS, count=6, reward=REWARD, rank=best_against_worst,
-            settings=Settings(**SETTINGS), progress=Progress(),
-        )  # fmt: skip
+            tiny_policy().weights(),
+            (0,),
+            policy=tiny_policy(),
+            prompts=PROMPTS,
+            count=6,
+            reward=REWARD,
+            rank=best_against_worst,
+            settings=Settings(**SETTINGS),
+            progress=Progress(),
+        )
 
 
 def test_reference_is_the_anchor(store, float32):
-    """With μ = 1 the reference is the policy itself after each step, so every step begins at log 2; with μ = 0 it stays."""
+    """With μ = 1 the reference is the policy itself after each step, so every step begins at log 2;
+    with μ = 0 it stays.
+    """
     pairs = made()
     moving, fixed = (aligned(pairs, steps=4, mu=mu, learning_rate=0.1).history for mu in (1.0, 0.0))
     assert all(row["loss"] == pytest.approx(math.log(2), abs=1e-5) for row in moving)
@@ -243,7 +362,9 @@ class StopAfter(Progress):
 
 @pytest.mark.parametrize("mu", [0.0, 0.1])
 def test_a_stopped_run_goes_on_bit_for_bit(store, mu):
-    """Guards: a reference that stays, read anew from the policy as it was stopped or in other batches."""
+    """Guards: a reference that stays, read anew from the policy as it was stopped or in other
+    batches.
+    """
     pairs, shape = made(), {"steps": 6, "batch_size": 4, "mu": mu}
     whole = aligned(pairs, **shape).weights
     shutil.rmtree(store / "store")
@@ -268,16 +389,34 @@ def test_warp_runs_dpo_as_it_is(store):
     def make(theta, seed):
         asked.append((digest(theta), seed))
         return make_pairs(
-            theta, seed, policy=policy, prompts=PROMPTS, count=5, reward=REWARD, rank=best_against_worst, settings=settings,
+            theta,
+            seed,
+            policy=policy,
+            prompts=PROMPTS,
+            count=5,
+            reward=REWARD,
+            rank=best_against_worst,
+            settings=settings,
             progress=Progress(),
-        )  # fmt: skip
+        )
 
     settings = Settings(**SETTINGS)
     sft = policy.weights()
-    align = partial(dpo, policy=policy, pairs=for_all_runs(make), settings=settings, steps=3, progress=Progress())
+    align = partial(
+        dpo,
+        policy=policy,
+        pairs=for_all_runs(make),
+        settings=settings,
+        steps=3,
+        progress=Progress(),
+    )
     iterations = list(warp(sft, align, iterations=2, runs=2, eta=0.5, merge=slerp, seed=0))
     assert [seed for _, seed in asked] == [(0, "warp", 1)] * 2 + [(0, "warp", 2)] * 2
-    assert len({theta for theta, _ in asked}) == 2 and asked[0][0] == digest(sft) and asked[2][0] == digest(iterations[0].liti)
+    assert (
+        len({theta for theta, _ in asked}) == 2
+        and asked[0][0] == digest(sft)
+        and asked[2][0] == digest(iterations[0].liti)
+    )
     assert any(not torch.equal(iterations[1].merged[n], sft[n]) for n in sft)
 
 
@@ -285,5 +424,8 @@ def test_rollouts_together():
     """Shorter prompts are padded on the left, and padding stays padding."""
     a, b = padded([[5, 2, 7]], [[1, 9]]), padded([[4]], [[2, 2]])
     both = together([a, b]).to(machine.device())
-    assert both.tokens.tolist() == [[5, 2, 7, 1, 9], [0, 0, 4, 2, 2]] and both.mask.tolist() == [[True] * 5, [False] * 2 + [True] * 3]
+    assert both.tokens.tolist() == [[5, 2, 7, 1, 9], [0, 0, 4, 2, 2]] and both.mask.tolist() == [
+        [True] * 5,
+        [False] * 2 + [True] * 3,
+    ]
     assert both.rows(torch.tensor([1])).tokens.tolist() == [[0, 0, 4, 2, 2]] and both.new == 2

@@ -19,7 +19,9 @@ def unit(folder, experiment: str, arm: str, seed: int, slope: float) -> None:
     """A finished unit whose front is a line through 0, with two runs at 70° to 74°."""
     keep(folder, experiment, arm, seed, [(0, 0), (6, 6 * slope)])
     file = folder / experiment / f"{arm}-{seed}"
-    pd.read_csv(file.with_suffix(".csv")).assign(seed=seed).to_csv(file.with_suffix(".csv"), index=False)
+    pd.read_csv(file.with_suffix(".csv")).assign(seed=seed).to_csv(
+        file.with_suffix(".csv"), index=False
+    )
     row = {"a": 1, "b": 2, "layer": "model", "norm_a": 1.0, "norm_b": 1.0}
     geometry = [row | {"iteration": i, "degrees": 68.0 + 2 * i + seed % 3} for i in (1, 2)]
     record = json.loads(file.with_suffix(".json").read_text())
@@ -28,28 +30,49 @@ def unit(folder, experiment: str, arm: str, seed: int, slope: float) -> None:
     save_file(scores | {"test.judge": scores["test.reward"]}, file.with_suffix(".safetensors"))
 
 
-ARMS = {"warp-dpo": 0.5, "dpo": 0.4, "warp-dpo-own": 0.48, "warp-dpo-once": 0.42, "dpo-iterated": 0.45}  # arm → the slope of its front
+# arm → the slope of its front
+ARMS = {
+    "warp-dpo": 0.5,
+    "dpo": 0.4,
+    "warp-dpo-own": 0.48,
+    "warp-dpo-once": 0.42,
+    "dpo-iterated": 0.45,
+}
 
 
 @pytest.fixture
 def answer(folder):
-    """Runs what notebook 07 reads of the study, and gives its answer; trials and WARP's own seeds have ended."""
+    """Runs what notebook 07 reads of the study, and gives its answer; trials and WARP's own seeds
+    have ended.
+    """
     for arm in ("warp-dpo", "dpo"):
         unit(folder, "dpo-tuning", f"{arm}-a", outcomes.TUNING_SEED, ARMS[arm])
-    chosen = {arm: {"trial": "a", "learning_rate": 1e-5, "beta": 0.3} for arm in ("warp-dpo", "dpo")}
-    (folder / "dpo-tuning.json").write_text(json.dumps({"high": 4.0, "judged_to": 4.0, "chosen": chosen}))
+    chosen = {
+        arm: {"trial": "a", "learning_rate": 1e-5, "beta": 0.3} for arm in ("warp-dpo", "dpo")
+    }
+    (folder / "dpo-tuning.json").write_text(
+        json.dumps({"high": 4.0, "judged_to": 4.0, "chosen": chosen})
+    )
     (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": {}}))
     for seed in (0, *outcomes.SEEDS[:3]):
         unit(folder, "primary", "warp", seed, 0.3)
         unit(folder, "primary", "reinforce", seed, 0.3)
-    cells = [c.source for c in nbformat.read(ROOT / "notebooks" / "07_dpo.ipynb", 4).cells if c.cell_type == "code"]
+    cells = [
+        c.source
+        for c in nbformat.read(ROOT / "notebooks" / "07_dpo.ipynb", 4).cells
+        if c.cell_type == "code"
+    ]
     begin = next(k for k, source in enumerate(cells) if source.startswith("ARMS = "))
 
     def run() -> str:
         names = {
-            "outcomes": outcomes, "plots": plots, "Markdown": str, "settings": Settings(), "folder": lambda _: folder,
+            "outcomes": outcomes,
+            "plots": plots,
+            "Markdown": str,
+            "settings": Settings(),
+            "folder": lambda _: folder,
             "export_figure": lambda *_: None,
-        }  # fmt: skip
+        }
         *before, shown = ast.parse("\n".join(cells[begin:])).body
         exec(compile(ast.Module(before, []), "07_dpo", "exec"), names)
         return eval(compile(ast.Expression(shown.value), "07_dpo", "eval"), names)
@@ -58,35 +81,56 @@ def answer(folder):
 
 
 def test_one_seed_is_said_to_be_one(answer, folder):
-    """Guards: the tuning's angles, or another seed's, for its own; an interval over one seed; a control left out or under another name."""
+    """Guards: the tuning's angles, or another seed's, for its own; an interval over one seed; a
+    control left out or under another name.
+    """
     for arm, slope in ARMS.items():
         unit(folder, "dpo", arm, 5, slope)
     unit(folder, "reference", "warp-dpo", 5, 0.47)
     unit(folder, "reference", "dpo", 5, 0.35)
     said = answer()
-    assert "On 1 of 5 seeds WARP gains +0.200 (+0.200 to +0.200 over prompts, one seed) r̃ more" in said  # 0.1 of slope, at 2 nats
-    assert "and one seed cannot say whether that holds for the next" in said and "stand at 72° to 74°." in said
-    assert "WARP-DPO − DPO is +0.250 (+0.250 to +0.250 over prompts, one seed) from 1 to 4 nats" in said
-    causes = dict(line.removeprefix("- **").split("**") for line in said.splitlines() if line.startswith("- "))
+    # 0.1 of slope, at 2 nats
+    assert (
+        "On 1 of 5 seeds WARP gains +0.200 (+0.200 to +0.200 over prompts, one seed) r̃ more" in said
+    )
+    assert (
+        "and one seed cannot say whether that holds for the next" in said
+        and "stand at 72° to 74°." in said
+    )
+    assert (
+        "WARP-DPO − DPO is +0.250 (+0.250 to +0.250 over prompts, one seed) from 1 to 4 nats"
+        in said
+    )
+    causes = dict(
+        line.removeprefix("- **").split("**") for line in said.splitlines() if line.startswith("- ")
+    )
     numbers = {name: found.split(": ")[-1].split()[0] for name, found in causes.items()}
     assert numbers == {  # differences of slope, at 2.5 nats; the last two at 2
-        "averaging, pairs made anew": "+0.125", "averaging, pairs made once": "+0.050", "each run its own pairs": "-0.050",
-        "pairs made anew, averaging": "+0.200", "pairs made anew, no averaging": "+0.125", "EMA as reference, WARP-DPO": "-0.060",
+        "averaging, pairs made anew": "+0.125",
+        "averaging, pairs made once": "+0.050",
+        "each run its own pairs": "-0.050",
+        "pairs made anew, averaging": "+0.200",
+        "pairs made anew, no averaging": "+0.125",
+        "EMA as reference, WARP-DPO": "-0.060",
         "EMA as reference, DPO": "-0.100",
-    }  # fmt: skip
-    assert causes["each run its own pairs"].startswith(" (WARP-DPO, pairs of each run's own − WARP-DPO): ")
+    }
+    assert causes["each run its own pairs"].startswith(
+        " (WARP-DPO, pairs of each run's own − WARP-DPO): "
+    )
 
 
 def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
-    """Guards: a sign turned around, the smaller K* not taken, arms exchanged, seeds counted that lack an arm, or left out because controls
-    wait."""
+    """Guards: a sign turned around, the smaller K* not taken, arms exchanged, seeds counted that
+    lack an arm, or left out because controls wait."""
     for arm, slope in ARMS.items():
         unit(folder, "dpo", arm, 4, slope)
     unit(folder, "dpo", "warp-dpo", 5, 0.52)
     unit(folder, "dpo", "dpo", 5, 0.4)
     unit(folder, "dpo", "warp-dpo", 6, 9.0)
     said = answer()
-    assert "On 2 of 5 seeds WARP gains +0.220 (" in said and "from 1 to 3 nats" in said  # (0.1 and 0.12) · 2
+    # (0.1 and 0.12) · 2
+    assert "On 2 of 5 seeds WARP gains +0.220 (" in said and "from 1 to 3 nats" in said
     assert "each over prompts, and two seeds decide nothing) r̃ more" in said
     assert "which two seeds do not decide" in said
-    assert "WARP-DPO − DPO is +0.275 (" in said and "from 1 to 4 nats. " in said  # (0.1 and 0.12) · 2.5
+    # (0.1 and 0.12) · 2.5
+    assert "WARP-DPO − DPO is +0.275 (" in said and "from 1 to 4 nats. " in said

@@ -1,4 +1,6 @@
-"""Fronts: which points make one, its mean reward over a range of KL, intervals of paired differences."""
+"""Fronts: which points make one, its mean reward over a range of KL, intervals of paired
+differences.
+"""
 
 import math
 
@@ -6,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from warp_lib.study.fronts import Effect, Interval, bootstrap, half_width, hypervolume, pareto, shares
+from warp_lib.study.fronts import (
+    Effect,
+    Interval,
+    bootstrap,
+    half_width,
+    hypervolume,
+    pareto,
+    shares,
+)
 
 
 def test_pareto_leaves_out_what_another_point_beats():
@@ -16,19 +26,29 @@ def test_pareto_leaves_out_what_another_point_beats():
     reward = [0.0, -0.1, 1.0, 1.0, 0.9, 1.2]
     assert pareto(kl, reward) == [0, 2, 5]
     order = [5, 3, 1, 0, 4, 2]
-    assert [order[k] for k in pareto([kl[k] for k in order], [reward[k] for k in order])] == [0, 2, 5]
+    assert [order[k] for k in pareto([kl[k] for k in order], [reward[k] for k in order])] == [
+        0,
+        2,
+        5,
+    ]
 
 
 def test_hypervolume_counts_what_points_dominate():
     """The oracle is counting: the share of random places in the box that some point beats."""
     draw = np.random.default_rng(0)
-    kl, score = draw.uniform(0, 12, 15), draw.normal(0.5, 1, 15)  # some beyond the corner, some below it
+    # some beyond the corner, some below it
+    kl, score = draw.uniform(0, 12, 15), draw.normal(0.5, 1, 15)
     corner, top = (10.0, 0.2), 4.0
     places = draw.uniform((0, corner[1]), (corner[0], top), (200_000, 2))
     beaten = ((kl[:, None] <= places[:, 0]) & (score[:, None] >= places[:, 1])).any(0)
     box = corner[0] * (top - corner[1])
-    assert score.max() < top and hypervolume(kl, score, corner) == pytest.approx(beaten.mean() * box, abs=4 * box / math.sqrt(len(places)))
-    assert hypervolume([0.0, 4.0], [1.0, 3.0], (10.0, 0.0)) == 4 * 1 + 6 * 3 and hypervolume([11.0, 1.0], [5.0, -1.0], (10.0, 0.0)) == 0
+    assert score.max() < top and hypervolume(kl, score, corner) == pytest.approx(
+        beaten.mean() * box, abs=4 * box / math.sqrt(len(places))
+    )
+    assert (
+        hypervolume([0.0, 4.0], [1.0, 3.0], (10.0, 0.0)) == 4 * 1 + 6 * 3
+        and hypervolume([11.0, 1.0], [5.0, -1.0], (10.0, 0.0)) == 0
+    )
 
 
 def test_mean_of_straight_lines_in_closed_form():
@@ -49,7 +69,9 @@ def test_mean_is_the_integral_of_the_interpolation():
         reward = draw.normal(size=11)
         order = np.argsort(kl)
         grid = np.linspace(1.3, 6.1, 200_001)
-        expected = integrate.trapezoid(np.interp(grid, kl[order], reward[order]), grid) / (6.1 - 1.3)
+        expected = integrate.trapezoid(np.interp(grid, kl[order], reward[order]), grid) / (
+            6.1 - 1.3
+        )
         assert shares(kl, 1.3, 6.1) @ reward == pytest.approx(expected, abs=1e-6)
 
 
@@ -63,21 +85,27 @@ def test_interval_is_students():
     """The oracle is scipy's one-sample t test."""
     x = [0.1, -0.2, 0.4, 0.05, 0.3]
     got, expected = Interval.of(x), stats.ttest_1samp(x, 0).confidence_interval()
-    assert (got.mean, got.low, got.high, got.n) == pytest.approx((0.13, expected.low, expected.high, 5))
+    assert (got.mean, got.low, got.high, got.n) == pytest.approx(
+        (0.13, expected.low, expected.high, 5)
+    )
     assert str(got).startswith("+0.130 (") and "n = 5" in str(got)
     one = Interval.of([0.2])
     assert one.mean == 0.2 and math.isnan(one.low) and "no interval" in str(one)
 
 
-SPREADS = {  # of seeds, of prompts and of the rest, as standard deviations of a value → the most that its coverage may be
+# of seeds, of prompts and of the rest, as standard deviations of a value → the most that its
+# coverage may be
+SPREADS = {
     "seeds only": ((0.5, 0.0, 0.1), 0.965),
     "prompts only": ((0.0, 1.0, 0.1), 0.965),
     "seeds, and a large rest": ((0.3, 0.0, 1.0), 0.965),
     "all, as far apart in the mean": ((0.1, 0.5, 0.3), 0.975),
     "all, seeds further": ((0.2, 0.5, 0.5), 0.975),
-    # Too wide with three seeds, 0.97, for whose few means Student's quantile is large whatever share of the error they have.
+    # Too wide with three seeds, 0.97, for whose few means Student's quantile is large whatever
+    # share of the error they have.
     "all, prompts further": ((0.05, 0.5, 0.2), 0.98),
-    # Where seeds hardly differ, the rest makes the seeds' means vary, and the interval is no narrower than theirs alone: it is too wide.
+    # Where seeds hardly differ, the rest makes the seeds' means vary, and the interval is no
+    # narrower than theirs alone: it is too wide.
     "hardly seeds, and a large rest": ((0.05, 0.3, 1.0), 0.985),
     "the rest only": ((0.0, 0.0, 1.0), 0.992),
 }
@@ -86,11 +114,15 @@ SPREADS = {  # of seeds, of prompts and of the rest, as standard deviations of a
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 @pytest.mark.parametrize("regime", SPREADS)
 def test_an_interval_over_seeds_and_prompts_holds_the_truth_in_19_of_20_studies(regime, seeds):
-    """4,000 simulated studies each. Guards: the rest counted twice (once with the seeds, once with the prompts), or not at all."""
+    """4,000 simulated studies each. Guards: the rest counted twice (once with the seeds, once with
+    the prompts), or not at all.
+    """
     (of_seeds, of_prompts, of_rest), most = SPREADS[regime]
     draw, studies, prompts = np.random.default_rng(seeds), 4000, 100
     table = of_rest * draw.standard_normal((studies, seeds, prompts))
-    table += of_seeds * draw.standard_normal((studies, seeds, 1)) + of_prompts * draw.standard_normal((studies, 1, prompts))
+    table += of_seeds * draw.standard_normal(
+        (studies, seeds, 1)
+    ) + of_prompts * draw.standard_normal((studies, 1, prompts))
     assert 0.93 <= (abs(table.mean((1, 2))) <= half_width(table)).mean() <= most
 
 
@@ -100,32 +132,58 @@ def test_an_interval_over_both_is_never_narrower_than_over_one():
     for spread in (0.0, 0.1, 1.0):
         values = draw.normal(0.3, 1, (4, 30)) + spread * draw.normal(size=(4, 1))
         found = Effect(dict(enumerate(values)))
-        ends = [stats.ttest_1samp(values.mean(axis), 0).confidence_interval().high for axis in (1, 0)]
-        assert (found.over_seeds.high, found.over_prompts.high) == pytest.approx(ends) and found.both.high >= max(ends) - 1e-12
+        ends = [
+            stats.ttest_1samp(values.mean(axis), 0).confidence_interval().high for axis in (1, 0)
+        ]
+        assert (found.over_seeds.high, found.over_prompts.high) == pytest.approx(
+            ends
+        ) and found.both.high >= max(ends) - 1e-12
         assert (found.both.mean, found.both.n) == pytest.approx((values.mean(), 4))
         assert found.by_seed[2].mean == pytest.approx(values[2].mean())
-        assert str(found).endswith("over seeds and prompts, n = 4)") and found.rows("x") == {"x (n = 4)": found.both}
+        assert str(found).endswith("over seeds and prompts, n = 4)") and found.rows("x") == {
+            "x (n = 4)": found.both
+        }
         assert list(found.named("x").values()) == [found.over_prompts, found.over_seeds, found.both]
 
 
 def test_fewer_than_three_seeds_take_no_side():
-    """All values are above 0 by far. Guards: an interval or a side from two seeds; one seed's prompts taken for seeds."""
+    """All values are above 0 by far. Guards: an interval or a side from two seeds; one seed's
+    prompts taken for seeds.
+    """
     values = np.random.default_rng(0).normal(5, 0.1, (3, 30))
     assert Effect(dict(enumerate(values))).side == 1
     for n in (1, 2):
         found = Effect({seed + 4: values[seed] for seed in range(n)})
-        assert found.side == found.both.side == 0 and math.isnan(found.both.low) and found.both.mean == pytest.approx(values[:n].mean())
-        assert found.rows("x") == found.named("x") == {f"x, seed {k + 4}, over prompts": Interval.of(values[k]) for k in range(n)}
+        assert (
+            found.side == found.both.side == 0
+            and math.isnan(found.both.low)
+            and found.both.mean == pytest.approx(values[:n].mean())
+        )
+        assert (
+            found.rows("x")
+            == found.named("x")
+            == {f"x, seed {k + 4}, over prompts": Interval.of(values[k]) for k in range(n)}
+        )
     one, two = Effect({4: values[0]}), Effect({4: values[0], 5: values[1]})
     assert one.widest == Interval.of(values[0]) and "over prompts, one seed" in str(one)
     first, second = (f"{i.mean:+.3f}, {i.low:+.3f} to {i.high:+.3f}" for i in two.by_seed.values())
-    assert str(two) == f"{values[:2].mean():+.3f} (seed 4 {first}; seed 5 {second}; each over prompts, and two seeds decide nothing)"
+    assert (
+        str(two)
+        == f"{values[:2].mean():+.3f} (seed 4 {first}; seed 5 {second}; each over prompts, and two"
+        " seeds decide nothing)"
+    )
     assert math.isnan(two.widest.low) and "no interval" in str(two.widest)
 
 
 def test_a_bootstrapped_mean_has_students_interval():
-    """Guards: draws of a prompt alone and not of all its numbers, the n − 1 of a variance, a normal quantile for Student's."""
-    a, b = np.random.default_rng(0).normal(0.3, 1, (2, 12)) + 3 * np.random.default_rng(1).normal(size=12)
+    """Guards: draws of a prompt alone and not of all its numbers, the n − 1 of a variance, a normal
+    quantile for Student's.
+    """
+    a, b = np.random.default_rng(0).normal(0.3, 1, (2, 12)) + 3 * np.random.default_rng(1).normal(
+        size=12
+    )
     found, expected = bootstrap(lambda share: share @ a - share @ b, 12), Interval.of(a - b)
-    assert found.mean == pytest.approx(expected.mean) and found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.05)
+    assert found.mean == pytest.approx(expected.mean) and found.high - found.mean == pytest.approx(
+        expected.high - expected.mean, rel=0.05
+    )
     assert found == bootstrap(lambda share: share @ a - share @ b, 12) and found.n == 12

@@ -1,4 +1,6 @@
-"""Keys of the store: tokenizers and functions that do different things have different identities, and the same ones the same."""
+"""Keys of the store: tokenizers and functions that do different things have different identities,
+and the same ones the same.
+"""
 
 from functools import partial
 
@@ -16,10 +18,13 @@ MARGIN = 1.0
 
 
 def test_a_tokenizers_normaliser_is_part_of_it(tmp_path):
-    """Guards: runs of two policies whose tokenizers have one vocabulary and read texts differently, under one key."""
+    """Guards: runs of two policies whose tokenizers have one vocabulary and read texts differently,
+    under one key.
+    """
     policy = tiny_policy()
     before = policy.identity
-    policy.tokenizer(["w1 w2 w4", "w1"], padding=False, truncation=True, max_length=2)  # which its backend remembers
+    # which its backend remembers
+    policy.tokenizer(["w1 w2 w4", "w1"], padding=False, truncation=True, max_length=2)
     assert Policy(policy.model, policy.tokenizer).identity == before
     policy.tokenizer.save_pretrained(tmp_path)
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
@@ -54,17 +59,32 @@ def with_a_helper(h, beta):
 def test_functions_that_compute_otherwise_differ():
     """Guards: two lambdas under one key; the same code around another value."""
     losses = [
-        lambda h, beta: h, lambda h, beta: -h, lambda h, beta: 2 * h, lambda h, beta: 3 * h, lambda h, beta: [k for k in (h, 1)],
-        lambda h, beta: [k for k in (h, 2)], scaled(1.0), scaled(2.0), scaled(torch.ones(1)), scaled(torch.zeros(1)),
-        lambda h, beta, k=1: h, lambda h, beta, k=2: h, named, partial(named, scale=1.0), partial(named, scale=3.0),
-        with_a_global, with_a_helper,
-    ]  # fmt: skip
+        lambda h, beta: h,
+        lambda h, beta: -h,
+        lambda h, beta: 2 * h,
+        lambda h, beta: 3 * h,
+        lambda h, beta: [k for k in (h, 1)],
+        lambda h, beta: [k for k in (h, 2)],
+        scaled(1.0),
+        scaled(2.0),
+        scaled(torch.ones(1)),
+        scaled(torch.zeros(1)),
+        lambda h, beta, k=1: h,
+        lambda h, beta, k=2: h,
+        named,
+        partial(named, scale=1.0),
+        partial(named, scale=3.0),
+        with_a_global,
+        with_a_helper,
+    ]
     assert len({function_identity(loss) for loss in losses}) == len(losses)
 
 
 def test_the_same_function_is_the_same(monkeypatch):
     assert function_identity(scaled(2.0)) == function_identity(scaled(2.0))
-    assert function_identity(partial(named, scale=1.0)) == function_identity(partial(named, scale=1.0))
+    assert function_identity(partial(named, scale=1.0)) == function_identity(
+        partial(named, scale=1.0)
+    )
     before = function_identity(with_a_global)
     monkeypatch.setitem(globals(), "MARGIN", 2.0)
     assert function_identity(with_a_global) != before

@@ -1,4 +1,6 @@
-"""Jobs: in their order, several at a time; and whatever ends the process that runs them, theirs end within five seconds."""
+"""Jobs: in their order, several at a time; and whatever ends the process that runs them, theirs end
+within five seconds.
+"""
 
 import os
 import signal
@@ -13,14 +15,16 @@ import pytest
 from warp_lib.runs import jobs, paths
 from warp_lib.runs.jobs import marked, together
 
-# A child, its child in a session of its own, and a grandchild whose parent has gone; none of them listens to SIGTERM or SIGHUP.
+# A child, its child in a session of its own, and a grandchild whose parent has gone; none of them
+# listens to SIGTERM or SIGHUP.
 STUBBORN = """
 import os, signal, subprocess, sys, time
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 if len(sys.argv) > 1:
     subprocess.Popen([sys.executable, __file__], start_new_session=True)
-    again = f"import subprocess; subprocess.Popen([{sys.executable!r}, {__file__!r}], start_new_session=True)"
+    words = [sys.executable, __file__]
+    again = f"import subprocess; subprocess.Popen({words}, start_new_session=True)"
     subprocess.run([sys.executable, "-c", again])
 open(f"{__file__}.{os.getpid()}", "w").close()
 time.sleep(600)
@@ -31,7 +35,8 @@ from functools import partial
 from warp_lib.runs.jobs import together
 words = [sys.executable, sys.argv[1], "parent"]
 with together() as running:
-    running.run({name: partial(running.command, words, {}) for name in "ab"}, 2, lambda name, error: None)
+    jobs = {name: partial(running.command, words, {}) for name in "ab"}
+    running.run(jobs, 2, lambda name, error: None)
 """
 
 
@@ -50,13 +55,20 @@ def alive(numbers: list[int]) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_all_ends_within_five_seconds(tmp_path, how):
-    """Guards: workers that outlive a killed parent, kernels and browsers that outlive a stopped sweep."""
+    """Guards: workers that outlive a killed parent, kernels and browsers that outlive a stopped
+    sweep.
+    """
     script = tmp_path / "stubborn.py"
     script.write_text(STUBBORN)
     words = [sys.executable, "-c", PARENT, str(script)]
-    parent = subprocess.Popen(words, cwd=paths.ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    parent = subprocess.Popen(
+        words, cwd=paths.ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     until = time.monotonic() + 60
-    while len(begun := [int(file.suffix[1:]) for file in tmp_path.glob("stubborn.py.*")]) < 6 and time.monotonic() < until:
+    while (
+        len(begun := [int(file.suffix[1:]) for file in tmp_path.glob("stubborn.py.*")]) < 6
+        and time.monotonic() < until
+    ):
         time.sleep(0.1)
     assert len(begun) == len(alive(begun)) == 6
     parent.send_signal(getattr(signal, how))
@@ -80,10 +92,17 @@ def test_jobs_wait_for_those_they_need():
     ended = []
     with together() as running:
         calls = {name: lambda name=name: job(name) for name in "abcd"}
-        running.run(calls, 2, lambda name, error: ended.append((name, error)), {"b": "a", "c": "a", "d": "bc"})
+        running.run(
+            calls,
+            2,
+            lambda name, error: ended.append((name, error)),
+            {"b": "a", "c": "a", "d": "bc"},
+        )
     assert sorted(ended) == [(name, None) for name in "abcd"]
     places = {word: order.index(word) for word in order}
-    assert places["a ends"] < min(places["b begins"], places["c begins"]) and places["d begins"] > max(places["b ends"], places["c ends"])
+    assert places["a ends"] < min(places["b begins"], places["c begins"]) and places[
+        "d begins"
+    ] > max(places["b ends"], places["c ends"])
     assert max(places["b begins"], places["c begins"]) < min(places["b ends"], places["c ends"])
 
 
@@ -103,7 +122,11 @@ def test_what_tell_raises_ends_all(tmp_path):
         raise ValueError(f"{name} failed")
 
     with pytest.raises(ValueError, match="^b failed$"), together() as running:
-        calls = {"a": lambda: running.command(sleep, {}), "b": lambda: time.sleep(0.3), "c": lambda: never.append("c")}
+        calls = {
+            "a": lambda: running.command(sleep, {}),
+            "b": lambda: time.sleep(0.3),
+            "c": lambda: never.append("c"),
+        }
         running.run(calls, 2, tell)
     assert time.monotonic() - begun < 5 and not never and not marked(running.mark)
     assert running.command(sleep, {})[0] == 1  # nor does anything begin later
@@ -118,13 +141,26 @@ def test_the_environment_is_as_before(monkeypatch):
 
 def test_a_name_is_used_by_one_report_at_a_time(store):
     """Guards: two reports that write the same notebooks; a lock that is left by who was killed."""
-    code = "import sys; from warp_lib.runs import paths\nwith paths.locked('x', 'report'):\n    print('held', flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from warp_lib.runs import paths\nwith paths.locked('x', 'report'):\n   "
+        " print('held', flush=True); sys.stdin.read()"
+    )
     around = os.environ | {"WARP_RUNS": str(store)}
     other = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=paths.ROOT, env=around, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=paths.ROOT,
+        env=around,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match="^another report called 'x' is running; wait for it, or give this one another --name.$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "^another report called 'x' is running; wait for it, or give this one another --name.$"
+        ),
+    ):
         with paths.locked("x", "report"):
             pass
     other.kill()

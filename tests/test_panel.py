@@ -1,4 +1,6 @@
-"""The knobs: what a run costs before it begins, the command that does the same, refusals in words; and as a person uses them in Lab."""
+"""The knobs: what a run costs before it begins, the command that does the same, refusals in words;
+and as a person uses them in Lab.
+"""
 
 import dataclasses
 import html
@@ -53,19 +55,35 @@ def train(experiment: Experiment, rewards: dict, progress: Progress) -> None:
 
 
 def test_cost_counts_what_is_stored(toy):
-    """Guards: finished runs, or the steps of an unfinished one, counted as to do; runs of other settings counted as stored."""
+    """Guards: finished runs, or the steps of an unfinished one, counted as to do; runs of other
+    settings counted as stored.
+    """
     experiment, rewards = toy
     with pytest.raises(Stopped):
         train(experiment, rewards, StopAfter(8))
     found = cost(experiment, rewards)
-    assert (found.steps, found.stored, found.runs, found.source) == (20, 8, 4, "as an earlier run took")
+    assert (found.steps, found.stored, found.runs, found.source) == (
+        20,
+        8,
+        4,
+        "as an earlier run took",
+    )
     longer = experiment.under(dataclasses.replace(experiment.settings, runs=3, iterations=1))
     assert (cost(longer, rewards).steps, cost(longer, rewards).stored) == (15, 8)
-    for knob, value in {"beta": 0.7, "seed": 5, "temperature": 0.9, "mu": 0.5, "learning_rate": 1e-3, "steps": 6}.items():
+    for knob, value in {
+        "beta": 0.7,
+        "seed": 5,
+        "temperature": 0.9,
+        "mu": 0.5,
+        "learning_rate": 1e-3,
+        "steps": 6,
+    }.items():
         other = experiment.under(dataclasses.replace(experiment.settings, **{knob: value}))
         assert cost(other, rewards).stored == 0, knob
     train(experiment, rewards, Progress())
-    assert cost(experiment, rewards).stored == 20 and "nothing to train" in str(cost(experiment, rewards))
+    assert cost(experiment, rewards).stored == 20 and "nothing to train" in str(
+        cost(experiment, rewards)
+    )
     merged_otherwise = experiment.under(dataclasses.replace(experiment.settings, merge="lerp"))
     assert cost(merged_otherwise, rewards).stored == 10  # the first iteration's runs are the same
 
@@ -74,13 +92,22 @@ def test_cost_trains_nothing_when_a_pace_is_on_record(toy, monkeypatch):
     """Guards: a question that trains; the pace of another batch, or a constant."""
     experiment, rewards = toy
     train(experiment, rewards, Progress())
-    (record, *_) = cost_module.records("run")
+    record, *_ = cost_module.records("run")
     pace = pd.Series([row["seconds"] for row in record["result"]["history"]]).median()
     monkeypatch.setattr(cost_module, "_timed_pace", None)
     other = experiment.under(dataclasses.replace(experiment.settings, seed=3))
     found = cost(other, rewards)
-    assert found.pace == pytest.approx(pace) and found.seconds == pytest.approx(20 * pace) and found.stored == 0
-    assert cost_module.recorded_pace(experiment.under(dataclasses.replace(experiment.settings, batch_size=4))) is None
+    assert (
+        found.pace == pytest.approx(pace)
+        and found.seconds == pytest.approx(20 * pace)
+        and found.stored == 0
+    )
+    assert (
+        cost_module.recorded_pace(
+            experiment.under(dataclasses.replace(experiment.settings, batch_size=4))
+        )
+        is None
+    )
 
 
 def test_cost_times_the_first_steps_and_keeps_them(toy):
@@ -90,32 +117,46 @@ def test_cost_times_the_first_steps_and_keeps_them(toy):
     assert found.stored == cost_module.TIMED < 5
     assert 0 < found.pace < time.perf_counter() - began and "measured" in str(found)
     assert cost(experiment, rewards) == found  # asked again, as after Stop, it trains no more
-    short = experiment.under(dataclasses.replace(experiment.settings, steps=1, runs=1, iterations=1))
+    short = experiment.under(
+        dataclasses.replace(experiment.settings, steps=1, runs=1, iterations=1)
+    )
     assert cost(short, rewards) == dataclasses.replace(found, steps=1, stored=0, runs=1)
 
 
 def test_after_a_report_everything_is_stored_and_nothing_is_timed(toy, monkeypatch):
-    """As notebook 03 is opened after `make report`, whose runs another number of threads made. Guards: a pace that is needed for nothing, a
-    timing that finds no step to time."""
+    """As notebook 03 is opened after `make report`, whose runs another number of threads made.
+    Guards: a pace that is needed for nothing, a timing that finds no step to time."""
     experiment, rewards = toy
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     train(experiment, rewards, Progress())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
-    assert cost(experiment, rewards).stored == 20 and "all of them stored" in knobs(experiment, rewards).data
+    assert (
+        cost(experiment, rewards).stored == 20
+        and "all of them stored" in knobs(experiment, rewards).data
+    )
     opened = Panel(experiment, rewards)
     assert "nothing to train" in opened.said.value and not opened.start.disabled
     monkeypatch.setattr(cost_module, "_timed_pace", None)
     opened.controls["seed"].value = "3"
-    assert "20 take about" in opened.said.value and "as an earlier run took with OMP_NUM_THREADS=" in opened.said.value
+    assert (
+        "20 take about" in opened.said.value
+        and "as an earlier run took with OMP_NUM_THREADS=" in opened.said.value
+    )
 
 
 def test_other_settings_have_their_own_test_prompts(toy):
-    """Guards: an evaluation on the prompts of the settings before; models of other names that are silently the old ones."""
+    """Guards: an evaluation on the prompts of the settings before; models of other names that are
+    silently the old ones.
+    """
     experiment, _ = toy
     before = experiment.test_prompts
     fewer = experiment.under(dataclasses.replace(experiment.settings, test_prompts=5))
     elsewhere = experiment.under(dataclasses.replace(experiment.settings, held_out="validation"))
-    assert fewer.test_prompts == before[:5] and elsewhere.test_prompts != before and experiment.test_prompts is before
+    assert (
+        fewer.test_prompts == before[:5]
+        and elsewhere.test_prompts != before
+        and experiment.test_prompts is before
+    )
     with pytest.raises(ValueError, match="^test_prompts must be at most"):
         experiment.under(dataclasses.replace(experiment.settings, test_prompts=10_000))
     with pytest.raises(ValueError, match="^max_new_tokens must be at most"):
@@ -132,7 +173,9 @@ def test_a_timing_that_finds_everything_trained(toy, monkeypatch):
 
 
 def test_the_cost_is_asked_of_the_store_alone(toy, store, monkeypatch):
-    """Guards: a question that waits for the process that trains the run, writes into the store, or believes a damaged checkpoint."""
+    """Guards: a question that waits for the process that trains the run, writes into the store, or
+    believes a damaged checkpoint.
+    """
     experiment, rewards = toy
     with pytest.raises(Stopped):
         train(experiment, rewards, StopAfter(3))
@@ -147,7 +190,9 @@ def test_the_cost_is_asked_of_the_store_alone(toy, store, monkeypatch):
 
 
 def test_a_panels_run_is_the_notebooks(toy, store):
-    """Guards: rewards standardised at another temperature, a policy shared with the notebook, a table of another name."""
+    """Guards: rewards standardised at another temperature, a policy shared with the notebook, a
+    table of another name.
+    """
     experiment, rewards = toy
     before = {name: w.clone() for name, w in experiment.policy.weights().items()}
     settings = dataclasses.replace(experiment.settings, temperature=1.5, name="warm", iterations=1)
@@ -155,7 +200,10 @@ def test_a_panels_run_is_the_notebooks(toy, store):
     assert all((w == before[name]).all() for name, w in experiment.policy.weights().items())
     whole = Experiment(settings)
     train(whole, whole.rewards(Progress()), Unwilling())  # whose settings are the notebook's
-    assert [loop.title for loop in watched.loops][:2] == ["warp, i = 1, m = 1", "warp, i = 1, m = 2"]
+    assert [loop.title for loop in watched.loops][:2] == [
+        "warp, i = 1, m = 1",
+        "warp, i = 1, m = 2",
+    ]
     assert (pd.read_csv(store / "warm" / "results.csv")["method"] == "run").sum() == 2
 
 
@@ -176,13 +224,19 @@ CHANGES = [
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("changes", CHANGES)
 def test_command_gives_the_same_settings(profile, changes, monkeypatch):
-    """Guards: a setting left out, a name that papermill reads as a number, digits lost, words that the shell splits."""
+    """Guards: a setting left out, a name that papermill reads as a number, digits lost, words that
+    the shell splits.
+    """
     given = []
     monkeypatch.setattr("papermill.cli.execute_notebook", lambda **options: given.append(options))
     settings = Settings.profile(profile, **changes, policy="a folder/it's")
     program, *words = shlex.split(command(settings))
     papermill_command.main(words, standalone_mode=False)
-    assert program == "papermill" and (ROOT / given[0]["input_path"]).exists() and given[0]["kernel_name"] == "python3"
+    assert (
+        program == "papermill"
+        and (ROOT / given[0]["input_path"]).exists()
+        and given[0]["kernel_name"] == "python3"
+    )
     assert Settings.profile(**given[0]["parameters"]) == settings
 
 
@@ -195,9 +249,14 @@ def test_without_a_front_end_there_is_text(toy, monkeypatch):
     assert "20 steps in 4 runs, all of them stored" in text and command(experiment.settings) in text
 
 
-@pytest.mark.parametrize(("knob", "value"), [("runs", "0"), ("eta", "1.5"), ("steps", "many"), ("beta", ""), ("name", "<b>../x")])
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("runs", "0"), ("eta", "1.5"), ("steps", "many"), ("beta", ""), ("name", "<b>../x")],
+)
 def test_bad_values_are_refused_in_the_settings_words(toy, knob, value):
-    """Guards: a run that begins with another value than it shows; words of the panel's own; a person's text as HTML."""
+    """Guards: a run that begins with another value than it shows; words of the panel's own; a
+    person's text as HTML.
+    """
     opened = Panel(*toy)
     assert not opened.start.disabled and "papermill" in opened.command.value
     good = opened.controls[knob].value
@@ -212,13 +271,26 @@ def test_bad_values_are_refused_in_the_settings_words(toy, knob, value):
 
 def test_every_knob_has_its_settings_words(toy):
     opened, docs = Panel(*toy), {f.name: f.metadata["doc"] for f in dataclasses.fields(Settings)}
-    assert {name: control.tooltip for name, control in opened.controls.items()} == {name: docs[name] for name in opened.controls}
-    wanted = {"iterations", "runs", "steps", "mu", "beta", "eta", "temperature", "learning_rate", "seed", "merge"}
+    assert {name: control.tooltip for name, control in opened.controls.items()} == {
+        name: docs[name] for name in opened.controls
+    }
+    wanted = {
+        "iterations",
+        "runs",
+        "steps",
+        "mu",
+        "beta",
+        "eta",
+        "temperature",
+        "learning_rate",
+        "seed",
+        "merge",
+    }
     assert wanted <= opened.controls.keys()
     assert opened.settings() == dataclasses.replace(toy[0].settings, name="toy-mine")
 
 
-# ------------------------------------------------------------------------------------------------------------ as a person uses it
+# ------------------------------------------------------------------------------ as a person uses it
 
 SETUP = """
 from warp_lib.experiment import Experiment
@@ -232,7 +304,8 @@ rewards = experiment.rewards(Progress())
 """
 LIVE = """
 def train(progress):
-    return experiment.aligner(rewards["reward"], progress)(experiment.theta_sft, (0, "cell", 1, 2), steps=9000)
+    align = experiment.aligner(rewards["reward"], progress)
+    return align(experiment.theta_sft, (0, "cell", 1, 2), steps=9000)
 
 
 run = await live(train, title="WARP")
@@ -244,11 +317,24 @@ def lab(chromium, folders, tmp_path_factory) -> Page:
     """JupyterLab with a notebook of a panel and a long cell, both cells begun."""
     folder = tmp_path_factory.mktemp("lab")
     cells = [
-        nbformat.v4.new_code_cell(source) for source in (SETUP.replace("{folders}", repr(folders)), "knobs(experiment, rewards)", LIVE)
+        nbformat.v4.new_code_cell(source)
+        for source in (
+            SETUP.replace("{folders}", repr(folders)),
+            "knobs(experiment, rewards)",
+            LIVE,
+        )
     ]
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), folder / "panel.ipynb")
-    with running_in_lab(chromium, folder / "panel.ipynb", 2200, WARP_RUNS=folder / "runs", HF_DATASETS_CACHE=folder / "cache") as page:
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), folder / "panel.ipynb"
+    )
+    with running_in_lab(
+        chromium,
+        folder / "panel.ipynb",
+        2200,
+        WARP_RUNS=folder / "runs",
+        HF_DATASETS_CACHE=folder / "cache",
+    ) as page:
         page.runs = folder / "runs"
         page.get_by_role("button", name="Start", exact=True).wait_for(timeout=120_000)
         yield page
@@ -261,11 +347,15 @@ def steps_done(label) -> int:
 
 
 def test_lab_interrupt_keeps_what_is_finished(lab):
-    """A long cell shows its curves and completions; the kernel's Interrupt ends it in a line; run again, it goes on."""
+    """A long cell shows its curves and completions; the kernel's Interrupt ends it in a line; run
+    again, it goes on.
+    """
     cell = lab.locator(".jp-Notebook .jp-Cell").nth(2)
     label = cell.locator(".widget-label").filter(has_text="cell, i = 1, m = 2")
     before = steps_done(label)
-    expect(cell.locator(".js-plotly-plot .scatterlayer .js-line").first).to_be_visible(timeout=30_000)
+    expect(cell.locator(".js-plotly-plot .scatterlayer .js-line").first).to_be_visible(
+        timeout=30_000
+    )
     expect(cell.locator("table")).to_be_visible()
     menu(lab, "Kernel", "Interrupt Kernel")
     expect(cell.get_by_text("What is finished is kept")).to_be_visible(timeout=15_000)
@@ -275,32 +365,41 @@ def test_lab_interrupt_keeps_what_is_finished(lab):
     lab.keyboard.press("Control+Enter")
     expect(cell.get_by_text("What is finished is kept")).to_have_count(0)
     assert steps_done(label) >= stopped
-    expect(cell.locator(".js-plotly-plot .scatterlayer .js-line").first).to_be_visible(timeout=30_000)
+    expect(cell.locator(".js-plotly-plot .scatterlayer .js-line").first).to_be_visible(
+        timeout=30_000
+    )
     cell.get_by_role("button", name="Stop", exact=True).click()
-    expect(cell.get_by_role("button", name="Stopped")).to_be_visible(timeout=15_000)  # under a second on an idle machine
+    # under a second on an idle machine
+    expect(cell.get_by_role("button", name="Stopped")).to_be_visible(timeout=15_000)
 
 
 def test_lab_starts_stops_and_goes_on(lab):
-    """The panel says what a run costs, trains it, stops, keeps what was done, and ends with its front and table."""
+    """The panel says what a run costs, trains it, stops, keeps what was done, and ends with its
+    front and table.
+    """
     panel = lab.locator(".jp-Notebook .jp-Cell").nth(1)
     steps, total = panel.get_by_label("T steps"), 300
     steps.fill(str(total))
     steps.press("Enter")
     said = panel.locator(".widget-html").filter(has_text="steps in 1 run")
-    expect(said).to_contain_text(f"{total} steps in 1 run, 0 of them stored; the other {total} take about", timeout=30_000)
+    expect(said).to_contain_text(
+        f"{total} steps in 1 run, 0 of them stored; the other {total} take about", timeout=30_000
+    )
     expect(panel.get_by_label("in a terminal")).to_have_value(re.compile(f"-p steps {total}"))
     panel.get_by_role("button", name="Start", exact=True).click()
     label = panel.locator(".widget-label").filter(has_text="warp, i = 1, m = 1")
     steps_done(label)
     expect(steps).to_be_disabled()
     panel.get_by_role("button", name="Stop", exact=True).click()
-    expect(panel.get_by_text("Start goes on from there")).to_be_visible(timeout=15_000)  # under a second on an idle machine
+    # under a second on an idle machine
+    expect(panel.get_by_text("Start goes on from there")).to_be_visible(timeout=15_000)
     expect(said).to_contain_text(re.compile(r"[1-9]\d* of them stored"), timeout=30_000)
     stored = int(re.search(r"(\d+) of them stored", said.inner_text())[1])
     assert stored < total
     expect(label).to_contain_text(f"{stored}/{total}")
     panel.get_by_role("button", name="Start", exact=True).click()
-    expect(panel.get_by_role("button", name="Stopped")).to_have_count(0)  # from here on the label is the new run's
+    # from here on the label is the new run's
+    expect(panel.get_by_role("button", name="Stopped")).to_have_count(0)
     assert steps_done(label) >= stored
     expect(panel.get_by_text("Done: its points are in")).to_be_visible(timeout=180_000)
     expect(said).to_contain_text("nothing to train", timeout=30_000)

@@ -1,4 +1,6 @@
-"""Task vectors packed and back, weights between policies, where a completion departs from SFT, and the sliders as a person moves them."""
+"""Task vectors packed and back, weights between policies, where a completion departs from SFT, and
+the sliders as a person moves them.
+"""
 
 import asyncio
 import html
@@ -12,11 +14,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import END, padded, plain_log_probs, plain_logits, running_in_lab, tiny_policy, token_ids
+from conftest import (
+    END,
+    padded,
+    plain_log_probs,
+    plain_logits,
+    running_in_lab,
+    tiny_policy,
+    token_ids,
+)
 from playwright.sync_api import Page, expect
 
 from warp_lib.interactive import playground
-from warp_lib.interactive.playground import Completion, Desk, Place, Playground, by_token, page, sentence_ends, split
+from warp_lib.interactive.playground import (
+    Completion,
+    Desk,
+    Place,
+    Playground,
+    by_token,
+    page,
+    sentence_ends,
+    split,
+)
 from warp_lib.merging import between, interpolate, slerp
 from warp_lib.policy import Policy
 from warp_lib.reward import Reward
@@ -35,13 +54,21 @@ def distance(a: dict, b: dict) -> float:
     return norm({name: a[name] - b[name] for name in b})
 
 
-# --- Packing ----------------------------------------------------------------------------------------------------------------------------
+# --- Packing --------------------------------------------------------------------------------------
 
 
 def test_packing_by_hand():
-    """A threshold for the whole, a size for each row, and the length kept. Guards: columns for rows, one size for all, disorder."""
-    delta = {"w": torch.tensor([[4.0, -4, 1, 0, 0], [3, 0, -3, 0.5, 0]]), "b": torch.tensor([5.0, -3.0, 0.1])}
-    kept = {"w": torch.tensor([[4.0, -4, 0, 0, 0], [3, 0, -3, 0, 0]]), "b": torch.tensor([4.0, -4.0, 0.0])}
+    """A threshold for the whole, a size for each row, and the length kept. Guards: columns for
+    rows, one size for all, disorder.
+    """
+    delta = {
+        "w": torch.tensor([[4.0, -4, 1, 0, 0], [3, 0, -3, 0.5, 0]]),
+        "b": torch.tensor([5.0, -3.0, 0.1]),
+    }
+    kept = {
+        "w": torch.tensor([[4.0, -4, 0, 0, 0], [3, 0, -3, 0, 0]]),
+        "b": torch.tensor([4.0, -4.0, 0.0]),
+    }
     longer = norm(delta) / norm(kept)
     back = unpack(pack(delta), delta)
     for name, tensor in kept.items():
@@ -50,7 +77,9 @@ def test_packing_by_hand():
 
 @pytest.mark.parametrize("shape", [(500, 301), (40000,)])
 def test_packing_of_normal_numbers_in_closed_form(shape):
-    """Error, length and size are what theory gives for normal numbers: 2 − 2cos, 1, and the entropy of the three codes."""
+    """Error, length and size are what theory gives for normal numbers: 2 − 2cos, 1, and the entropy
+    of the three codes.
+    """
     delta = {"w": torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-4}
     normal, t = NormalDist(), deltas.THRESHOLD
     nonzero = 2 * (1 - normal.cdf(t))
@@ -71,14 +100,20 @@ def test_packing_of_nothing_and_of_nan():
 
 
 def test_damaged_vectors_are_refused():
-    """Whatever bytes stand in a file, the answer is a sentence, and memory for one tensor at most."""
+    """Whatever bytes stand in a file, the answer is a sentence, and memory for one tensor at
+    most.
+    """
     delta = {"w": torch.randn(64, 33, generator=torch.Generator().manual_seed(0))}
     packed = pack(delta)
     bomb = deltas._squeeze(torch.ones(10**7, dtype=torch.uint8))
-    noise = torch.randint(256, (200,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = torch.randint(
+        256, (200,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     wrong = [packed["w.codes"][:-9], noise, bomb, noise[:0]]
     for codes in wrong:
-        with pytest.raises(ValueError, match="w of the task vector is damaged, or of another shape"):
+        with pytest.raises(
+            ValueError, match="w of the task vector is damaged, or of another shape"
+        ):
             unpack(packed | {"w.codes": codes}, delta)
     with pytest.raises(ValueError, match="damaged, or of another shape"):
         unpack(packed, {"w": delta["w"].T})
@@ -94,12 +129,17 @@ def test_committed_vectors():
     assert sum(file.stat().st_size for file in task_vectors.FOLDER.iterdir()) <= 5e6
     for name, delta in vectors.items():
         assert norm(delta) == pytest.approx(said["vectors"][name]["norm"], rel=2**-8)
-        assert (task_vectors.FOLDER / said["vectors"][name]["file"]).stat().st_size == said["vectors"][name]["bytes"]
-    for name, arm, method in (("WARP", "warp", "slerp"), ("REINFORCE", "reinforce", "reinforce")):  # the very ones that the study evaluated
+        assert (task_vectors.FOLDER / said["vectors"][name]["file"]).stat().st_size == said[
+            "vectors"
+        ][name]["bytes"]
+    # the very ones that the study evaluated
+    for name, arm, method in (("WARP", "warp", "slerp"), ("REINFORCE", "reinforce", "reinforce")):
         rows = outcome("primary", arm, said["settings"]["seed"]).rows.query("split == 'test'")
         row = rows[rows["method"] == method].iloc[-1]
         for score in ("reward", "kl"):
-            assert said["vectors"][name][score]["true"] == pytest.approx([row[score], row[f"{score}_se"]])
+            assert said["vectors"][name][score]["true"] == pytest.approx(
+                [row[score], row[f"{score}_se"]]
+            )
     with pytest.raises(ValueError, match="belong to policy='reviews-gpt2' as it was"):
         task_vectors.committed({name: t + 1 for name, t in sft.items()})
 
@@ -108,38 +148,72 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
     """What is written is read back, and the measured change is that of packed minus trained."""
     monkeypatch.setattr(task_vectors, "FOLDER", tmp_path / "vectors")
     monkeypatch.setattr(task_vectors, "RECORD", tmp_path / "vectors" / "task_vectors.json")
-    policy, finals = tiny_policy(), {"WARP": tiny_policy(seed=2).weights(), "run 1": tiny_policy(seed=3).weights()}
-    scores = {name: torch.tensor([[k, k + 1.0], [0.0, 2.0 * k]]) for k, name in enumerate(("trained", "packed"))}
+    policy, finals = (
+        tiny_policy(),
+        {
+            "WARP": tiny_policy(seed=2).weights(),
+            "run 1": tiny_policy(seed=3).weights(),
+        },
+    )
+    scores = {
+        name: torch.tensor([[k, k + 1.0], [0.0, 2.0 * k]])
+        for k, name in enumerate(("trained", "packed"))
+    }
 
     def evaluate(theta, rewards):
-        which = "trained" if any(distance(theta, final) == 0 for final in finals.values()) else "packed"
-        summary = {f"{score}{end}": float(scores[which].mean()) for score in ("reward", "kl") for end in ("", "_se")}
-        return SimpleNamespace(scores={"reward": scores[which], "kl": 3 * scores[which]}, summary=summary)
+        which = (
+            "trained" if any(distance(theta, final) == 0 for final in finals.values()) else "packed"
+        )
+        summary = {
+            f"{score}{end}": float(scores[which].mean())
+            for score in ("reward", "kl")
+            for end in ("", "_se")
+        }
+        return SimpleNamespace(
+            scores={"reward": scores[which], "kl": 3 * scores[which]}, summary=summary
+        )
 
     experiment = SimpleNamespace(
-        theta_sft=policy.weights(), settings=Settings.profile("smoke"), evaluate=evaluate,
+        theta_sft=policy.weights(),
+        settings=Settings.profile("smoke"),
+        evaluate=evaluate,
         rewards=lambda progress: {"reward": SimpleNamespace(identity="r")},
-    )  # fmt: skip
+    )
     said = task_vectors.commit(experiment, finals, Progress())
     assert said == task_vectors.record() and task_vectors.settings() == Settings.profile("smoke")
-    assert said["vectors"]["WARP"]["reward"]["packed_minus_true"][0] == 1.0 and said["vectors"]["WARP"]["kl"]["packed_minus_true"][0] == 3.0
+    assert (
+        said["vectors"]["WARP"]["reward"]["packed_minus_true"][0] == 1.0
+        and said["vectors"]["WARP"]["kl"]["packed_minus_true"][0] == 3.0
+    )
     for name, delta in task_vectors.committed(policy.weights()).items():
-        true, said_error = {n: finals[name][n] - t for n, t in policy.weights().items()}, said["vectors"][name]["relative_error"]
-        assert distance(delta, true) / norm(true) == pytest.approx(said_error) and 0.3 < said_error < 0.7
-    assert "+1.00 (" in task_vectors.rows()[0]["packed − trained"] and len(task_vectors.angle_rows()) == 1
+        true, said_error = (
+            {n: finals[name][n] - t for n, t in policy.weights().items()},
+            said["vectors"][name]["relative_error"],
+        )
+        assert (
+            distance(delta, true) / norm(true) == pytest.approx(said_error)
+            and 0.3 < said_error < 0.7
+        )
+    assert (
+        "+1.00 (" in task_vectors.rows()[0]["packed − trained"]
+        and len(task_vectors.angle_rows()) == 1
+    )
 
 
-# --- Weights between policies -----------------------------------------------------------------------------------------------------------
+# --- Weights between policies ---------------------------------------------------------------------
 
 
 def test_between_is_slerp_by_any_share():
     """A quarter of a right angle, by hand; the ends and the middle are what they must be."""
     base = {"h.0.w": torch.tensor([1.0, 1.0]), "h.1.w": torch.tensor([0.0, 2.0])}
     first = {"h.0.w": torch.tensor([3.0, 1.0]), "h.1.w": torch.tensor([1.0, 2.0])}
-    second = {"h.0.w": torch.tensor([1.0, 3.0]), "h.1.w": torch.tensor([2.0, 2.0])}  # right angle in h.0, none in h.1
+    # right angle in h.0, none in h.1
+    second = {"h.0.w": torch.tensor([1.0, 3.0]), "h.1.w": torch.tensor([2.0, 2.0])}
     quarter = between(base, first, second, 0.25)
     eighth = math.pi / 8
-    torch.testing.assert_close(quarter["h.0.w"], 1 + 2 * torch.tensor([math.cos(eighth), math.sin(eighth)]))
+    torch.testing.assert_close(
+        quarter["h.0.w"], 1 + 2 * torch.tensor([math.cos(eighth), math.sin(eighth)])
+    )
     torch.testing.assert_close(quarter["h.1.w"], torch.tensor([1.25, 2.0]))
     for share, expected in ((0, first), (0.5, slerp(base, [first, second])), (1, second)):
         assert distance(between(base, first, second, share), expected) == pytest.approx(0, abs=1e-6)
@@ -151,23 +225,36 @@ class Letters:
     identity = "letters"
 
     def __call__(self, texts) -> torch.Tensor:
-        return torch.tensor([sum(ids) / len(ids) if (ids := token_ids(text)) else 0.0 for text in texts])
+        return torch.tensor(
+            [sum(ids) / len(ids) if (ids := token_ids(text)) else 0.0 for text in texts]
+        )
 
 
 @pytest.fixture
 def play(float32) -> Playground:
     """Two random policies around a third, all tiny."""
     policy = tiny_policy()
-    experiment = SimpleNamespace(policy=policy, sft=policy.clone(), theta_sft=policy.weights(), settings=Settings.profile("smoke"))
+    experiment = SimpleNamespace(
+        policy=policy,
+        sft=policy.clone(),
+        theta_sft=policy.weights(),
+        settings=Settings.profile("smoke"),
+    )
     vectors = {
-        name: {n: tiny_policy(seed=seed).weights()[n] - t for n, t in policy.weights().items()} for name, seed in (("WARP", 2), ("run", 3))
+        name: {n: tiny_policy(seed=seed).weights()[n] - t for n, t in policy.weights().items()}
+        for name, seed in (("WARP", 2), ("run", 3))
     }
     return Playground(experiment, vectors, Reward(Letters(), 0.0, 1.0))
 
 
 def test_weights_are_plain_arithmetic(play):
-    """θ_sft + η δ, with nothing left of the place before; and what writes is the policy at that place."""
-    sft, delta = play.experiment.theta_sft, {n: play.finals["WARP"][n] - t for n, t in play.experiment.theta_sft.items()}
+    """θ_sft + η δ, with nothing left of the place before; and what writes is the policy at that
+    place.
+    """
+    sft, delta = (
+        play.experiment.theta_sft,
+        {n: play.finals["WARP"][n] - t for n, t in play.experiment.theta_sft.items()},
+    )
     for eta in (1.0, 0.35, 0.0):
         play.write("w1 w2", Place("WARP", "run", 0.0, eta))
         now = play.experiment.policy.weights()
@@ -184,14 +271,21 @@ def test_at_sft_nothing_departs(play):
 
 
 def test_kl_of_each_token_against_plain_logits(float32):
-    """Each position by itself, from transformers' own forward without padding. Guards: positions shifted by one, KL the wrong way round."""
+    """Each position by itself, from transformers' own forward without padding. Guards: positions
+    shifted by one, KL the wrong way round.
+    """
     policy, sft = tiny_policy(), tiny_policy(seed=2)
     prompts, completions = [[5, 2, 7], [4]], [[5, 2, 1, 7], [1, 11, 6, 0]]
     kl, log_ratio = by_token(policy, sft, padded(prompts, completions, wider=1), TAU)
     for k, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         row, ends = prompt + completion, torch.tensor([END])
-        log_p, log_q = ((plain_logits(p, row, 4) / TAU).index_fill(1, ends, -1e30).log_softmax(-1) for p in (policy, sft))
-        torch.testing.assert_close(kl[k], (log_p.exp() * (log_p - log_q)).sum(1).cpu(), rtol=1e-4, atol=1e-5)
+        log_p, log_q = (
+            (plain_logits(p, row, 4) / TAU).index_fill(1, ends, -1e30).log_softmax(-1)
+            for p in (policy, sft)
+        )
+        torch.testing.assert_close(
+            kl[k], (log_p.exp() * (log_p - log_q)).sum(1).cpu(), rtol=1e-4, atol=1e-5
+        )
         plain = plain_log_probs(policy, row, 4, TAU) - plain_log_probs(sft, row, 4, TAU)
         torch.testing.assert_close(log_ratio[k], plain.detach().cpu(), rtol=1e-4, atol=1e-5)
 
@@ -200,8 +294,12 @@ def test_sentences_add_up_to_the_reward(play):
     for one in play.write("w1 w2 w5", Place("WARP", "run", 0.0, 1.0)):
         text = one.prompt + "".join(one.pieces)
         assert one.prompt == "w1 w2 w5" and len(one.pieces) == 12 and one.sentences[-1][0] == 12
-        assert one.reward == pytest.approx(Letters()([text]).item()) and one.before == pytest.approx(8 / 3)
-        assert one.before + sum(gain for _, gain in one.sentences) == pytest.approx(one.reward, abs=1e-5)
+        assert one.reward == pytest.approx(
+            Letters()([text]).item()
+        ) and one.before == pytest.approx(8 / 3)
+        assert one.before + sum(gain for _, gain in one.sentences) == pytest.approx(
+            one.reward, abs=1e-5
+        )
 
 
 def test_same_take_same_numbers(play):
@@ -211,18 +309,26 @@ def test_same_take_same_numbers(play):
 
 @pytest.mark.parametrize("prompt", ["", "w1 " * 53])
 def test_prompt_that_does_not_fit(play, prompt):
-    with pytest.raises(ValueError, match=r"a prompt must have from 1 to 52 tokens \(about 39 words\), not "):
+    with pytest.raises(
+        ValueError, match=r"a prompt must have from 1 to 52 tokens \(about 39 words\), not "
+    ):
         play.write(prompt, Place("WARP", "run", 0.0, 1.0))
 
 
 def test_geometry_is_of_the_chosen_pair_and_place(play):
     """The third vector is the merge: it lies where λ says, and η shortens it."""
-    whole = {row["a"] * 10 + row["b"]: row for row in play.layers(Place("WARP", "run", 0.0, 0.5)) if row["layer"] == "model"}
-    assert whole[13]["degrees"] == pytest.approx(0, abs=0.1) and whole[23]["degrees"] == pytest.approx(whole[12]["degrees"], abs=0.1)
+    whole = {
+        row["a"] * 10 + row["b"]: row
+        for row in play.layers(Place("WARP", "run", 0.0, 0.5))
+        if row["layer"] == "model"
+    }
+    assert whole[13]["degrees"] == pytest.approx(0, abs=0.1) and whole[23][
+        "degrees"
+    ] == pytest.approx(whole[12]["degrees"], abs=0.1)
     assert whole[13]["norm_b"] == pytest.approx(whole[12]["norm_a"] / 2, rel=1e-5)
 
 
-# --- Text -------------------------------------------------------------------------------------------------------------------------------
+# --- Text -----------------------------------------------------------------------------------------
 
 
 def test_pieces_join_to_the_text():
@@ -230,7 +336,10 @@ def test_pieces_join_to_the_text():
     policy = Policy.from_name("reviews-gpt2")
     ids = policy.tokenizer("So naïve: 日本 won. Twice!", add_special_tokens=False)["input_ids"]
     pieces = split(policy, ids[:1], ids[1:])
-    assert policy.tokenizer.decode(ids[:1]) + "".join(pieces) == policy.tokenizer.decode(ids) and len(pieces) == len(ids) - 1
+    assert (
+        policy.tokenizer.decode(ids[:1]) + "".join(pieces) == policy.tokenizer.decode(ids)
+        and len(pieces) == len(ids) - 1
+    )
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces) and "日" in pieces
 
 
@@ -240,9 +349,14 @@ def test_sentence_ends():
 
 
 def test_texts_are_escaped():
-    shown = page([Completion(HOSTILE, [HOSTILE, "b"], [0.1, 0.6], [0.2, -0.3], 1.0, 0.5, [(2, 0.5)])])
-    assert "<img" not in shown and shown.count(html.escape(HOSTILE)) == 3  # prompt, token, and where it is named
-    assert "0.14)" in shown and "0.70)" in shown and "KL 0.70 nats" in shown and "+0.50</sub>" in shown
+    shown = page(
+        [Completion(HOSTILE, [HOSTILE, "b"], [0.1, 0.6], [0.2, -0.3], 1.0, 0.5, [(2, 0.5)])]
+    )
+    # prompt, token, and where it is named
+    assert "<img" not in shown and shown.count(html.escape(HOSTILE)) == 3
+    assert (
+        "0.14)" in shown and "0.70)" in shown and "KL 0.70 nats" in shown and "+0.50</sub>" in shown
+    )
 
 
 def test_without_a_front_end_it_stands_still(play, monkeypatch):
@@ -253,7 +367,9 @@ def test_without_a_front_end_it_stands_still(play, monkeypatch):
 
 
 def test_controls_draw_once_they_rest(play, monkeypatch):
-    """Guards: a slider that is held down and asks for texts at every step; a bad prompt that breaks the controls."""
+    """Guards: a slider that is held down and asks for texts at every step; a bad prompt that breaks
+    the controls.
+    """
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook")
     monkeypatch.setattr(playground, "SETTLED", 0.05)
 
@@ -263,8 +379,14 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
         for eta in (0.8, 0.6, 0.2):
             desk.eta.value = eta
         await asyncio.sleep(0.5)
-        assert len(visited.x) == len(visited.error_y.array) == 2 and desk.shown.value != first and "η = 0.2 of WARP" in desk.said.value
-        assert desk.layers.figure.data[1].z[2][-1] == pytest.approx(0.2 * desk.layers.figure.data[1].z[0][-1], rel=1e-5)
+        assert (
+            len(visited.x) == len(visited.error_y.array) == 2
+            and desk.shown.value != first
+            and "η = 0.2 of WARP" in desk.said.value
+        )
+        assert desk.layers.figure.data[1].z[2][-1] == pytest.approx(
+            0.2 * desk.layers.figure.data[1].z[0][-1], rel=1e-5
+        )
         desk.prompt.value = ""
         await asyncio.sleep(0.5)
         assert "a prompt must have" in desk.said.value and len(visited.x) == 2
@@ -275,13 +397,15 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
     asyncio.run(use())
 
 
-# ------------------------------------------------------------------------------------------------------------ as a person uses it
+# ------------------------------------------------------------------------------ as a person uses it
 
 
 @pytest.fixture(scope="module")
 def lab(chromium, tmp_path_factory) -> Page:
     """The notebook in JupyterLab, all of its cells run."""
-    notebook = Path(shutil.copy(ROOT / "notebooks" / "08_playground.ipynb", tmp_path_factory.mktemp("lab")))
+    notebook = Path(
+        shutil.copy(ROOT / "notebooks" / "08_playground.ipynb", tmp_path_factory.mktemp("lab"))
+    )
     with running_in_lab(chromium, notebook, 1700) as page:
         page.get_by_role("slider").first.wait_for(timeout=180_000)
         yield page
@@ -292,7 +416,9 @@ def said(page: Page):
 
 
 def test_sliding_eta_by_keyboard_changes_the_texts(lab):
-    """From WARP to SFT with the keyboard alone: the texts, the numbers, the way and the layers follow, within two seconds and a bit."""
+    """From WARP to SFT with the keyboard alone: the texts, the numbers, the way and the layers
+    follow, within two seconds and a bit.
+    """
     expect(said(lab)).to_contain_text("η = 1 of WARP")
     texts = lab.locator(".widget-html").filter(has_text="furthest from SFT")
     before, points = texts.inner_text(), lab.locator(".scatterlayer .trace").first.locator(".point")
@@ -320,4 +446,6 @@ def test_hostile_prompt_stays_text(lab):
         prompt.press("Enter")
         lab.get_by_role("slider").first.press("End")
         expect(said(lab)).to_contain_text("η = 1 of WARP", timeout=20_000)
-        lab.locator(".jp-OutputArea-output").filter(has=prompt).first.screenshot(path=Path(shots) / "playground.png")
+        lab.locator(".jp-OutputArea-output").filter(has=prompt).first.screenshot(
+            path=Path(shots) / "playground.png"
+        )

@@ -1,4 +1,6 @@
-"""Sampling and scoring against transformers' own forward and generate, and against exact distributions."""
+"""Sampling and scoring against transformers' own forward and generate, and against exact
+distributions.
+"""
 
 import copy
 import gc
@@ -12,7 +14,15 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import END, every_completion, padded, plain_log_probs, plain_logits, tiny_policy, token_ids
+from conftest import (
+    END,
+    every_completion,
+    padded,
+    plain_log_probs,
+    plain_logits,
+    tiny_policy,
+    token_ids,
+)
 from scipy.stats import chisquare
 from transformers import (
     GPT2Config,
@@ -36,9 +46,18 @@ from warp_lib.tools.task_vectors import committed
 
 PROMPTS = [[5, 2, 7, 1, 9], [4], [8, 8, 0], [6, 11, 10, 2, 1, 5, 7]]
 NEW, TAU = 6, 0.7
-# An architecture, and what samples it. Captured is what a GPU does; elsewhere these tests do the same without a graph.
-SAMPLERS = [("gpt2", "decode_gpt2"), ("gpt2", "decode"), ("llama", "decode"), ("gpt2", "captured"), ("llama", "captured")]
-samplers = pytest.mark.parametrize(("kind", "sampler"), SAMPLERS, ids=["-".join(pair) for pair in SAMPLERS])
+# An architecture, and what samples it. Captured is what a GPU does; elsewhere these tests do the
+# same without a graph.
+SAMPLERS = [
+    ("gpt2", "decode_gpt2"),
+    ("gpt2", "decode"),
+    ("llama", "decode"),
+    ("gpt2", "captured"),
+    ("llama", "captured"),
+]
+samplers = pytest.mark.parametrize(
+    ("kind", "sampler"), SAMPLERS, ids=["-".join(pair) for pair in SAMPLERS]
+)
 kinds = pytest.mark.parametrize("kind", ["gpt2", "llama"])
 
 
@@ -62,7 +81,11 @@ def stream(*role):
 def spy_on_draw(monkeypatch, pick=draw) -> list[torch.Tensor]:
     """The logits that `draw` was given, a tensor each step; `pick` draws in its place."""
     seen = []
-    monkeypatch.setattr(warp_lib.policy, "draw", lambda logits, generator: seen.append(logits.clone()) or pick(logits, generator))
+    monkeypatch.setattr(
+        warp_lib.policy,
+        "draw",
+        lambda logits, generator: seen.append(logits.clone()) or pick(logits, generator),
+    )
     return seen
 
 
@@ -86,16 +109,23 @@ def one_backward_each(module, *_, **__):
 
 
 def sequences(rollouts: Rollouts) -> list[list[int]]:
-    return [tokens[mask].tolist() for tokens, mask in zip(rollouts.tokens, rollouts.mask, strict=True)]
+    return [
+        tokens[mask].tolist() for tokens, mask in zip(rollouts.tokens, rollouts.mask, strict=True)
+    ]
 
 
 def fits(counts, probabilities) -> bool:
-    """Whether counts come from these probabilities (chi-square; the cells that expect less than 5 are taken as one)."""
+    """Whether counts come from these probabilities (chi-square; the cells that expect less than 5
+    are taken as one).
+    """
     counts, p = torch.as_tensor(counts).double(), torch.as_tensor(probabilities).double()
     rare = p * counts.sum() < 5
     counts, p = (torch.cat([t[~rare], t[rare].sum()[None]]) for t in (counts, p))
     kept = p > 0
-    return counts[~kept].sum() == 0 and chisquare(counts[kept], p[kept] * counts.sum(), sum_check=False).pvalue > 1e-3
+    return (
+        counts[~kept].sum() == 0
+        and chisquare(counts[kept], p[kept] * counts.sum(), sum_check=False).pvalue > 1e-3
+    )
 
 
 # Scoring
@@ -105,15 +135,27 @@ def fits(counts, probabilities) -> bool:
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 @torch.no_grad()
 def test_log_probs_are_those_of_the_plain_forward(kind, temperature):
-    """Guards: sums over the vocabulary, a shift by one token, τ missing, EOS unmasked, padding attended to, positions from the padding."""
+    """Guards: sums over the vocabulary, a shift by one token, τ missing, EOS unmasked, padding
+    attended to, positions from the padding.
+    """
     policy = tiny_policy(kind)
-    completions = [torch.randint(END + 1, 12, (NEW,), generator=torch.manual_seed(n)).tolist() for n in range(len(PROMPTS))]
-    expected = torch.stack([plain_log_probs(policy, p + c, NEW, temperature) for p, c in zip(PROMPTS, completions, strict=True)])
+    completions = [
+        torch.randint(END + 1, 12, (NEW,), generator=torch.manual_seed(n)).tolist()
+        for n in range(len(PROMPTS))
+    ]
+    expected = torch.stack(
+        [
+            plain_log_probs(policy, p + c, NEW, temperature)
+            for p, c in zip(PROMPTS, completions, strict=True)
+        ]
+    )
     for wider in (0, 3):
         y = padded(PROMPTS, completions, wider)
         torch.testing.assert_close(policy.log_probs(y, temperature), expected, atol=1e-5, rtol=0)
         distribution = policy.log_distribution(policy.logits(y), temperature)
-        torch.testing.assert_close(distribution.gather(-1, y.completions[..., None])[..., 0], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            distribution.gather(-1, y.completions[..., None])[..., 0], expected, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -124,26 +166,39 @@ def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, c
     rows, words = 37, 12
     draw = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(rows, words, generator=draw)).to(dtype).requires_grad_()
-    chosen, weights = torch.randint(END + 1, words, (rows,), generator=draw), torch.randn(rows, generator=draw)
+    chosen, weights = (
+        torch.randint(END + 1, words, (rows,), generator=draw),
+        torch.randn(rows, generator=draw),
+    )
     found = ChosenLogProbs.apply(logits * 1, chosen, TAU, [END])  # a copy, for it is written over
     (gradient,) = torch.autograd.grad(found @ weights, logits)
-    expected = -torch.nn.functional.cross_entropy(masked(logits, TAU, [END]), chosen, reduction="none")
+    expected = -torch.nn.functional.cross_entropy(
+        masked(logits, TAU, [END]), chosen, reduction="none"
+    )
     (expected_gradient,) = torch.autograd.grad(expected @ weights, logits)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(gradient, expected_gradient, atol=1e-5 if dtype == torch.float32 else 0.01, rtol=0.01)
+    torch.testing.assert_close(
+        gradient, expected_gradient, atol=1e-5 if dtype == torch.float32 else 0.01, rtol=0.01
+    )
     assert gradient.dtype == dtype and gradient[:, END].eq(0).all() and gradient.abs().max() > 0.5
 
 
 def test_the_gradient_of_a_likely_token_is_there_in_bfloat16():
     """Guards: 1 − p of a probability that was rounded, which is several percent off, or 0."""
-    logits = torch.tensor([[0.0, 0.0, gap] for gap in (3.0, 5.0, 8.0)], dtype=torch.bfloat16, requires_grad=True)
-    (gradient,) = torch.autograd.grad(ChosenLogProbs.apply(logits * 1, torch.tensor([2, 2, 2]), 1.0, []).sum(), logits)
+    logits = torch.tensor(
+        [[0.0, 0.0, gap] for gap in (3.0, 5.0, 8.0)], dtype=torch.bfloat16, requires_grad=True
+    )
+    (gradient,) = torch.autograd.grad(
+        ChosenLogProbs.apply(logits * 1, torch.tensor([2, 2, 2]), 1.0, []).sum(), logits
+    )
     expected = 1 - logits.detach().double().softmax(-1)[:, 2]
     torch.testing.assert_close(gradient[:, 2].double(), expected, atol=0, rtol=2**-8)
 
 
 def test_chosen_log_probs_keep_what_they_are_given():
-    """Guards: logits written over where nobody asks for a gradient; a second backward that reads what the first one left."""
+    """Guards: logits written over where nobody asks for a gradient; a second backward that reads
+    what the first one left.
+    """
     logits = torch.randn(3, 12, generator=torch.manual_seed(0)).requires_grad_()
     plain = logits.detach().clone()
     ChosenLogProbs.apply(plain, torch.tensor([1, 2, 3]), TAU, [END])
@@ -156,23 +211,38 @@ def test_chosen_log_probs_keep_what_they_are_given():
 def test_a_gpt2_computes_what_transformers_computes():
     """Guards: an activation put in the place of another one."""
     tokens = torch.tensor([[5, 2, 7, 1, 9]])
-    plain = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_positions=16, n_embd=16, n_layer=2, n_head=2)).eval()
+    plain = GPT2LMHeadModel(
+        GPT2Config(vocab_size=12, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    ).eval()
     with torch.no_grad():
         for p in plain.parameters():
             p.add_(torch.randn_like(p))
         expected = plain(tokens).logits
-        found = Policy(copy.deepcopy(plain), tiny_policy().tokenizer).model(tokens.to(machine.device())).logits.cpu()
+        found = (
+            Policy(copy.deepcopy(plain), tiny_policy().tokenizer)
+            .model(tokens.to(machine.device()))
+            .logits.cpu()
+        )
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_log_distribution_is_one_without_eos():
     """Guards: EOS with a probability, or with a nan in p·log p."""
     policy = tiny_policy(ends=[END, 7])
-    p = (log_p := policy.log_distribution(policy.logits(padded(PROMPTS, [[1] * NEW] * 4)), TAU)).exp()
+    p = (
+        log_p := policy.log_distribution(policy.logits(padded(PROMPTS, [[1] * NEW] * 4)), TAU)
+    ).exp()
     torch.testing.assert_close(p.sum(-1), torch.ones_like(p[..., 0]))
-    far = 300 * torch.randn(5, 12, generator=torch.manual_seed(0)).to(machine.device())  # whose exponentials no float32 holds
-    torch.testing.assert_close(policy.log_distribution(far, TAU), masked(far, TAU, [END, 7]).log_softmax(-1))
-    assert (p[..., [END, 7]] == 0).all() and ((p * log_p)[..., [END, 7]] == 0).all() and (p.sum((0, 1)) > 0).sum() == 10
+    # whose exponentials no float32 holds
+    far = 300 * torch.randn(5, 12, generator=torch.manual_seed(0)).to(machine.device())
+    torch.testing.assert_close(
+        policy.log_distribution(far, TAU), masked(far, TAU, [END, 7]).log_softmax(-1)
+    )
+    assert (
+        (p[..., [END, 7]] == 0).all()
+        and ((p * log_p)[..., [END, 7]] == 0).all()
+        and (p.sum((0, 1)) > 0).sum() == 10
+    )
 
 
 def test_several_eos_tokens_are_all_masked():
@@ -181,8 +251,14 @@ def test_several_eos_tokens_are_all_masked():
     assert policy.ends == [END, 5, 7]  # the tokenizer's own too
     with torch.no_grad():
         expected = plain_log_probs(policy, [6, 2, 1, 1], 2, TAU, ends=(END, 5, 7))
-    torch.testing.assert_close(policy.log_probs(padded([[6, 2]], [[1, 1]]), TAU)[0], expected, atol=1e-5, rtol=0)
-    assert not set(policy.sample([[1]] * 500, 4, 1.0, stream(0)).completions.unique().tolist()) & {END, 5, 7}
+    torch.testing.assert_close(
+        policy.log_probs(padded([[6, 2]], [[1, 1]]), TAU)[0], expected, atol=1e-5, rtol=0
+    )
+    assert not set(policy.sample([[1]] * 500, 4, 1.0, stream(0)).completions.unique().tolist()) & {
+        END,
+        5,
+        7,
+    }
 
 
 def test_gradients_reach_every_weight_and_dropout_is_off():
@@ -190,19 +266,27 @@ def test_gradients_reach_every_weight_and_dropout_is_off():
     policy, y = tiny_policy(), padded(PROMPTS, [[1] * NEW] * 4)
     policy.log_probs(y, TAU).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.model.parameters())
-    assert policy.model.config.resid_pdrop > 0 and torch.equal(policy.log_probs(y, TAU), policy.log_probs(y, TAU))
+    assert policy.model.config.resid_pdrop > 0 and torch.equal(
+        policy.log_probs(y, TAU), policy.log_probs(y, TAU)
+    )
 
 
 # Sampling against scoring
 
 
 @samplers
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.2), ("split", 0.2)])
-def test_the_sampler_draws_from_what_the_scorer_scores(kind, sampler, precision, tolerance, monkeypatch):
-    """Guards: τ, mask, padding, positions or cache in the sampler other than in the scorer: an off-policy gradient.
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.2), ("split", 0.2)]
+)
+def test_the_sampler_draws_from_what_the_scorer_scores(
+    kind, sampler, precision, tolerance, monkeypatch
+):
+    """Guards: τ, mask, padding, positions or cache in the sampler other than in the scorer: an
+    off-policy gradient.
 
-    The tolerance in bfloat16 is for decode_gpt2, which rounds elsewhere than the scorer: the largest of 12,000 differences was 0.08 nats,
-    their standard deviation 0.011; on average there is none.
+    The tolerance in bfloat16 is for decode_gpt2, which rounds elsewhere than the scorer: the
+    largest of 12,000 differences was 0.08 nats, their standard deviation 0.011; on average there is
+    none.
     """
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
     policy, seen = policy_of(kind, sampler, monkeypatch), spy_on_draw(monkeypatch)
@@ -227,25 +311,38 @@ def test_sampled_log_probs_are_those_of_the_plain_forward(kind, sampler, monkeyp
 
 @samplers
 def test_greedy_decoding_equals_generate(kind, sampler, monkeypatch, float32):
-    """Guards: a cache or position error that only shows after some tokens, in rows with or without padding."""
+    """Guards: a cache or position error that only shows after some tokens, in rows with or without
+    padding.
+    """
     policy = policy_of(kind, sampler, monkeypatch)
     spy_on_draw(monkeypatch, lambda logits, _: logits.argmax(-1, keepdim=True))
     y = policy.sample(PROMPTS, 20, TAU, stream("unused"))
     prompt, mask = y.tokens[:, :-20], y.mask[:, :-20].long()
     generated = policy.model.generate(
-        prompt, attention_mask=mask, do_sample=False, max_new_tokens=20, suppress_tokens=[END], eos_token_id=None, pad_token_id=END,
-    )  # fmt: skip
+        prompt,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=20,
+        suppress_tokens=[END],
+        eos_token_id=None,
+        pad_token_id=END,
+    )
     assert torch.equal(y.tokens, generated)
     assert len(y.completions.unique()) > 3
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
 def test_decode_gpt2_equals_decode(activation, monkeypatch, float32):
-    """Guards: the fast decoder's own arithmetic, at every step and for every token of the vocabulary."""
+    """Guards: the fast decoder's own arithmetic, at every step and for every token of the
+    vocabulary.
+    """
     logits = []
     for sampler in ("decode_gpt2", "decode"):
         with monkeypatch.context() as patch:
-            policy, seen = policy_of("gpt2", sampler, patch, activation_function=activation), spy_on_draw(patch)
+            policy, seen = (
+                policy_of("gpt2", sampler, patch, activation_function=activation),
+                spy_on_draw(patch),
+            )
             policy.sample(PROMPTS, 20, TAU, stream("s"))
         logits.append(torch.stack(seen, 1))
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
@@ -268,8 +365,9 @@ def test_decode_gpt2_is_not_used_for_its_variants(option):
 
 @pytest.mark.parametrize("token", ["written out", "compiled", "transformers"])
 def test_all_captured_tokens_of_a_llama_are_decode(token, monkeypatch, float32):
-    """Guards: the arithmetic of `llama_token`, what its compilation loses (keys and values written in place, numbers taken for constants),
-    and transformers' own token on a cache of fixed length, at every step for every token."""
+    """Guards: the arithmetic of `llama_token`, what its compilation loses (keys and values written
+    in place, numbers taken for constants), and transformers' own token on a cache of fixed length,
+    at every step for every token."""
     warnings.filterwarnings("error", message="Sampling is slower")
     for prompts in (PROMPTS, [*PROMPTS, [9, 1]]):  # another shape is compiled again
         logits = []
@@ -279,8 +377,13 @@ def test_all_captured_tokens_of_a_llama_are_decode(token, monkeypatch, float32):
                 policy, seen = policy_of("llama", sampler, patch), spy_on_draw(patch)
                 if token == "written out":
                     patch.setattr(cuda_graphs, "compiled", lambda run: run)
-                elif token == "compiled" and machine.device().type == "cpu":  # but for the kernels, which want a compiler for C++
-                    patch.setattr(cuda_graphs, "compiled", partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False))
+                # but for the kernels, which want a compiler for C++
+                elif token == "compiled" and machine.device().type == "cpu":
+                    patch.setattr(
+                        cuda_graphs,
+                        "compiled",
+                        partial(torch.compile, backend="aot_eager", fullgraph=True, dynamic=False),
+                    )
                 policy.sample(prompts, 20, TAU, stream("s"))
             logits.append(torch.stack(seen, 1))
         torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
@@ -288,9 +391,13 @@ def test_all_captured_tokens_of_a_llama_are_decode(token, monkeypatch, float32):
 
 @pytest.mark.parametrize("where", ["when asked", "when called"])
 def test_without_a_compiler_a_block_runs_as_it_is(where, monkeypatch):
-    """Guards: sampling that fails, or tries to compile again for every token, where torch's compiler does not work."""
+    """Guards: sampling that fails, or tries to compile again for every token, where torch's
+    compiler does not work.
+    """
     fails = Mock(side_effect=RuntimeError("no C compiler\nand a long trace"))
-    monkeypatch.setattr(torch, "compile", fails if where == "when asked" else lambda run, **_: fails)
+    monkeypatch.setattr(
+        torch, "compile", fails if where == "when asked" else lambda run, **_: fails
+    )
     block = cuda_graphs.compiled(lambda x: x + 1)
     with pytest.warns(UserWarning, match="here: no C compiler$") as said:
         assert [block(1), block(2)] == [2, 3]
@@ -298,10 +405,15 @@ def test_without_a_compiler_a_block_runs_as_it_is(where, monkeypatch):
 
 
 def test_why_a_compiler_failed(monkeypatch):
-    """Guards: torch's wrapper around the reason told in its place; a GPU that is full taken for a missing compiler."""
+    """Guards: torch's wrapper around the reason told in its place; a GPU that is full taken for a
+    missing compiler.
+    """
     wrapped = RuntimeError("backend='inductor' raised:")
     wrapped.inner_exception = KeyError()
-    for error, said in ((wrapped, r"here: KeyError\(\)$"), (RuntimeError(), r"here: RuntimeError\(\)$")):
+    for error, said in (
+        (wrapped, r"here: KeyError\(\)$"),
+        (RuntimeError(), r"here: RuntimeError\(\)$"),
+    ):
         monkeypatch.setattr(torch, "compile", Mock(side_effect=error))
         with pytest.warns(UserWarning, match=said):
             assert cuda_graphs.compiled(lambda x: x + 1)(1) == 2
@@ -313,7 +425,11 @@ def test_why_a_compiler_failed(monkeypatch):
             block(1)
 
 
-@pytest.mark.parametrize("option", [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize(
+    "option",
+    [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}],
+    ids=lambda o: next(iter(o)),
+)
 def test_llama_token_is_not_used_for_its_variants(option):
     """Guards: a bias that is left out, or SiLU in place of another activation."""
     policy = tiny_policy("llama")
@@ -324,21 +440,31 @@ def test_llama_token_is_not_used_for_its_variants(option):
 
 @kinds
 def test_what_is_captured_follows_the_weights(kind, monkeypatch):
-    """Guards: copies of the weights that stay what they were when captured; a cache or mask that holds what the last batch left."""
+    """Guards: copies of the weights that stay what they were when captured; a cache or mask that
+    holds what the last batch left.
+    """
     policy, other = policy_of(kind, "captured", monkeypatch), tiny_policy(kind, seed=2)
     prompts = [PROMPTS, [[9, 1], [2] * 9, [7] * 4, [1]]]
     policy.sample(prompts[0], NEW, TAU, stream("before"))
     policy.load(other.weights())
     for batch in prompts:
-        assert torch.equal(policy.sample(batch, NEW, TAU, stream("s")).tokens, other.sample(batch, NEW, TAU, stream("s")).tokens)
+        assert torch.equal(
+            policy.sample(batch, NEW, TAU, stream("s")).tokens,
+            other.sample(batch, NEW, TAU, stream("s")).tokens,
+        )
     assert len(policy._graphs) == 1
 
 
 @kinds
 def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
-    """With gradients and without. Guards: tokens, mask or weights of an earlier call; a result that a later call writes over."""
+    """With gradients and without. Guards: tokens, mask or weights of an earlier call; a result that
+    a later call writes over.
+    """
     policy = policy_of(kind, "captured", monkeypatch)
-    given = [padded(prompts, [[k] * NEW] * 4, wider=w) for prompts, k, w in ((PROMPTS, 1, 2), (PROMPTS[::-1], 7, 2), (PROMPTS, 2, 0))]
+    given = [
+        padded(prompts, [[k] * NEW] * 4, wider=w)
+        for prompts, k, w in ((PROMPTS, 1, 2), (PROMPTS[::-1], 7, 2), (PROMPTS, 2, 0))
+    ]
     policy.step_log_probs(given[0], TAU).mean().backward()
     with torch.no_grad():
         policy.step_log_probs(given[0], TAU)
@@ -360,11 +486,15 @@ def test_captured_scores_are_the_plain_ones(kind, monkeypatch, float32):
                 torch.testing.assert_close(got[k], expected, atol=1e-5, rtol=0)
                 expected.mean().backward()
                 if gradients:
-                    torch.testing.assert_close(slopes[k], [p.grad for p in policy.model.parameters()], atol=1e-5, rtol=1e-4)
+                    torch.testing.assert_close(
+                        slopes[k], [p.grad for p in policy.model.parameters()], atol=1e-5, rtol=1e-4
+                    )
 
 
 def test_a_graph_keeps_what_it_works_on(monkeypatch):
-    """Guards: a replay on memory that was given to others, seen once on a GPU: completions of noise. CUDA is played here."""
+    """Guards: a replay on memory that was given to others, seen once on a GPU: completions of
+    noise. CUDA is played here.
+    """
     for name in ("Stream", "current_stream", "CUDAGraph"):
         monkeypatch.setattr(torch.cuda, name, Mock)
     for name in ("stream", "graph"):
@@ -380,34 +510,54 @@ def test_a_graph_keeps_what_it_works_on(monkeypatch):
 
 
 def test_log_probs_may_be_asked_twice_before_a_backward(monkeypatch, float32):
-    """Guards: `log_probs` captured, whose second call writes over what the first one's backward reads."""
+    """Guards: `log_probs` captured, whose second call writes over what the first one's backward
+    reads.
+    """
     policy = policy_of("gpt2", "captured", monkeypatch)
     given = [padded(PROMPTS, [[k] * NEW] * 4) for k in (1, 7)]
-    both = torch.autograd.grad(sum(policy.log_probs(y, TAU).mean() for y in given), policy.model.lm_head.weight)[0]
-    alone = [torch.autograd.grad(policy.log_probs(y, TAU).mean(), policy.model.lm_head.weight)[0] for y in given]
+    both = torch.autograd.grad(
+        sum(policy.log_probs(y, TAU).mean() for y in given), policy.model.lm_head.weight
+    )[0]
+    alone = [
+        torch.autograd.grad(policy.log_probs(y, TAU).mean(), policy.model.lm_head.weight)[0]
+        for y in given
+    ]
     torch.testing.assert_close(both, sum(alone), atol=1e-6, rtol=1e-4)
 
 
 CAPTURABLE = [
     (GPT2Config(), GPT2LMHeadModel, True),
     (LlamaConfig(), LlamaForCausalLM, True),
-    (LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), LlamaForCausalLM, False),
+    (
+        LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+        LlamaForCausalLM,
+        False,
+    ),
     (MistralConfig(sliding_window=8), MistralForCausalLM, False),
     (GPTNeoConfig(), GPTNeoForCausalLM, False),
 ]
 
 
-@pytest.mark.parametrize(("config", "kind", "known"), CAPTURABLE, ids=["gpt2", "llama", "dynamic", "mistral", "gpt-neo"])
+@pytest.mark.parametrize(
+    ("config", "kind", "known"), CAPTURABLE, ids=["gpt2", "llama", "dynamic", "mistral", "gpt-neo"]
+)
 def test_what_forgets_or_follows_numbers_is_not_captured(config, kind, known, monkeypatch):
     """Guards: a model with a sliding window completed as if it saw all tokens."""
     monkeypatch.setattr(machine, "device", lambda: torch.device("cuda"))
-    assert cuda_graphs.can_capture(SimpleNamespace(config=config, _can_compile_fullgraph=kind._can_compile_fullgraph)) is known
+    assert (
+        cuda_graphs.can_capture(
+            SimpleNamespace(config=config, _can_compile_fullgraph=kind._can_compile_fullgraph)
+        )
+        is known
+    )
     monkeypatch.setattr(machine, "device", lambda: torch.device("cpu"))
     assert not cuda_graphs.can_capture(SimpleNamespace(config=config, _can_compile_fullgraph=True))
 
 
 def test_a_capture_has_a_precision(monkeypatch):
-    """Guards: weights captured in bfloat16 sampled from in float32; a completion of one token after a prompt that fills its cache."""
+    """Guards: weights captured in bfloat16 sampled from in float32; a completion of one token after
+    a prompt that fills its cache.
+    """
     policy = policy_of("gpt2", "captured", monkeypatch)
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
     for precision in machine.PRECISIONS:
@@ -419,7 +569,9 @@ def test_a_capture_has_a_precision(monkeypatch):
 
 
 def test_graphs_make_room(monkeypatch):
-    """Guards: what is forgotten, or belongs to a policy that is, and still holds its memory, as it holds itself."""
+    """Guards: what is forgotten, or belongs to a policy that is, and still holds its memory, as it
+    holds itself.
+    """
     policy = policy_of("gpt2", "captured", monkeypatch)
     other = policy.clone()
     for p in (policy, other):
@@ -444,8 +596,12 @@ def test_a_policy_keeps_few_graphs(monkeypatch):
 
 
 def test_draw_follows_softmax_without_truncation():
-    """Guards: greedy, top-k, top-p: of 300 tokens the 270 rare ones hold a fifth of the mass and appear at that rate, each."""
-    logits = torch.cat([torch.linspace(3, 5, 30), torch.linspace(-1, 1.2, 270)])[torch.randperm(300, generator=torch.manual_seed(0))]
+    """Guards: greedy, top-k, top-p: of 300 tokens the 270 rare ones hold a fifth of the mass and
+    appear at that rate, each.
+    """
+    logits = torch.cat([torch.linspace(3, 5, 30), torch.linspace(-1, 1.2, 270)])[
+        torch.randperm(300, generator=torch.manual_seed(0))
+    ]
     p, n = logits.double().softmax(0), 40_000
     drawn = draw(logits.repeat(n, 1).to(machine.device()), stream(0)).cpu()
     assert drawn.shape == (n, 1) and 0.15 < p[logits < 2].sum() < 0.25 and (p * n).min() > 5
@@ -453,27 +609,41 @@ def test_draw_follows_softmax_without_truncation():
 
 
 def test_draw_never_takes_a_masked_token():
-    """Guards: a masked token at the vocabulary's edge (GPT-2's EOS is its last) reached by rounding."""
+    """Guards: a masked token at the vocabulary's edge (GPT-2's EOS is its last) reached by
+    rounding.
+    """
     for forbidden in ([0], [9], [0, 1, 8, 9], [*range(9)]):
         logits = torch.zeros(50_000, 10, device=machine.device())
         logits[:, forbidden] = MASKED
-        assert sorted(draw(logits, stream(0)).unique().tolist()) == [v for v in range(10) if v not in forbidden]
+        assert sorted(draw(logits, stream(0)).unique().tolist()) == [
+            v for v in range(10) if v not in forbidden
+        ]
 
 
 def test_draw_uses_one_stream_and_a_row_each():
     """Guards: a draw that ignores its generator, or gives all rows the same token."""
-    same, again, other = (draw(torch.zeros(100, 10, device=machine.device()), stream(k)) for k in (1, 1, 2))
+    same, again, other = (
+        draw(torch.zeros(100, 10, device=machine.device()), stream(k)) for k in (1, 1, 2)
+    )
     assert torch.equal(again, same) and not torch.equal(other, same) and len(same.unique()) == 10
 
 
 @samplers
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
-def test_completions_have_their_exact_probabilities(kind, sampler, temperature, monkeypatch, float32):
-    """Guards: greedy, τ missing in sampling, EOS drawn, a second token drawn from another context: 11² completions, chi-square."""
+def test_completions_have_their_exact_probabilities(
+    kind, sampler, temperature, monkeypatch, float32
+):
+    """Guards: greedy, τ missing in sampling, EOS drawn, a second token drawn from another context:
+    11² completions, chi-square.
+    """
     policy, n = policy_of(kind, sampler, monkeypatch), 8000
     with torch.no_grad():
         every, _ = every_completion([5, 2], 2, 12)
-        p = torch.stack([plain_log_probs(policy, tokens, 2, temperature).sum() for tokens in every]).exp().cpu()
+        p = (
+            torch.stack([plain_log_probs(policy, tokens, 2, temperature).sum() for tokens in every])
+            .exp()
+            .cpu()
+        )
     counts = dict.fromkeys(product(range(12), repeat=2), 0)
     prompts = [[5, 2]] * n + [PROMPTS[3]]  # the last one makes padding
     for completion in policy.sample(prompts, 2, temperature, stream("c")).completions[:n].tolist():
@@ -484,14 +654,21 @@ def test_completions_have_their_exact_probabilities(kind, sampler, temperature, 
 
 
 def test_eos_would_be_drawn_if_it_were_not_masked():
-    """Guards the guards: END is among the tiny policy's likely tokens, so a missing mask shows in the tests above."""
+    """Guards the guards: END is among the tiny policy's likely tokens, so a missing mask shows in
+    the tests above.
+    """
     with torch.no_grad():
         assert plain_logits(tiny_policy(), [5, 2, 1], 1).softmax(-1)[0, END] > 0.3
 
 
 def test_a_completion_does_not_depend_on_its_batch_or_padding(monkeypatch, float32):
-    """Guards: rows that see each other, padding that is seen: logits of a row alone and beside longer prompts are the same."""
-    policy, seen = tiny_policy(), spy_on_draw(monkeypatch, lambda logits, _: logits.argmax(-1, keepdim=True))
+    """Guards: rows that see each other, padding that is seen: logits of a row alone and beside
+    longer prompts are the same.
+    """
+    policy, seen = (
+        tiny_policy(),
+        spy_on_draw(monkeypatch, lambda logits, _: logits.argmax(-1, keepdim=True)),
+    )
     policy.sample(PROMPTS, NEW, TAU, stream("s"))
     together = torch.stack(seen, 1)
     for row, prompt in enumerate(PROMPTS):
@@ -501,7 +678,9 @@ def test_a_completion_does_not_depend_on_its_batch_or_padding(monkeypatch, float
 
 
 def test_sampling_takes_its_generator_only():
-    """Guards: completions that change with torch's global state, or do not change with the stream."""
+    """Guards: completions that change with torch's global state, or do not change with the
+    stream.
+    """
     policy = tiny_policy()
     first = policy.sample(PROMPTS * 5, NEW, TAU, stream(1)).tokens
     torch.rand(7)
@@ -522,14 +701,20 @@ def test_completions_that_do_not_fit_the_context_are_refused(kind, float32):
 
 
 def test_prompts_are_the_first_5_to_15_tokens():
-    """Guards: one fixed length, lengths out of range, another stretch of the review than its beginning."""
+    """Guards: one fixed length, lengths out of range, another stretch of the review than its
+    beginning.
+    """
     policy = tiny_policy()
     reviews = [" ".join(f"w{(k * n) % 12}" for k in range(20)) for n in range(1, 400)]
     opened = policy.prompts(reviews, "train")
     prompts = list(opened.values())
     assert list(opened) == list(range(399))
-    assert [p == token_ids(r)[: len(p)] for p, r in zip(prompts, reviews, strict=True)] == [True] * len(reviews)
-    assert PROMPT_TOKENS == (5, 15) and fits(torch.tensor([len(p) for p in prompts]).bincount()[5:], [1 / 11] * 11)
+    assert [p == token_ids(r)[: len(p)] for p, r in zip(prompts, reviews, strict=True)] == [
+        True
+    ] * len(reviews)
+    assert PROMPT_TOKENS == (5, 15) and fits(
+        torch.tensor([len(p) for p in prompts]).bincount()[5:], [1 / 11] * 11
+    )
     assert {len(p) for p in prompts} == set(range(5, 16))
     assert policy.prompts(reviews, "train") == opened != policy.prompts(reviews, "test")
 
@@ -547,7 +732,10 @@ def test_reviews_shorter_than_their_prompt_are_left_out():
 def test_texts_hold_prompt_and_completion_and_no_padding():
     """Guards: a reward that reads padding, or the completion alone."""
     policy = tiny_policy()
-    assert policy.texts(padded([[5], [4, 2, 6]], [[7, 8], [9, 10]], wider=2)) == ["w5 w7 w8", "w4 w2 w6 w9 w10"]
+    assert policy.texts(padded([[5], [4, 2, 6]], [[7, 8], [9, 10]], wider=2)) == [
+        "w5 w7 w8",
+        "w4 w2 w6 w9 w10",
+    ]
 
 
 def test_clone_and_weights_share_no_memory():
@@ -558,16 +746,26 @@ def test_clone_and_weights_share_no_memory():
     with torch.no_grad():
         for p in policy.model.parameters():
             p.add_(1)
-    assert all(torch.equal(clone.weights()[name], t) and torch.equal(copy[name], t) for name, t in before.items())
+    assert all(
+        torch.equal(clone.weights()[name], t) and torch.equal(copy[name], t)
+        for name, t in before.items()
+    )
     assert all(torch.equal(t, before[name]) for name, t in policy.load(before).weights().items())
-    assert clone.model.training is False and clone.identity == policy.identity != tiny_policy("llama").identity
+    assert (
+        clone.model.training is False
+        and clone.identity == policy.identity != tiny_policy("llama").identity
+    )
 
 
 def test_a_clone_masks_the_same_eos_tokens():
-    """Guards: SFT or the anchor on another distribution than the policy, if config and generation config name different EOS."""
+    """Guards: SFT or the anchor on another distribution than the policy, if config and generation
+    config name different EOS.
+    """
     policy = tiny_policy(ends=[7, 5])
     clone, y = policy.clone(), padded(PROMPTS, [[1] * NEW] * 4)
-    assert clone.ends == policy.ends and torch.equal(clone.log_probs(y, TAU), policy.log_probs(y, TAU))
+    assert clone.ends == policy.ends and torch.equal(
+        clone.log_probs(y, TAU), policy.log_probs(y, TAU)
+    )
 
 
 def test_split_keeps_every_rollout_in_order():
@@ -575,7 +773,9 @@ def test_split_keeps_every_rollout_in_order():
     y = padded([[n, n, n][: 1 + n % 3] for n in range(7)], [[n, n + 1] for n in range(7)])
     parts = y.split(3)
     assert [len(part.tokens) for part in parts] == [3, 3, 1] and {part.new for part in parts} == {2}
-    assert torch.equal(torch.cat([p.tokens for p in parts]), y.tokens) and torch.equal(torch.cat([p.mask for p in parts]), y.mask)
+    assert torch.equal(torch.cat([p.tokens for p in parts]), y.tokens) and torch.equal(
+        torch.cat([p.mask for p in parts]), y.mask
+    )
 
 
 # Precision
@@ -592,8 +792,9 @@ def trained() -> tuple[Policy, Policy]:
 
 @pytest.mark.parametrize("precision", ["split", "bfloat16"])
 def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, monkeypatch):
-    """KL of a training step's pass to the float32 policy: below 0.02 nats a completion in two parts, for policy and SFT. Guards: weights
-    rounded on the way (bfloat16 shows what that does)."""
+    """KL of a training step's pass to the float32 policy: below 0.02 nats a completion in two
+    parts, for policy and SFT. Guards: weights rounded on the way (bfloat16 shows what that
+    does)."""
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
     prompts = [[k, k + 9, 300, 4000 + k] for k in range(500, 532)]
     for policy, rounded in zip(trained, (0.05, 0.0), strict=True):
@@ -601,9 +802,15 @@ def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, mon
         kl = kl_of_pass(policy, y, 0.7, precision).mean()
         assert kl < 0.02 if precision == "split" else kl > rounded
         drawn = []
-        with monkeypatch.context() as patch, machine.passes(precision):  # the sampler's own pass, on the same tokens
+        # the sampler's own pass, on the same tokens
+        with monkeypatch.context() as patch, machine.passes(precision):
             following = iter(y.completions.T[..., None])
-            patch.setattr("warp_lib.policy.draw", lambda logits, _: drawn.append(logits.log_softmax(-1)) or next(following))  # noqa: B023
+
+            def draw(logits, _, drawn=drawn, following=following):
+                drawn.append(logits.log_softmax(-1))
+                return next(following)
+
+            patch.setattr("warp_lib.policy.draw", draw)
             policy.sample(prompts, 53, 0.7, stream("unused"))
         exact = policy.log_distribution(policy.logits(y), 0.7)
         kl = exact_kl(exact.exp(), exact, torch.stack(drawn, 1)).mean()

@@ -1,4 +1,6 @@
-"""The report on two toy notebooks: one page that fetches nothing, notebooks fit to commit, and refusals in one sentence."""
+"""The report on two toy notebooks: one page that fetches nothing, notebooks fit to commit, and
+refusals in one sentence.
+"""
 
 import json
 import re
@@ -16,7 +18,10 @@ from warp_lib.fast import machine
 from warp_lib.report import report
 from warp_lib.runs import paths, store
 
-SETTINGS = "from warp_lib.settings import Settings\n\nsettings = Settings.from_notebook(globals())\nsettings"
+SETTINGS = (
+    "from warp_lib.settings import Settings\n\nsettings ="
+    " Settings.from_notebook(globals())\nsettings"
+)
 FIGURE = """
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -34,10 +39,15 @@ await live(lambda progress: sum(progress.track(range(4), "run 1")), title="WARP"
 
 
 def notebook(title: str, *sources: str) -> nbformat.NotebookNode:
-    cells = [v4.new_markdown_cell(f"# {title}\n\nGo to [the second](02_second.ipynb)."), v4.new_code_cell('profile = "laptop"')]
+    cells = [
+        v4.new_markdown_cell(f"# {title}\n\nGo to [the second](02_second.ipynb)."),
+        v4.new_code_cell('profile = "laptop"'),
+    ]
     cells[1].metadata["tags"] = ["parameters"]
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return v4.new_notebook(cells=[*cells, *map(v4.new_code_cell, [SETTINGS, *sources])], metadata={"kernelspec": spec})
+    return v4.new_notebook(
+        cells=[*cells, *map(v4.new_code_cell, [SETTINGS, *sources])], metadata={"kernelspec": spec}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +85,10 @@ class Links(HTMLParser):
         if tag == "a":
             self.anchors.append(attributes["href"])
         else:
-            urls = [attributes.get(name) for name in ("src", "href", "data", "srcset", "poster", "action")]
+            urls = [
+                attributes.get(name)
+                for name in ("src", "href", "data", "srcset", "poster", "action")
+            ]
             self.fetched += [url for url in urls if url and not url.startswith("data:")]
 
 
@@ -84,7 +97,10 @@ def test_page_has_every_figure_once_and_plotly_once(page):
     links.feed(page)
     figures = [name for name in links.ids if name and name.startswith("figure-")]
     assert sorted(figures) == ["figure-01_first-0", "figure-02_second-0"]
-    assert [page.count(f'Plotly.newPlot(                        "{name}"') for name in figures] == [1, 1]
+    assert [page.count(f'Plotly.newPlot(                        "{name}"') for name in figures] == [
+        1,
+        1,
+    ]
     assert len(re.findall(r"plotly\.js v\d", page)) == 1
     assert "image/png" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
 
@@ -117,7 +133,10 @@ def test_parameters_reach_the_notebooks(toy):
     kept = nbformat.read(toy / "runs" / "toy" / "notebooks" / "01_first.ipynb", 4)
     assert "toy 0.25" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
     trained = nbformat.read(toy / "runs" / "toy" / "notebooks" / "02_second.ipynb", 4)
-    assert "run 1: 4/4" in "".join(output.get("text", "") for output in trained.cells[-1].outputs) and "widgets" not in trained.metadata
+    assert (
+        "run 1: 4/4" in "".join(output.get("text", "") for output in trained.cells[-1].outputs)
+        and "widgets" not in trained.metadata
+    )
 
 
 def test_publish_strips(toy, capsys):
@@ -137,15 +156,31 @@ def test_publish_strips(toy, capsys):
         assert not re.search(r"papermill|start_time|iopub|injected|widget|2\d\d\d-\d\d-\d\d", text)
         assert str(toy) not in text and new.metadata.kernelspec.name == "python3"
         assert all(cell.execution_count for cell in new.cells if cell.cell_type == "code")
-        assert [output.output_type for output in new.cells[-1].outputs] in (["display_data", "stream"], ["stream", "execute_result"])
+        assert [output.output_type for output in new.cells[-1].outputs] in (
+            ["display_data", "stream"],
+            ["stream", "execute_result"],
+        )
 
 
-@pytest.mark.parametrize("shown", ["kept in {root}/runs/toy", "/ho" + "me/someone/model", "see '/t" + "mp/x.txt'", r"C:\Users\me"])
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "kept in {root}/runs/toy",
+        "/ho" + "me/someone/model",
+        "see '/t" + "mp/x.txt'",
+        r"C:\Users\me",
+    ],
+)
 def test_publish_refuses_paths(toy, capsys, shown):
     file = toy / "runs" / "toy" / "notebooks" / "02_second.ipynb"
-    kept, published = file.read_text(encoding="utf-8"), (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8")
+    kept, published = (
+        file.read_text(encoding="utf-8"),
+        (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"),
+    )
     broken = nbformat.reads(kept, 4)
-    broken.cells[-1].outputs.append(v4.new_output("display_data", {"text/html": f"<p>{shown.format(root=toy)}</p>"}))
+    broken.cells[-1].outputs.append(
+        v4.new_output("display_data", {"text/html": f"<p>{shown.format(root=toy)}</p>"})
+    )
     try:
         nbformat.write(broken, file)
         assert main(["publish", "--name", "toy"]) == 1
@@ -157,7 +192,10 @@ def test_publish_refuses_paths(toy, capsys, shown):
 
 def test_text_that_only_looks_like_paths_is_published(toy):
     """Reviews are full of slashes, and figures of base64."""
-    shown = v4.new_output("display_data", {"text/html": "8/10, and/or <br /><br />a/b/c </td></tr>", "image/png": "aa+/home/a+/tmp/"})
+    shown = v4.new_output(
+        "display_data",
+        {"text/html": "8/10, and/or <br /><br />a/b/c </td></tr>", "image/png": "aa+/home/a+/tmp/"},
+    )
     report._refuse_paths(v4.new_notebook(cells=[v4.new_code_cell("1", outputs=[shown])]), "x")
 
 
@@ -180,17 +218,33 @@ def test_publish_keeps_later_edits(toy, capsys):
 
 
 def test_failing_notebook_is_one_sentence(toy, monkeypatch, tmp_path, capsys):
-    """The settings cell's refusal of an unknown parameter reaches the terminal; what ran is kept; nothing goes on."""
-    (tmp_path / "01_only.ipynb").write_text((toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8")
-    (tmp_path / "02_after.ipynb").write_text((toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8")
+    """The settings cell's refusal of an unknown parameter reaches the terminal; what ran is kept;
+    nothing goes on.
+    """
+    (tmp_path / "01_only.ipynb").write_text(
+        (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    (tmp_path / "02_after.ipynb").write_text(
+        (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
     settings = report.Settings.profile("smoke", name="misspelt")
-    with pytest.raises(report.ReportError, match="^01_only: there is no setting 'iteration'; did you mean 'iterations'[?]$"):
+    with pytest.raises(
+        report.ReportError,
+        match="^01_only: there is no setting 'iteration'; did you mean 'iterations'[?]$",
+    ):
         report.run_report(settings, "smoke", {"name": "misspelt", "iteration": 9})
     folder = toy / "runs" / "misspelt"
     kept = json.loads((folder / "notebooks" / "01_only.ipynb").read_text(encoding="utf-8"))
-    assert any(output["output_type"] == "error" for cell in kept["cells"] for output in cell.get("outputs", []))
-    assert not (folder / "notebooks" / "02_after.ipynb").exists() and not (folder / "report.html").exists()
+    assert any(
+        output["output_type"] == "error"
+        for cell in kept["cells"]
+        for output in cell.get("outputs", [])
+    )
+    assert (
+        not (folder / "notebooks" / "02_after.ipynb").exists()
+        and not (folder / "report.html").exists()
+    )
     assert main(["publish", "--name", "misspelt"]) == 1 and "02_after" in capsys.readouterr().err
 
 
@@ -218,30 +272,58 @@ def side_by_side(tmp_path, monkeypatch, **cells: str) -> None:
 
 @pytest.mark.skipif(machine.device().type != "cpu", reason="an accelerator is not shared out")
 def test_notebooks_run_side_by_side(toy, tmp_path, monkeypatch, capsys):
-    """The first alone on all threads, then two at once on half of them; what waits for another comes after it. Terminal lines are named."""
-    meet = [MEET.format(folder=str(tmp_path), mine=mine, other=other) for mine, other in (("a", "b"), ("b", "a"))]
+    """The first alone on all threads, then two at once on half of them; what waits for another
+    comes after it. Terminal lines are named.
+    """
+    meet = [
+        MEET.format(folder=str(tmp_path), mine=mine, other=other)
+        for mine, other in (("a", "b"), ("b", "a"))
+    ]
     first = f"print(os.environ['OMP_NUM_THREADS'], os.listdir({str(tmp_path)!r}).count('a'))"
     meet[1] += "\ntime.sleep(3)\n(here / 'end').touch()"
     last = f"print(os.path.exists({str(tmp_path / 'end')!r}))"
-    side_by_side(tmp_path, monkeypatch, _01_first=f"import os\n{first}", _02_last=f"import os\n{last}", _03_one=meet[0], _04_other=meet[1])
+    side_by_side(
+        tmp_path,
+        monkeypatch,
+        _01_first=f"import os\n{first}",
+        _02_last=f"import os\n{last}",
+        _03_one=meet[0],
+        _04_other=meet[1],
+    )
     monkeypatch.setattr(report, "AFTER", {"02_last": ("03_one", "04_other")})
     report.run_report(report.Settings.profile("smoke", name="lanes"), "smoke", {"name": "lanes"})
     said = capsys.readouterr().out.splitlines()
     for line in ("01_first: 4 0", "02_last: True", "03_one: True 2", "04_other: True 2"):
         assert said.count(line) == 1
-    ended = [re.match(r"\[(\d)/4\] (\w+): finished", line).groups() for line in said if line.startswith("[")]
-    assert [number for number, _ in ended] == list("1234") and (ended[0][1], ended[3][1]) == ("01_first", "02_last")
+    ended = [
+        re.match(r"\[(\d)/4\] (\w+): finished", line).groups()
+        for line in said
+        if line.startswith("[")
+    ]
+    assert [number for number, _ in ended] == list("1234") and (ended[0][1], ended[3][1]) == (
+        "01_first",
+        "02_last",
+    )
 
 
 @pytest.mark.skipif(machine.device().type != "cpu", reason="an accelerator is not shared out")
 def test_a_failing_notebook_ends_the_one_beside_it(toy, tmp_path, monkeypatch):
-    """Guards: a person who waits minutes for a report that has failed; the wrong one of the two named."""
+    """Guards: a person who waits minutes for a report that has failed; the wrong one of the two
+    named.
+    """
     sleep = f"import time\nopen({str(tmp_path / 'sleeps')!r}, 'w').close()\ntime.sleep(600)"
-    fail = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'sleeps')!r}):\n    time.sleep(0.1)\nraise ValueError('no')"
-    side_by_side(tmp_path, monkeypatch, _01_first="1", _02_sleeps=sleep, _03_fails=fail, _04_never="1")
+    fail = (
+        f"import os, time\nwhile not os.path.exists({str(tmp_path / 'sleeps')!r}):\n   "
+        " time.sleep(0.1)\nraise ValueError('no')"
+    )
+    side_by_side(
+        tmp_path, monkeypatch, _01_first="1", _02_sleeps=sleep, _03_fails=fail, _04_never="1"
+    )
     began = time.monotonic()
     with pytest.raises(report.ReportError, match="^03_fails: no$"):
-        report.run_report(report.Settings.profile("smoke", name="failing"), "smoke", {"name": "failing"})
+        report.run_report(
+            report.Settings.profile("smoke", name="failing"), "smoke", {"name": "failing"}
+        )
     assert time.monotonic() - began < 120
     assert not (toy / "runs" / "failing" / "notebooks" / "04_never.ipynb").exists()
 
@@ -258,7 +340,10 @@ def test_unfinished_notebook_is_not_published():
     [
         (["--steps", "many"], "steps must be a whole number of at least 1, not 'many'."),
         (["--beta", "-1"], "beta must be a number of at least 0, not -1."),
-        (["--batch_size=9", "--completions-per-prompt=2"], "completions_per_prompt must divide batch_size (9), and 2 does not."),
+        (
+            ["--batch_size=9", "--completions-per-prompt=2"],
+            "completions_per_prompt must divide batch_size (9), and 2 does not.",
+        ),
         (["--iteration", "9"], "there is no setting 'iteration'; did you mean 'iterations'?"),
         (["--merge", "mean"], "merge must be slerp or lerp, not 'mean'."),
         (["--profile", "huge"], "profile must be one of "),
@@ -275,7 +360,10 @@ def test_bad_option_is_one_sentence(monkeypatch, capsys, options, sentence):
 def test_given_options_are_the_overrides(monkeypatch):
     seen = []
     monkeypatch.setattr(report, "run_report", lambda *arguments: seen.extend(arguments))
-    assert main(["report", "--profile", "smoke", "--learning-rate", "3e-5", "--test_prompts", "10"]) == 0
+    assert (
+        main(["report", "--profile", "smoke", "--learning-rate", "3e-5", "--test_prompts", "10"])
+        == 0
+    )
     settings, profile, overrides = seen
     assert (profile, overrides) == ("smoke", {"learning_rate": 3e-5, "test_prompts": 10})
     assert settings.learning_rate == 3e-5 and settings.name == "smoke"
@@ -291,4 +379,7 @@ def test_every_setting_is_an_option(capsys):
 def test_atomic_page(tmp_path):
     report.write_page([], tmp_path / "report.html", "WARP: <none>")
     assert [file.name for file in Path(tmp_path).iterdir()] == ["report.html"]
-    assert "WARP: &lt;none&gt;" in (tmp_path / "report.html").read_text() and "<script>" not in (tmp_path / "report.html").read_text()
+    assert (
+        "WARP: &lt;none&gt;" in (tmp_path / "report.html").read_text()
+        and "<script>" not in (tmp_path / "report.html").read_text()
+    )

@@ -1,4 +1,6 @@
-"""Reading the results table: two methods' rewards at one KL, between points that were measured, paired by prompt."""
+"""Reading the results table: two methods' rewards at one KL, between points that were measured,
+paired by prompt.
+"""
 
 import json
 
@@ -29,37 +31,52 @@ def drawn(seed: int, prompts: int = 100) -> dict[str, np.ndarray]:
 
 
 def test_between_two_points_and_from_sft_on():
-    """Worked by hand: at 3 nats WARP is halfway between its points, REINFORCE halfway from SFT; prompts differ alike, so the difference is
-    the same on each. Guards: another method's points on a line, a pair of prompts torn apart."""
+    """Worked by hand: at 3 nats WARP is halfway between its points, REINFORCE halfway from SFT;
+    prompts differ alike, so the difference is the same on each. Guards: another method's points on
+    a line, a pair of prompts torn apart."""
     up = np.array([0.5, -0.5, 0.1])
-    scores = {"reward": np.array([[0.0], [1.2], [1.0], [1.4]]) + up, "kl": np.array([[0.0], [6.0], [2.0], [4.0]]) * np.ones(3)}
+    scores = {
+        "reward": np.array([[0.0], [1.2], [1.0], [1.4]]) + up,
+        "kl": np.array([[0.0], [6.0], [2.0], [4.0]]) * np.ones(3),
+    }
     at = matched(ROWS, scores, "warp", "reinforce", kl=3.0)
-    assert (at.kl, at.difference.mean, at.difference.low, at.difference.high) == pytest.approx((3, 0.6, 0.6, 0.6))
+    assert (at.kl, at.difference.mean, at.difference.low, at.difference.high) == pytest.approx(
+        (3, 0.6, 0.6, 0.6)
+    )
     assert str(at) == "+0.60 (+0.60 to +0.60), above it"
     assert matched(ROWS, scores, "reinforce", "warp", kl=3.0).difference.mean == pytest.approx(-0.6)
     largest = matched(ROWS, scores, "warp", "reinforce")
     assert (largest.kl, largest.difference.mean) == pytest.approx((4, 1.4 - 0.8))
-    with pytest.raises(ValueError, match="kl must be within the KL that warp reaches, 0.00 to 4.00, not 5.00"):
+    with pytest.raises(
+        ValueError, match="kl must be within the KL that warp reaches, 0.00 to 4.00, not 5.00"
+    ):
         matched(ROWS, scores, "warp", "reinforce", kl=5.0)
 
 
 def test_with_known_kl_the_interval_is_that_of_paired_differences():
-    """The oracle is Student's interval of each prompt's difference on the lines. Guards: errors added as if independent."""
+    """The oracle is Student's interval of each prompt's difference on the lines. Guards: errors
+    added as if independent.
+    """
     scores = drawn(0)
     scores["kl"] = scores["kl"].mean(1)[:, None] * np.ones(100)
     places = [(scores["kl"][rows, 0], scores["reward"][rows]) for rows in ([0, 2, 3], [0, 1])]
     a, b = (fronts.weights(kl, [2.5])[:, 0] @ reward for kl, reward in places)
-    found, expected = matched(ROWS, scores, "warp", "reinforce", kl=2.5).difference, Interval.of(a - b)
+    found, expected = (
+        matched(ROWS, scores, "warp", "reinforce", kl=2.5).difference,
+        Interval.of(a - b),
+    )
     assert (found.mean, found.n) == pytest.approx((expected.mean, 100))
     assert found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.05)
 
 
 @pytest.mark.parametrize("kl", [2.5, None])
 def test_the_interval_holds_the_truth_where_kl_is_estimated(monkeypatch, kl):
-    """300 draws of test prompts; in truth both lines are r̃ = KL / 2. Guards: the KL of the points taken as known, which misses the truth
-    more often than 1 time in 20."""
+    """300 draws of test prompts; in truth both lines are r̃ = KL / 2. Guards: the KL of the points
+    taken as known, which misses the truth more often than 1 time in 20."""
     monkeypatch.setattr(fronts, "DRAWS", 100)
-    intervals = [matched(ROWS, drawn(seed), "warp", "reinforce", kl).difference for seed in range(300)]
+    intervals = [
+        matched(ROWS, drawn(seed), "warp", "reinforce", kl).difference for seed in range(300)
+    ]
     assert 0.92 <= np.mean([i.low <= 0 <= i.high for i in intervals]) <= 0.98
 
 
@@ -69,45 +86,85 @@ def score(kl: float, prompts: int = 2) -> dict[str, np.ndarray]:
 
 
 def test_parts_make_one_table(store):
-    """Each notebook replaces its own rows only; without both notebooks there is no table to read."""
+    """Each notebook replaces its own rows only; without both notebooks there is no table to
+    read.
+    """
     write_results("toy", "03_warp", [{"method": "warp", "kl": 1.0}], score(1.0), [], {})
     with pytest.raises(ValueError, match="name='toy' has no results of 04_reinforce_baseline yet"):
         read_results("toy")
-    write_results("toy", "04_reinforce_baseline", [{"method": "reinforce", "kl": 2.0}], score(2.0), [], {})
+    write_results(
+        "toy", "04_reinforce_baseline", [{"method": "reinforce", "kl": 2.0}], score(2.0), [], {}
+    )
     write_results("toy", "03_warp", [{"method": "warp", "kl": 3.0}], score(3.0), [], {})
     table = read_results("toy")
-    assert list(table.columns) == list(COLUMNS) and dict(zip(table["method"], table["kl"], strict=True)) == {"warp": 3.0, "reinforce": 2.0}
+    assert list(table.columns) == list(COLUMNS) and dict(
+        zip(table["method"], table["kl"], strict=True)
+    ) == {"warp": 3.0, "reinforce": 2.0}
     assert read_scores("toy")["kl"].tolist() == [[3.0, 3.0], [2.0, 2.0]]
     assert not list(paths.RUNS.rglob("*.tmp"))
 
 
 def test_results_without_scores_ask_for_the_notebook_again(store):
-    """Guards: a crash, or methods compared on other prompts than each other's, where a part is of an older run."""
+    """Guards: a crash, or methods compared on other prompts than each other's, where a part is of
+    an older run.
+    """
     write_results("toy", "03_warp", [{"method": "warp", "kl": 1.0}], score(1.0), [], {})
-    write_results("toy", "04_reinforce_baseline", [{"method": "reinforce", "kl": 2.0}], score(2.0, prompts=3), [], {})
-    with pytest.raises(ValueError, match="name='toy' has results on different numbers of test prompts: run 03_warp and 04_reinf.* again"):
+    write_results(
+        "toy",
+        "04_reinforce_baseline",
+        [{"method": "reinforce", "kl": 2.0}],
+        score(2.0, prompts=3),
+        [],
+        {},
+    )
+    with pytest.raises(
+        ValueError,
+        match=(
+            "name='toy' has results on different numbers of test prompts: run 03_warp and"
+            " 04_reinf.* again"
+        ),
+    ):
         read_scores("toy")
     (store / "toy" / "results" / "03_warp.safetensors").unlink()
-    with pytest.raises(ValueError, match="name='toy' was made before rewards were kept prompt by prompt, .*: run 03_warp again"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "name='toy' was made before rewards were kept prompt by prompt, .*: run 03_warp again"
+        ),
+    ):
         read_scores("toy")
 
 
 def test_what_is_measured_is_kept_prompt_by_prompt(folders, store):
-    """Guards: scores of another point than the row's, of completions and not of prompts, without the judges."""
+    """Guards: scores of another point than the row's, of completions and not of prompts, without
+    the judges.
+    """
     experiment = Experiment(Settings.profile("smoke", **folders, name="toy", learning_rate=0.03))
     rewards = experiment.rewards(Progress())
-    points = warp_points(experiment.theta_sft, experiment.warp(experiment.aligner(rewards["reward"], Progress())), experiment.settings)
+    points = warp_points(
+        experiment.theta_sft,
+        experiment.warp(experiment.aligner(rewards["reward"], Progress())),
+        experiment.settings,
+    )
     table = experiment.measure("03_warp", points, rewards, Progress())
     scores = load_file(store / "toy" / "results" / "03_warp.safetensors")
     for score in ("reward", "kl", "judge_tfidf"):
         assert scores[score].shape == (len(table), experiment.settings.test_prompts)
-        assert np.allclose(scores[score].mean(1), table[score], atol=1e-5) and table[score].nunique() > 3
-    assert json.loads((store / "toy" / "results" / "03_warp.json").read_text())["scorers"].keys() == rewards.keys()
+        assert (
+            np.allclose(scores[score].mean(1), table[score], atol=1e-5)
+            and table[score].nunique() > 3
+        )
+    assert (
+        json.loads((store / "toy" / "results" / "03_warp.json").read_text())["scorers"].keys()
+        == rewards.keys()
+    )
 
 
 DAMAGE = {
     "half a table": lambda file: file.write_text(file.read_text()[: len(file.read_text()) // 2]),
-    "a table without its last row": lambda file: file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1])),
+    "a table without its last row": lambda file: file.write_text(
+        "".join(file.read_text().splitlines(keepends=True)[:-1])
+    ),
     "an empty table": lambda file: file.write_text(""),
     "a table of noise": lambda file: file.write_bytes(bytes(range(256))),
     "another table": lambda file: file.write_text("a,b\n1,2\n"),
@@ -119,7 +176,9 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_table_of_one_run_breaks_nothing_else(store, capsys, damage):
-    """It is passed over and named, once, by whoever reads all runs; and written anew with its notebook. Guards: fewer points, silently."""
+    """It is passed over and named, once, by whoever reads all runs; and written anew with its
+    notebook. Guards: fewer points, silently.
+    """
     row = {"method": "warp", "seed": 3, "reward": 1.0, "kl": 2.0}
     for name in ("bad", "good"):
         write_results(name, "03_warp", [row, row | {"kl": 4.0}], score(2.0), [{"point": 0}], {})
@@ -128,7 +187,9 @@ def test_a_damaged_table_of_one_run_breaks_nothing_else(store, capsys, damage):
     for _ in range(2):
         sources = set(all_points()["source"])
         assert "your run good" in sources and "your run bad" not in sources
-    write_results("bad", "04_reinforce_baseline", [row | {"method": "reinforce"}], score(2.0), [], {})
+    write_results(
+        "bad", "04_reinforce_baseline", [row | {"method": "reinforce"}], score(2.0), [], {}
+    )
     assert capsys.readouterr().err.count(str(file)) == 1
     if not file.is_dir():
         write_results("bad", "03_warp", [row, row | {"kl": 4.0}], score(2.0), [{"point": 0}], {})
@@ -137,7 +198,14 @@ def test_a_damaged_table_of_one_run_breaks_nothing_else(store, capsys, damage):
 
 def test_a_damaged_own_table_is_one_sentence(store):
     for part in ("03_warp", "04_reinforce_baseline"):
-        write_results("own", part, [{"method": "warp", "seed": 3, "reward": 1.0, "kl": 2.0}], score(2.0), [], {})
+        write_results(
+            "own",
+            part,
+            [{"method": "warp", "seed": 3, "reward": 1.0, "kl": 2.0}],
+            score(2.0),
+            [],
+            {},
+        )
     (store / "own" / "results.csv").write_text("method,kl")
     with pytest.raises(ValueError, match="results.csv cannot be read.* Run 03_warp"):
         read_results("own")

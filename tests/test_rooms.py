@@ -9,7 +9,8 @@ import pytest
 from warp_lib.runs.paths import ROOT
 
 LIBRARY = ROOT / "warp_lib"
-# From the bottom up; "" is the library's root, the paper. A room imports itself and what stands before it.
+# From the bottom up; "" is the library's root, the paper. A room imports itself and what stands
+# before it.
 ORDER = ["fast", "runs", "", "study", "tools", "report", "interactive"]
 FILES = sorted(file for file in LIBRARY.rglob("*.py") if file.name != "__main__.py")
 
@@ -24,7 +25,11 @@ def imported(file: Path) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             for name in node.names:
-                found = base / name.name if node.module is None or (base / f"{name.name}.py").exists() else base
+                found = (
+                    base / name.name
+                    if node.module is None or (base / f"{name.name}.py").exists()
+                    else base
+                )
                 yield room(found.with_suffix(".py"))
 
 

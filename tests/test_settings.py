@@ -1,4 +1,6 @@
-"""Settings: every profile builds, every value that is not allowed is refused in one sentence that names the setting and what is."""
+"""Settings: every profile builds, every value that is not allowed is refused in one sentence that
+names the setting and what is.
+"""
 
 import math
 from dataclasses import FrozenInstanceError, fields
@@ -8,7 +10,12 @@ import pytest
 from warp_lib.settings import PROFILES, Settings
 
 FIELDS = fields(Settings)
-ENDS = [(f.name, end, f.metadata[end]) for f in FIELDS for end in ("least", "most") if f.metadata[end] is not None]
+ENDS = [
+    (f.name, end, f.metadata[end])
+    for f in FIELDS
+    for end in ("least", "most")
+    if f.metadata[end] is not None
+]
 
 
 def refused(says: str, **overrides) -> None:
@@ -20,7 +27,7 @@ def refused(says: str, **overrides) -> None:
     assert sentence[-1] in ".?" and "\n" not in sentence
 
 
-# --- Values -----------------------------------------------------------------------------------------------------------------------------
+# --- Values ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,10 @@ def test_invalid_value(name, value, allowed):
     refused(f"{name} must be {allowed}.", **{name: value})
 
 
-@pytest.mark.parametrize("name", ["a/b", "../x", "..", ".hidden", "a b", "", "x\n", "/tmp", "a\\b", 5, "store", "reviews"])
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "../x", "..", ".hidden", "a b", "", "x\n", "/tmp", "a\\b", 5, "store", "reviews"],
+)
 def test_bad_folder_name(name):
     """The name is a folder's under runs/, never a path out of it."""
     refused("name must be ", name=name)
@@ -71,12 +81,19 @@ def test_bad_folder_name(name):
 
 def test_trained_layers_are_layers():
     """No more layers are trained than there are."""
-    refused("reward_trained must be at most reward_layers (2), not 3.", reward_layers=2, reward_trained=3)
+    refused(
+        "reward_trained must be at most reward_layers (2), not 3.",
+        reward_layers=2,
+        reward_trained=3,
+    )
 
 
 def test_batch_must_be_divisible():
     """k completions of each prompt fill the batch without a rest."""
-    refused("completions_per_prompt must divide batch_size (64), and 3 does not.", completions_per_prompt=3)
+    refused(
+        "completions_per_prompt must divide batch_size (64), and 3 does not.",
+        completions_per_prompt=3,
+    )
     assert Settings(batch_size=12, completions_per_prompt=4).completions_per_prompt == 4
 
 
@@ -88,7 +105,9 @@ def test_the_ends_are_allowed(name, end, value):
 
 
 def test_types_are_the_fields():
-    """papermill may pass 3.0 or 1: whole numbers become int and the others float, so that the same settings have the same key."""
+    """papermill may pass 3.0 or 1: whole numbers become int and the others float, so that the same
+    settings have the same key.
+    """
     given = Settings(steps=3.0, eta=1, beta=0)
     assert given == Settings(steps=3, eta=1.0, beta=0.0)
     assert [type(v) for v in (given.steps, given.eta, given.beta)] == [int, float, float]
@@ -100,7 +119,7 @@ def test_frozen():
         Settings().eta = 2.0
 
 
-# --- Profiles ---------------------------------------------------------------------------------------------------------------------------
+# --- Profiles -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -112,11 +131,24 @@ def test_every_profile_builds(profile):
 
 
 def test_profiles_are_the_promised_ones():
-    """full has the student report's sizes, gpt2-imdb its models from the hub, smollm2 the pip-installed one; laptop is the default."""
+    """full has the student report's sizes, gpt2-imdb its models from the hub, smollm2 the
+    pip-installed one; laptop is the default.
+    """
     full, hub = Settings.profile("full"), Settings.profile("gpt2-imdb")
     assert list(PROFILES) == ["smoke", "laptop", "full", "gpt2-imdb", "smollm2"]
-    assert (full.steps, full.batch_size, full.max_new_tokens, full.temperature, full.mu, full.eta) == (100, 64, 53, 0.7, 0.01, 0.5)
-    assert (hub.policy, hub.encoder, hub.reviews) == ("lvwerra/gpt2-imdb", "distilbert/distilbert-base-cased", "stanfordnlp/imdb")
+    assert (
+        full.steps,
+        full.batch_size,
+        full.max_new_tokens,
+        full.temperature,
+        full.mu,
+        full.eta,
+    ) == (100, 64, 53, 0.7, 0.01, 0.5)
+    assert (hub.policy, hub.encoder, hub.reviews) == (
+        "lvwerra/gpt2-imdb",
+        "distilbert/distilbert-base-cased",
+        "stanfordnlp/imdb",
+    )
     assert (hub.steps, hub.batch_size, hub.max_new_tokens) == (100, 64, 53)
     assert Settings.profile("smollm2").policy == "smollm2" and Settings.profile() == Settings()
 
@@ -130,46 +162,83 @@ def test_overrides():
 @pytest.mark.parametrize("profile", ["desktop", "", "SMOKE"])
 def test_unknown_profile(profile):
     """An unknown profile is refused with the names of the known ones."""
-    refused(f"profile must be one of smoke, laptop, full, gpt2-imdb, smollm2, not {profile!r}.", profile=profile)
+    refused(
+        f"profile must be one of smoke, laptop, full, gpt2-imdb, smollm2, not {profile!r}.",
+        profile=profile,
+    )
 
 
 def test_unknown_setting():
     """An unknown name is refused, with the one that was probably meant or with all."""
-    refused("there is no setting 'learning_rates'; did you mean 'learning_rate'?", learning_rates=1e-3)
+    refused(
+        "there is no setting 'learning_rates'; did you mean 'learning_rate'?", learning_rates=1e-3
+    )
     refused("there is no setting 'zzz'; there are name, seed, policy, ", zzz=None)
 
 
 def test_documentation():
     """Every setting has a text of its own, and every number and choice says what is allowed."""
-    assert len({f.metadata["doc"] for f in FIELDS}) == len(FIELDS) and min(len(f.metadata["doc"]) for f in FIELDS) > 15
+    assert (
+        len({f.metadata["doc"] for f in FIELDS}) == len(FIELDS)
+        and min(len(f.metadata["doc"]) for f in FIELDS) > 15
+    )
     assert all(f.type in (str, int, float) for f in FIELDS)
     assert all(f.metadata["least"] is not None for f in FIELDS if f.type is not str)
-    assert {f.name for f in FIELDS if f.metadata["among"]} == {"baseline", "merge", "slerp_per", "held_out", "precision"}
+    assert {f.name for f in FIELDS if f.metadata["among"]} == {
+        "baseline",
+        "merge",
+        "slerp_per",
+        "held_out",
+        "precision",
+    }
 
 
 def test_shown_as_html():
     """The table shows every setting, and a name from outside is escaped."""
     page = Settings(policy="<script>alert(1)</script>")._repr_html_()
-    assert all(f"<code>{f.name}</code>" in page for f in FIELDS) and "&lt;script&gt;" in page and "<script" not in page
+    assert (
+        all(f"<code>{f.name}</code>" in page for f in FIELDS)
+        and "&lt;script&gt;" in page
+        and "<script" not in page
+    )
 
 
-# --- Notebooks --------------------------------------------------------------------------------------------------------------------------
+# --- Notebooks ------------------------------------------------------------------------------------
 
 
 def test_from_notebook():
-    """A notebook's namespace gives its parameters; what else stands there is left alone; None is the profile's value."""
-    namespace = {"profile": "smoke", "runs": 3, "eta": None, "policy": "some/folder", "np": math, "_": 1, "In": ["", "profile = 'laptop'"]}
-    assert Settings.from_notebook(namespace) == Settings.profile("smoke", runs=3, policy="some/folder")
+    """A notebook's namespace gives its parameters; what else stands there is left alone; None is
+    the profile's value.
+    """
+    namespace = {
+        "profile": "smoke",
+        "runs": 3,
+        "eta": None,
+        "policy": "some/folder",
+        "np": math,
+        "_": 1,
+        "In": ["", "profile = 'laptop'"],
+    }
+    assert Settings.from_notebook(namespace) == Settings.profile(
+        "smoke", runs=3, policy="some/folder"
+    )
     assert Settings.from_notebook({}) == Settings()
 
 
 def test_injected_parameters():
     """What papermill injects is a setting or is refused; other cells may define what they like."""
-    In = ["", "profile = 'smoke'\nx = 1", "# Parameters\nruns = 2\niterations = 3\n", "whatever = 5"]
+    In = [
+        "",
+        "profile = 'smoke'\nx = 1",
+        "# Parameters\nruns = 2\niterations = 3\n",
+        "whatever = 5",
+    ]
     namespace = {"profile": "smoke", "x": 1, "whatever": 5, "runs": 2, "iterations": 3, "In": In}
     assert Settings.from_notebook(namespace) == Settings.profile("smoke", runs=2, iterations=3)
     for cell in ("# Parameters\nruns = 2\niteration = 3\n", "\n# Parameters\niteration = 3"):
-        with pytest.raises(ValueError, match=r"^there is no setting 'iteration'; did you mean 'iterations'\?$"):
+        with pytest.raises(
+            ValueError, match=r"^there is no setting 'iteration'; did you mean 'iterations'\?$"
+        ):
             Settings.from_notebook(namespace | {"iteration": 3, "In": [*In, cell]})
 
 

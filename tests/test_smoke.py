@@ -1,4 +1,6 @@
-"""The whole report, from the command line, on the real reviews and the bundled policy, with the smoke profile."""
+"""The whole report, from the command line, on the real reviews and the bundled policy, with the
+smoke profile.
+"""
 
 import os
 import subprocess
@@ -16,8 +18,12 @@ from warp_lib.runs.paths import ROOT
 
 
 def run(command: list[str], runs) -> str:
-    around = {name: value for name, value in os.environ.items() if name != "JUPYTER_PATH"} | {"WARP_RUNS": str(runs)}
-    done = subprocess.run(command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=500)
+    around = {name: value for name, value in os.environ.items() if name != "JUPYTER_PATH"} | {
+        "WARP_RUNS": str(runs)
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -33,7 +39,9 @@ def runs(tmp_path_factory):
 
 
 def test_report(runs):
-    """One page with every notebook and figure; the table holds a row for every checkpoint the settings imply."""
+    """One page with every notebook and figure; the table holds a row for every checkpoint the
+    settings imply.
+    """
     folder, said = runs
     assert str(folder / "smoke" / "report.html") in said
     page = (folder / "smoke" / "report.html").read_text()
@@ -43,17 +51,31 @@ def test_report(runs):
     assert page.count("<strong>Answer") == 16  # below each question, and where it is computed
     assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 3
     executed = (folder / "smoke" / "notebooks" / "05_pareto.ipynb").read_text()
-    assert executed.count('"image/png"') == (5 if can_draw() else 0)  # beside each interactive figure
+    # beside each interactive figure
+    assert executed.count('"image/png"') == (5 if can_draw() else 0)
     results = pd.read_csv(folder / "smoke" / "results.csv")
     assert results["method"].value_counts().to_dict() == {
-        "sft": 1, "run": 4, "slerp": 2, "liti": 2, "warp": 3, "reinforce": 4, "reinforce-liti": 3,
-    }  # fmt: skip
+        "sft": 1,
+        "run": 4,
+        "slerp": 2,
+        "liti": 2,
+        "warp": 3,
+        "reinforce": 4,
+        "reinforce-liti": 3,
+    }
     assert results.query("method == 'sft'")["kl"].item() == 0
-    assert results.query("method == 'warp'")["steps"].unique() == results.query("method == 'reinforce'")["steps"].max() == 16
+    assert (
+        results.query("method == 'warp'")["steps"].unique()
+        == results.query("method == 'reinforce'")["steps"].max()
+        == 16
+    )
     assert (results["completions"] == results["steps"] * 8).all()
     kl = results.set_index("method")["kl"]
     assert (kl.drop("sft")[results["eta"].fillna(1).to_numpy()[1:] > 0] > 0).all()
-    assert AutoModelForCausalLM.from_pretrained(folder / "smoke" / "models" / "warp").config.vocab_size == 8192
+    assert (
+        AutoModelForCausalLM.from_pretrained(folder / "smoke" / "models" / "warp").config.vocab_size
+        == 8192
+    )
 
 
 def test_saved_policies_are_the_measured_ones(runs):
@@ -63,12 +85,18 @@ def test_saved_policies_are_the_measured_ones(runs):
 
 
 def test_the_notebook_runs_in_lab_after_the_report(runs, chromium, tmp_path):
-    """Everything is stored, by kernels of one thread; this one has two: its knobs say what a run costs, and the answer follows."""
+    """Everything is stored, by kernels of one thread; this one has two: its knobs say what a run
+    costs, and the answer follows.
+    """
     notebook = nbformat.read(ROOT / "notebooks" / "03_warp.ipynb", 4)
-    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    (parameters,) = (
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
     parameters.source = parameters.source.replace('profile = "laptop"', 'profile = "smoke"')
     nbformat.write(notebook, tmp_path / "03_warp.ipynb")
-    with running_in_lab(chromium, tmp_path / "03_warp.ipynb", 3000, WARP_RUNS=runs[0], OMP_NUM_THREADS=2) as page:
+    with running_in_lab(
+        chromium, tmp_path / "03_warp.ipynb", 3000, WARP_RUNS=runs[0], OMP_NUM_THREADS=2
+    ) as page:
         answer = page.locator(".jp-OutputArea-output").filter(has_text="Answer (one seed").last
         answer.wait_for(timeout=120_000)
         expect(page.get_by_text("nothing to train")).to_be_visible(timeout=30_000)
@@ -77,13 +105,22 @@ def test_the_notebook_runs_in_lab_after_the_report(runs, chromium, tmp_path):
 
 
 def test_more_runs_reuse_what_is_stored(runs):
-    """Two notebooks through papermill, with a third run: that one of each iteration, its merges, the longer baseline."""
+    """Two notebooks through papermill, with a third run: that one of each iteration, its merges,
+    the longer baseline.
+    """
     folder, _ = runs
     before = entries(folder)
     for notebook in ("03_warp", "04_reinforce_baseline"):
-        command = [sys.executable, "-m", "papermill", f"{ROOT}/notebooks/{notebook}.ipynb", f"{folder}/{notebook}.ipynb"]
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            f"{ROOT}/notebooks/{notebook}.ipynb",
+            f"{folder}/{notebook}.ipynb",
+        ]
         run([*command, "--kernel", "python3", "-p", "profile", "smoke", "-p", "runs", "3"], folder)
     new = entries(folder) - before
-    # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are new; and the baseline is longer.
+    # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are
+    # new; and the baseline is longer.
     assert sum(name.startswith("run-") for name in new) == 5
     assert not any(name.startswith(("reward-", "tfidf-")) for name in new)

@@ -1,4 +1,6 @@
-"""The memory of runs: computed once under a key made of the inputs, whole or not there; a killed training goes on bit for bit."""
+"""The memory of runs: computed once under a key made of the inputs, whole or not there; a killed
+training goes on bit for bit.
+"""
 
 import errno
 import json
@@ -34,8 +36,11 @@ from warp_lib.settings import Settings
 STEPS = 7
 SEED = (0, "warp", 1, 1)
 PROMPTS = [[1, 2], [4, 5, 6], [7], [8, 9, 10], [11, 0], [2, 2, 2]]
-TINY = Settings.profile("smoke", batch_size=4, max_new_tokens=5, learning_rate=0.03, mu=0.2, beta=0.3)
-PROCESSES = multiprocessing.get_context("forkserver")  # like spawn, nothing is inherited; but the libraries are imported once for all
+TINY = Settings.profile(
+    "smoke", batch_size=4, max_new_tokens=5, learning_rate=0.03, mu=0.2, beta=0.3
+)
+# like spawn, nothing is inherited; but the libraries are imported once for all
+PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["warp_lib.experiment"])
 
 
@@ -47,7 +52,10 @@ class Make:
 
     def __call__(self, folder: Path) -> dict:
         self.calls += 1
-        save_tensors(folder / "model.safetensors", {"w": torch.arange(64.0), "b": torch.ones(3, dtype=torch.bfloat16)})
+        save_tensors(
+            folder / "model.safetensors",
+            {"w": torch.arange(64.0), "b": torch.ones(3, dtype=torch.bfloat16)},
+        )
         return {"pair": (1, 2), 3: "three", "history": [{"reward": 0.125}]}
 
 
@@ -78,7 +86,9 @@ class Watch(Progress):
 
 
 class Die(Progress):
-    """Kills the process within the step that follows so many whole ones, after its weights have moved."""
+    """Kills the process within the step that follows so many whole ones, after its weights have
+    moved.
+    """
 
     def __init__(self, whole_steps: int):
         super().__init__()
@@ -97,7 +107,9 @@ def entries(folder: Path) -> list[Path]:
 
 def in_process(target, *args):
     """Start `target` in a process of its own, on as many threads as here."""
-    process = PROCESSES.Process(target=_with_store, args=(target, args, memory.RUNS, torch.get_num_threads()))
+    process = PROCESSES.Process(
+        target=_with_store, args=(target, args, memory.RUNS, torch.get_num_threads())
+    )
     process.start()
     return process
 
@@ -108,7 +120,7 @@ def _with_store(target, args, runs: Path, threads: int) -> None:
     target(*args)
 
 
-# --- Once -------------------------------------------------------------------------------------------------------------------------------
+# --- Once -----------------------------------------------------------------------------------------
 
 
 def test_computes_once(store):
@@ -116,8 +128,14 @@ def test_computes_once(store):
     make = Make()
     first, second = (remember("thing", {"a": 1}, make) for _ in range(2))
     assert make.calls == 1
-    assert first == second and first.record == {"pair": [1, 2], "3": "three", "history": [{"reward": 0.125}]}
-    assert all(torch.equal(first.tensors("model")[n], t) for n, t in second.tensors("model").items())
+    assert first == second and first.record == {
+        "pair": [1, 2],
+        "3": "three",
+        "history": [{"reward": 0.125}],
+    }
+    assert all(
+        torch.equal(first.tensors("model")[n], t) for n, t in second.tensors("model").items()
+    )
     assert second.tensors("model")["b"].dtype == torch.bfloat16
     assert [e.name for e in entries(store)] == [first.folder.name]
     assert sorted(f.name for f in first.folder.iterdir()) == ["model.safetensors", "record.json"]
@@ -126,15 +144,23 @@ def test_computes_once(store):
 def test_another_input_another_entry(store):
     """Another input or another kind is another computation; the order of the inputs is nothing."""
     make = Make()
-    for kind, inputs in [("a", {"x": 1, "y": 2}), ("a", {"x": 1, "y": 3}), ("a", {"x": 1}), ("b", {"x": 1}), ("a", {"y": 2, "x": 1})]:
+    for kind, inputs in [
+        ("a", {"x": 1, "y": 2}),
+        ("a", {"x": 1, "y": 3}),
+        ("a", {"x": 1}),
+        ("b", {"x": 1}),
+        ("a", {"y": 2, "x": 1}),
+    ]:
         remember(kind, inputs, make)
     assert make.calls == len(entries(store)) == 4
 
 
 MACHINE = [
-    (memory, "FORMAT", 10_000), (torch, "__version__", "0.1"),
-    (machine, "device_name", lambda: "another device"), (machine, "fast_dtype", lambda: torch.float16),
-]  # fmt: skip
+    (memory, "FORMAT", 10_000),
+    (torch, "__version__", "0.1"),
+    (machine, "device_name", lambda: "another device"),
+    (machine, "fast_dtype", lambda: torch.float16),
+]
 
 
 @pytest.mark.parametrize("owner, name, value", MACHINE, ids=[name for _, name, _ in MACHINE])
@@ -145,16 +171,23 @@ def test_another_machine_another_entry(store, monkeypatch, owner, name, value):
     monkeypatch.setattr(owner, name, value)
     entry = remember("thing", {}, make)
     assert make.calls == 2
-    assert {"format", "torch", "device", "dtype"} <= json.loads((entry.folder / "record.json").read_text())["inputs"].keys()
+    assert {"format", "torch", "device", "dtype"} <= json.loads(
+        (entry.folder / "record.json").read_text()
+    )["inputs"].keys()
 
 
 def test_other_threads_find_it(store, monkeypatch):
-    """What one number of threads has stored is not made again by another; which it was stands in the record."""
+    """What one number of threads has stored is not made again by another; which it was stands in
+    the record.
+    """
     make, before = Make(), torch.get_num_threads()
     remember("thing", {}, make)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
     entry = remember("thing", {}, make)
-    assert make.calls == 1 and json.loads((entry.folder / "record.json").read_text())["threads"] == before
+    assert (
+        make.calls == 1
+        and json.loads((entry.folder / "record.json").read_text())["threads"] == before
+    )
 
 
 class Looked(Exception):
@@ -184,7 +217,8 @@ def nudged(weights):
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory) -> str:
     """A tiny policy, saved."""
-    from conftest import tiny_policy  # not above: the child processes import this file, and conftest makes a folder
+    # not above: the child processes import this file, and conftest makes a folder
+    from conftest import tiny_policy
 
     folder = tmp_path_factory.mktemp("policy")
     policy = tiny_policy()
@@ -200,29 +234,63 @@ def encoder_folder(tmp_path_factory) -> str:
 
 
 def test_run_key(policy_folder):
-    """Every input of a run is in its key; what WARP and the evaluation do with runs is not, so that a changed η trains nothing."""
+    """Every input of a run is in its key; what WARP and the evaluation do with runs is not, so that
+    a changed η trains nothing.
+    """
     policy, other = Policy.from_name(policy_folder), Policy.from_name(policy_folder)
     other.model.config.layer_norm_epsilon *= 10
     theta = policy.weights()
     base = dict(
-        theta_init=theta, seed=SEED, policy=policy, theta_sft=theta, prompts=PROMPTS, reward=Reward(), settings=TINY, steps=4, keep_every=2,
+        theta_init=theta,
+        seed=SEED,
+        policy=policy,
+        theta_sft=theta,
+        prompts=PROMPTS,
+        reward=Reward(),
+        settings=TINY,
+        steps=4,
+        keep_every=2,
         progress=Progress(),
-    )  # fmt: skip
+    )
     rewarded = Reward()
     rewarded.identity = "another"
     moved = {
-        "max_new_tokens": 6, "temperature": 0.8, "batch_size": 8, "completions_per_prompt": 2, "baseline": "none",
-        "learning_rate": 0.02, "beta": 0.4, "mu": 0.1,
-    }  # fmt: skip
+        "max_new_tokens": 6,
+        "temperature": 0.8,
+        "batch_size": 8,
+        "completions_per_prompt": 2,
+        "baseline": "none",
+        "learning_rate": 0.02,
+        "beta": 0.4,
+        "mu": 0.1,
+    }
     changes = [
-        dict(theta_init=nudged(theta)), dict(theta_sft=nudged(theta)), dict(seed=(0, "warp", 1, 2)), dict(seed=(1, "warp", 1, 1)),
-        dict(prompts=PROMPTS[:-1]), dict(prompts=PROMPTS[::-1]), dict(reward=rewarded), dict(steps=5), dict(keep_every=None),
-        dict(policy=other), *(dict(settings=Settings.profile(**TINY.asdict() | {n: v})) for n, v in moved.items()),
-    ]  # fmt: skip
+        dict(theta_init=nudged(theta)),
+        dict(theta_sft=nudged(theta)),
+        dict(seed=(0, "warp", 1, 2)),
+        dict(seed=(1, "warp", 1, 1)),
+        dict(prompts=PROMPTS[:-1]),
+        dict(prompts=PROMPTS[::-1]),
+        dict(reward=rewarded),
+        dict(steps=5),
+        dict(keep_every=None),
+        dict(policy=other),
+        *(dict(settings=Settings.profile(**TINY.asdict() | {n: v})) for n, v in moved.items()),
+    ]
     of = partial(key, aligner_module, reinforce_module.reinforce)
     keys = [of(**base), *(of(**base | change) for change in changes)]
     assert len(set(keys)) == 1 + len(changes)
-    elsewhere = dict(name="x", iterations=5, runs=5, eta=0.1, merge="lerp", slerp_per="model", test_prompts=9, front_points=9, seed=5)
+    elsewhere = dict(
+        name="x",
+        iterations=5,
+        runs=5,
+        eta=0.1,
+        merge="lerp",
+        slerp_per="model",
+        test_prompts=9,
+        front_points=9,
+        seed=5,
+    )
     assert of(**base | dict(settings=Settings.profile(**TINY.asdict() | elsewhere))) == keys[0]
 
 
@@ -234,31 +302,68 @@ def test_evaluation_key(policy_folder):
     other = Reward()
     other.identity = "another"
     rewards = {"reward": Reward(), "judge": other}
-    base = dict(theta=theta, policy=policy, sft=sft, prompts=PROMPTS, split="test", samples=2, new=4, temperature=0.7, rewards=rewards)
+    base = dict(
+        theta=theta,
+        policy=policy,
+        sft=sft,
+        prompts=PROMPTS,
+        split="test",
+        samples=2,
+        new=4,
+        temperature=0.7,
+        rewards=rewards,
+    )
     changes = [
-        dict(theta=nudged(theta)), dict(sft=moved), dict(prompts=PROMPTS[1:]), dict(samples=3), dict(new=5), dict(temperature=0.8),
-        dict(rewards={"reward": other, "judge": other}), dict(rewards={"reward": Reward()}), dict(split="validation"),
+        dict(theta=nudged(theta)),
+        dict(sft=moved),
+        dict(prompts=PROMPTS[1:]),
+        dict(samples=3),
+        dict(new=5),
+        dict(temperature=0.8),
+        dict(rewards={"reward": other, "judge": other}),
+        dict(rewards={"reward": Reward()}),
+        dict(split="validation"),
         dict(precision="split"),
-    ]  # fmt: skip
+    ]
     of = partial(key, evaluate_module, evaluate_module.evaluate)
     assert len({of(**base), *(of(**base | change) for change in changes)}) == 1 + len(changes)
 
 
 def test_reward_key(encoder_folder, tmp_path, monkeypatch):
-    """Every input of the reward model's training is in its key, the constants of its code among them."""
+    """Every input of the reward model's training is in its key, the constants of its code among
+    them.
+    """
     reviews = toy_reviews(40)
     relabelled = toy_reviews(40).map(lambda row: {"label": 1 - row["label"]})
     base = dict(
-        encoder=encoder_folder, layers=2, trained=2, reviews=reviews, steps=3, learning_rate=1e-3, seed=("reward",), progress=Progress()
-    )  # fmt: skip
+        encoder=encoder_folder,
+        layers=2,
+        trained=2,
+        reviews=reviews,
+        steps=3,
+        learning_rate=1e-3,
+        seed=("reward",),
+        progress=Progress(),
+    )
     changes = [
-        dict(encoder=save_encoder(tmp_path, seed=1)), dict(layers=1), dict(trained=1),
-        dict(reviews=reviews.select(range(39))), dict(reviews=relabelled),
-        dict(steps=4), dict(learning_rate=2e-3), dict(seed=("judge",)),
-    ]  # fmt: skip
+        dict(encoder=save_encoder(tmp_path, seed=1)),
+        dict(layers=1),
+        dict(trained=1),
+        dict(reviews=reviews.select(range(39))),
+        dict(reviews=relabelled),
+        dict(steps=4),
+        dict(learning_rate=2e-3),
+        dict(seed=("judge",)),
+    ]
     of = partial(key, reward_module, reward_module.train_encoder_scorer)
     keys = [of(**base), *(of(**base | change) for change in changes)]
-    for name, value in [("CROPPED", 8), ("WHOLE", 2), ("WORDS", (24, 100)), ("WHOLE_EVERY", 5), ("LONGEST", 16)]:
+    for name, value in [
+        ("CROPPED", 8),
+        ("WHOLE", 2),
+        ("WORDS", (24, 100)),
+        ("WHOLE_EVERY", 5),
+        ("LONGEST", 16),
+    ]:
         with monkeypatch.context() as patch:
             patch.setattr(reward_module, name, value)
             keys.append(of(**base))
@@ -267,7 +372,9 @@ def test_reward_key(encoder_folder, tmp_path, monkeypatch):
 
 def _reworded(folder: Path) -> None:
     file = folder / "tokenizer.json"
-    file.write_text(file.read_text().replace('"good"', '"x"').replace('"bad"', '"good"').replace('"x"', '"bad"'))
+    file.write_text(
+        file.read_text().replace('"good"', '"x"').replace('"bad"', '"good"').replace('"x"', '"bad"')
+    )
 
 
 def _more_heads(folder: Path) -> None:
@@ -277,7 +384,9 @@ def _more_heads(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [_reworded, _more_heads])
 def test_reward_key_sees_tokenizer_and_architecture(tmp_path, change):
-    """The same weights that read other words, or split their width otherwise, are another reward model."""
+    """The same weights that read other words, or split their width otherwise, are another reward
+    model.
+    """
     for name in ("a", "b"):
         save_encoder(tmp_path / name)
     change(tmp_path / "b")
@@ -287,7 +396,7 @@ def test_reward_key_sees_tokenizer_and_architecture(tmp_path, change):
     assert a.identity != b.identity
 
 
-# --- Whole or not there -----------------------------------------------------------------------------------------------------------------
+# --- Whole or not there ---------------------------------------------------------------------------
 
 
 def flip(file: Path, at: int = -1) -> None:
@@ -304,7 +413,9 @@ def _cut(folder: Path) -> None:
 
 def _drop(folder: Path, *names: str) -> None:
     record = json.loads((folder / "record.json").read_text())
-    (folder / "record.json").write_text(json.dumps({k: v for k, v in record.items() if k not in names}))
+    (folder / "record.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k not in names})
+    )
 
 
 DAMAGE = {
@@ -315,8 +426,14 @@ DAMAGE = {
     "a missing file": lambda folder: (folder / "model.safetensors").unlink(),
     "no record": lambda folder: (folder / "record.json").unlink(),
     "an empty record": lambda folder: (folder / "record.json").write_text(""),
-    "half a record": lambda folder: (folder / "record.json").write_text((folder / "record.json").read_text()[:99]),
-    "a record that is no text": lambda folder: (folder / "record.json").write_bytes(b"\xff\xfe\x00"),
+    "half a record": (
+        lambda folder: (folder / "record.json").write_text(
+            (folder / "record.json").read_text()[:99]
+        )
+    ),
+    "a record that is no text": (
+        lambda folder: (folder / "record.json").write_bytes(b"\xff\xfe\x00")
+    ),
     "a record of nothing": lambda folder: (folder / "record.json").write_text("{}"),
     "a record that is a list": lambda folder: (folder / "record.json").write_text("[]"),
     "a record without result": lambda folder: _drop(folder, "result"),
@@ -348,7 +465,9 @@ def test_a_changed_number_in_the_record_is_noticed(store):
 
 
 def test_failure_leaves_no_entry(store):
-    """After an exception there is no entry; what the computation had kept is there for the next attempt, and in its folder only."""
+    """After an exception there is no entry; what the computation had kept is there for the next
+    attempt, and in its folder only.
+    """
     seen = []
 
     def make(folder: Path) -> dict:
@@ -368,7 +487,9 @@ def test_failure_leaves_no_entry(store):
 
 
 def test_entries_appear_whole(store, monkeypatch):
-    """Nothing stands under an entry's name until one rename puts all of it there, digests included."""
+    """Nothing stands under an entry's name until one rename puts all of it there, digests
+    included.
+    """
     rename, renamed = Path.rename, []
 
     def make(folder: Path) -> dict:
@@ -428,7 +549,9 @@ def _slowly(meet, counter: Path) -> None:
 
 
 def test_two_processes_compute_once(store, tmp_path):
-    """Of two processes that ask for the same result at the same time, one computes and the other waits for it."""
+    """Of two processes that ask for the same result at the same time, one computes and the other
+    waits for it.
+    """
     meet = PROCESSES.Barrier(2)
     processes = [in_process(_slowly, meet, tmp_path / "counter") for _ in range(2)]
     for process in processes:
@@ -443,23 +566,49 @@ def test_size_line(store):
         remember("thing", {"k": k}, Make())
     (store / "store" / "x.part").mkdir()
     (store / "store" / "x.part" / "checkpoint.safetensors").write_bytes(b"0" * 5_000_000)
-    assert re.fullmatch(r".* holds 3 stored results in 5 MB; `make clean` frees it\.", paths.size_line())
+    assert re.fullmatch(
+        r".* holds 3 stored results in 5 MB; `make clean` frees it\.", paths.size_line()
+    )
 
 
-# --- Digests ----------------------------------------------------------------------------------------------------------------------------
+# --- Digests --------------------------------------------------------------------------------------
 
 
 def test_digest_sees_everything():
     """Values, shape, dtype, names and structure all count."""
     ones = torch.ones(4)
     parts = [
-        (ones,), (nudged({"w": ones})["w"],), (ones.view(2, 2),), (ones.view(4, 1),), (torch.ones(4, dtype=torch.int32),),
-        (torch.tensor([1.0] * 4).view(torch.int32),), (ones, ones), (torch.ones(8),), (-ones,), (torch.ones(0),), (torch.tensor(1.0),),
-        ({"a": ones},), ({"b": ones},), ({"a": ones, "b": ones},), ({"a": ones, "b": -ones},), ({"a": -ones, "b": ones},),
-        ({"a": 1},), ({"a": 1.0},), ({"a": "1"},), ("a",), (["a"],), ([1, 2],), ([2, 1],), (None,), (True,), ({},),
-        (torch.ones(4, dtype=torch.bfloat16),), (torch.ones(4, dtype=torch.float16),), (torch.tensor([True, False]),),
+        (ones,),
+        (nudged({"w": ones})["w"],),
+        (ones.view(2, 2),),
+        (ones.view(4, 1),),
+        (torch.ones(4, dtype=torch.int32),),
+        (torch.tensor([1.0] * 4).view(torch.int32),),
+        (ones, ones),
+        (torch.ones(8),),
+        (-ones,),
+        (torch.ones(0),),
+        (torch.tensor(1.0),),
+        ({"a": ones},),
+        ({"b": ones},),
+        ({"a": ones, "b": ones},),
+        ({"a": ones, "b": -ones},),
+        ({"a": -ones, "b": ones},),
+        ({"a": 1},),
+        ({"a": 1.0},),
+        ({"a": "1"},),
+        ("a",),
+        (["a"],),
+        ([1, 2],),
+        ([2, 1],),
+        (None,),
+        (True,),
+        ({},),
+        (torch.ones(4, dtype=torch.bfloat16),),
+        (torch.ones(4, dtype=torch.float16),),
+        (torch.tensor([True, False]),),
         (torch.tensor([1, 0], dtype=torch.uint8),),
-    ]  # fmt: skip
+    ]
     digests = [digest(*p) for p in parts]
     assert len(set(digests)) == len(parts) and all(re.fullmatch("[0-9a-f]{24}", d) for d in digests)
 
@@ -467,8 +616,18 @@ def test_digest_sees_everything():
 def test_digest_sees_nothing_else():
     """Memory layout, gradients and the order of names do not count."""
     square = torch.arange(6.0).view(2, 3)
-    same = [square, square.t().contiguous().t(), nn.Parameter(square), torch.arange(12.0).view(2, 6)[:, :3] + torch.tensor([[0.0], [-3.0]])]
-    assert {digest(t) for t in same} == {digest(square)} != {digest(square.t())} == {digest(square.t().contiguous())}
+    same = [
+        square,
+        square.t().contiguous().t(),
+        nn.Parameter(square),
+        torch.arange(12.0).view(2, 6)[:, :3] + torch.tensor([[0.0], [-3.0]]),
+    ]
+    assert (
+        {digest(t) for t in same}
+        == {digest(square)}
+        != {digest(square.t())}
+        == {digest(square.t().contiguous())}
+    )
     assert digest({"a": square, "b": square}) == digest({"b": square, "a": square})
     assert digest({"x": 1, "y": [2, "ü"]}) == digest({"y": [2, "ü"], "x": 1})
 
@@ -479,34 +638,62 @@ def test_digest_keeps_parts_apart():
 
 
 def test_no_pickle(store, policy_folder):
-    """Nothing in the package, the benchmarks or the notebooks can unpickle, and a training leaves safetensors and JSON only."""
-    able = r"pickle|torch\.(load|save)\(|joblib|\bdill\b|shelve|marshal|np\.load|numpy\.load|weights_only"
-    sources = [*(paths.ROOT / "warp_lib").rglob("*.py"), *(paths.ROOT / "benchmarks").glob("*.py"), *paths.ROOT.glob("notebooks/*.ipynb")]
+    """Nothing in the package, the benchmarks or the notebooks can unpickle, and a training leaves
+    safetensors and JSON only.
+    """
+    able = (
+        r"pickle|torch\.(load|save)\(|joblib|\bdill\b|shelve|marshal|np\.load|numpy\.load"
+        r"|weights_only"
+    )
+    sources = [
+        *(paths.ROOT / "warp_lib").rglob("*.py"),
+        *(paths.ROOT / "benchmarks").glob("*.py"),
+        *paths.ROOT.glob("notebooks/*.ipynb"),
+    ]
     assert len(sources) > 15 and not [f.name for f in sources if re.search(able, f.read_text())]
     train_run(policy_folder, Progress())
     assert {f.suffix for f in store.rglob("*") if f.is_file()} == {".safetensors", ".json", ".lock"}
 
 
-# --- Resuming ---------------------------------------------------------------------------------------------------------------------------
+# --- Resuming -------------------------------------------------------------------------------------
 
 
 def train_run(folder: str, progress: Progress, reward: Reward | None = None) -> dict:
-    """A short REINFORCE run, its weights along the way kept: everything that must come out the same."""
+    """A short REINFORCE run, its weights along the way kept: everything that must come out the
+    same.
+    """
     policy = Policy.from_name(folder)
     sft = policy.weights()
     run = reinforce_module.reinforce(
-        {n: 1.1 * w for n, w in sft.items()}, SEED, policy=policy, theta_sft=sft, prompts=PROMPTS, reward=reward or Reward(), settings=TINY,
-        steps=STEPS, keep_every=2, progress=progress,
-    )  # fmt: skip
+        {n: 1.1 * w for n, w in sft.items()},
+        SEED,
+        policy=policy,
+        theta_sft=sft,
+        prompts=PROMPTS,
+        reward=reward or Reward(),
+        settings=TINY,
+        steps=STEPS,
+        keep_every=2,
+        progress=progress,
+    )
     history = [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
-    return {"weights": run.weights, "history": history} | {f"after {t}": weights for t, weights in run.along.items()}
+    return {"weights": run.weights, "history": history} | {
+        f"after {t}": weights for t, weights in run.along.items()
+    }
 
 
 def train_reward(folder: str, progress: Progress) -> dict:
     """A short training of a reward model: everything that must come out the same."""
     scorer = reward_module.train_encoder_scorer(
-        folder, 1, 1, toy_reviews(40), steps=STEPS, learning_rate=0.01, seed=("reward",), progress=progress
-    )  # fmt: skip
+        folder,
+        1,
+        1,
+        toy_reviews(40),
+        steps=STEPS,
+        learning_rate=0.01,
+        seed=("reward",),
+        progress=progress,
+    )
     return {"weights": weights_of(scorer.model), "history": scorer.history}
 
 
@@ -520,7 +707,9 @@ TRAININGS = {"run": (train_run, "policy_folder"), "reward": (train_reward, "enco
 
 @pytest.fixture(params=TRAININGS)
 def training(request, tmp_path, monkeypatch):
-    """A training (progress → what must come out the same), its arguments for another process, and what comes out uninterrupted."""
+    """A training (progress → what must come out the same), its arguments for another process, and
+    what comes out uninterrupted.
+    """
     train, folder = TRAININGS[request.param]
     folder = request.getfixturevalue(folder)
     with monkeypatch.context() as patch:
@@ -541,13 +730,17 @@ def assert_same(resumed: dict, whole: dict) -> None:
 def assert_tidy(folder: Path) -> None:
     """Nothing of the training's own state is left."""
     (entry,) = entries(folder)
-    assert {f.name for f in entry.iterdir()} <= {"policy.safetensors", "model.safetensors", "record.json"} | {
-        f"step-{t}.safetensors" for t in range(2, STEPS, 2)
-    }
+    assert {f.name for f in entry.iterdir()} <= {
+        "policy.safetensors",
+        "model.safetensors",
+        "record.json",
+    } | {f"step-{t}.safetensors" for t in range(2, STEPS, 2)}
 
 
 def test_stopped_and_resumed(store, training):
-    """Stopped twice, after random numbers of steps, a training goes on where it stood and ends as if it had not been."""
+    """Stopped twice, after random numbers of steps, a training goes on where it stood and ends as
+    if it had not been.
+    """
     train, _, whole = training
     first, second = sorted(random.sample(range(1, STEPS), 2))
     print(f"stopped after {first} and {second} steps")
@@ -566,7 +759,9 @@ def test_stopped_and_resumed(store, training):
 
 
 class StopWithin(Watch):
-    """Asks to stop when it has been asked so many times: within a step, between two tokens or before the optimiser."""
+    """Asks to stop when it has been asked so many times: within a step, between two tokens or
+    before the optimiser.
+    """
 
     def __init__(self, checks: int):
         super().__init__()
@@ -583,7 +778,9 @@ class StopWithin(Watch):
 
 
 def test_stopped_within_a_step(store, policy_folder, tmp_path, monkeypatch):
-    """Stopped before a step, between each two of its tokens and before it learns: that step alone is lost, and the end is the same."""
+    """Stopped before a step, between each two of its tokens and before it learns: that step alone
+    is lost, and the end is the same.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
         whole = train_run(policy_folder, Progress())
@@ -603,7 +800,9 @@ def test_stopped_within_a_step(store, policy_folder, tmp_path, monkeypatch):
 
 
 def test_killed_and_resumed(store, training):
-    """Killed within a random step, a training goes on from its last checkpoint and ends as if it had not been."""
+    """Killed within a random step, a training goes on from its last checkpoint and ends as if it
+    had not been.
+    """
     train, arguments, whole = training
     whole_steps = random.randrange(1, STEPS)
     print(f"killed after {whole_steps} whole steps")
@@ -633,7 +832,9 @@ def test_damaged_checkpoint_starts_over(store, training):
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink], ids=["a flipped bit", "a missing file"])
 def test_damaged_snapshot_is_redone(store, policy_folder, damage):
-    """Weights kept along the way that were damaged while the training stood still are never used, nor is their absence final."""
+    """Weights kept along the way that were damaged while the training stood still are never used,
+    nor is their absence final.
+    """
     with pytest.raises(Stopped):
         train_run(policy_folder, Watch(3))
     damage(next(store.rglob("step-2.safetensors")))
@@ -658,15 +859,23 @@ def _trained(folder: Path, steps: int) -> tuple[Checkpoint, nn.Module]:
 
 
 def test_no_damage_to_a_checkpoint_is_believed(tmp_path):
-    """With any one byte changed, or cut anywhere, a checkpoint is refused without an error and leaves everything at its beginning."""
+    """With any one byte changed, or cut anywhere, a checkpoint is refused without an error and
+    leaves everything at its beginning.
+    """
     saved, model = _trained(tmp_path, 3)
     start = _trained(tmp_path, 0)[1].weight.clone()
     saved.save()
     file = tmp_path / "checkpoint.safetensors"
     resumed, again = _trained(tmp_path, 0)
-    assert len(resumed.history) == 3 and torch.equal(again.weight, model.weight) and not torch.equal(start, model.weight)
+    assert (
+        len(resumed.history) == 3
+        and torch.equal(again.weight, model.weight)
+        and not torch.equal(start, model.weight)
+    )
     content = file.read_bytes()
-    changed = [content[:k] + bytes([content[k] ^ 1]) + content[k + 1 :] for k in range(len(content))]
+    changed = [
+        content[:k] + bytes([content[k] ^ 1]) + content[k + 1 :] for k in range(len(content))
+    ]
     for damaged in changed + [content[:k] for k in range(0, len(content), 7)]:
         file.write_bytes(damaged)
         resumed, again = _trained(tmp_path, 0)
@@ -695,7 +904,7 @@ def test_half_written_checkpoint_goes_too(store, policy_folder):
     assert_tidy(store)
 
 
-# --- Nothing lost, nothing silently wrong ------------------------------------------------------------------------------------------------
+# --- Nothing lost, nothing silently wrong ---------------------------------------------------------
 
 
 class Spoilt(Reward):
@@ -712,13 +921,26 @@ class Spoilt(Reward):
         return scores
 
 
-@pytest.mark.parametrize("value, cause", [(math.nan, "reward is nan"), (math.inf, "reward is inf"), (1e38, "(loss is|gradient overflows)")])
-def test_a_number_that_is_not_finite_stops_a_run(store, policy_folder, tmp_path, monkeypatch, value, cause):
-    """Guards: weights that are all NaN, kept as finished; the steps before lost. With the reward mended it ends as if nothing had been."""
+@pytest.mark.parametrize(
+    "value, cause",
+    [
+        (math.nan, "reward is nan"),
+        (math.inf, "reward is inf"),
+        (1e38, "(loss is|gradient overflows)"),
+    ],
+)
+def test_a_number_that_is_not_finite_stops_a_run(
+    store, policy_folder, tmp_path, monkeypatch, value, cause
+):
+    """Guards: weights that are all NaN, kept as finished; the steps before lost. With the reward
+    mended it ends as if nothing had been.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
         whole = train_run(policy_folder, Progress())
-    with pytest.raises(checkpoint.NotFinite, match=f"^warp, i = 1, m = 1 stopped before step 4: its {cause}") as said:
+    with pytest.raises(
+        checkpoint.NotFinite, match=f"^warp, i = 1, m = 1 stopped before step 4: its {cause}"
+    ) as said:
         train_run(policy_folder, Progress(), Spoilt(value))
     assert "\n" not in str(said.value) and "3 steps before it are kept" in str(said.value)
     assert [entry.suffix for entry in entries(store)] == [".part"]
@@ -728,7 +950,9 @@ def test_a_number_that_is_not_finite_stops_a_run(store, policy_folder, tmp_path,
 
 def test_a_reward_model_that_diverges_is_not_kept(store, encoder_folder, monkeypatch):
     monkeypatch.setattr(reward_module.F, "logsigmoid", lambda margins: margins * math.nan)
-    with pytest.raises(checkpoint.NotFinite, match="^reward · 1 layers stopped before step 1: its loss is nan"):
+    with pytest.raises(
+        checkpoint.NotFinite, match="^reward · 1 layers stopped before step 1: its loss is nan"
+    ):
         train_reward(encoder_folder, Progress())
     assert [entry.suffix for entry in entries(store)] == [".part"]
 
@@ -768,7 +992,10 @@ def test_what_cannot_be_read_is_left_alone(store, monkeypatch, name):
     refused = OSError(errno.EIO, os.strerror(errno.EIO))
     for method in ("open", "read_text"):
         usual = getattr(Path, method)
-        wrapped = lambda self, *args, usual=usual, **kwargs: usual(self, *args, **kwargs) if self.name != name else _raise(refused)  # noqa: E731
+
+        def wrapped(self, *args, usual=usual, **kwargs):
+            return usual(self, *args, **kwargs) if self.name != name else _raise(refused)
+
         monkeypatch.setattr(Path, method, wrapped)
     with pytest.raises(ValueError, match=f"^{folder} cannot be read: Input/output error"):
         remember("thing", {}, make)
@@ -789,7 +1016,11 @@ def test_writing_is_tried_before_computing(store, monkeypatch, refused):
     if refused == "rename":  # a damaged entry that cannot be moved
         _cut(remember("thing", {}, make).folder)
         make.calls = 0
-    monkeypatch.setattr(Path, refused, lambda *_, **__: _raise(PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
+    monkeypatch.setattr(
+        Path,
+        refused,
+        lambda *_, **__: _raise(PermissionError(errno.EACCES, os.strerror(errno.EACCES))),
+    )
     with pytest.raises(ValueError, match="cannot be written: Permission denied"):
         remember("thing", {}, make)
     assert make.calls == 0
@@ -809,14 +1040,22 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     for write, content in ((write_json, {"w": 1}), (save_tensors, {"w": torch.ones(4)})):
         file = tmp_path / "a"
         (tmp_path / f"a.{os.getpid()}.tmp").symlink_to("/dev/full")
-        monkeypatch.setattr(memory, "save_file", lambda *_: _raise(SafetensorError("I/O error: No space left on device (os error 28)")))
-        with pytest.raises(ValueError, match=f"^{file} cannot be written: .*No space left on device") as said:
+        monkeypatch.setattr(
+            memory,
+            "save_file",
+            lambda *_: _raise(SafetensorError("I/O error: No space left on device (os error 28)")),
+        )
+        with pytest.raises(
+            ValueError, match=f"^{file} cannot be written: .*No space left on device"
+        ) as said:
             write(file, content)
         assert "\n" not in str(said.value) and not file.exists()
 
 
 def test_killed_between_the_training_and_its_record(store, training, monkeypatch):
-    """Guards: a checkpoint that goes before the result is in the store: a kill between the two lost the run."""
+    """Guards: a checkpoint that goes before the result is in the store: a kill between the two lost
+    the run.
+    """
     train, _, whole = training
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "SECONDS", 0)

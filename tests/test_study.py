@@ -1,4 +1,6 @@
-"""The study: units that run once and are kept whole; settings chosen on validation prompts; fronts compared on test prompts."""
+"""The study: units that run once and are kept whole; settings chosen on validation prompts; fronts
+compared on test prompts.
+"""
 
 import json
 import math
@@ -27,7 +29,16 @@ from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
 from warp_lib.study import kept_reward, outcomes, study
 from warp_lib.study.fronts import Interval
-from warp_lib.study.outcomes import Contrast, angle_rows, contrast, finished_seeds, outcome, settle, settled, trial_rows
+from warp_lib.study.outcomes import (
+    Contrast,
+    angle_rows,
+    contrast,
+    finished_seeds,
+    outcome,
+    settle,
+    settled,
+    trial_rows,
+)
 from warp_lib.tools import task_vectors
 
 
@@ -40,47 +51,88 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.2}})
     monkeypatch.setattr(study, "PRIMARY", {n: study.PRIMARY[n] for n in ("warp", "reinforce")})
     monkeypatch.setattr(study, "TUNED", {"tuning": ("warp", "reinforce")})
-    monkeypatch.setattr(study, "settle", lambda *_: {"high": 2.5, "chosen": {}})  # in four steps nothing moves
+    # in four steps nothing moves
+    monkeypatch.setattr(study, "settle", lambda *_: {"high": 2.5, "chosen": {}})
     study.run(["tuning"], Progress())
     assert settled("tuning") == {"high": 2.5, "chosen": {}}
-    assert sorted(p.name for p in (folder / "tuning").glob("*.json")) == ["reinforce-only-999.json", "warp-only-999.json"]
+    assert sorted(p.name for p in (folder / "tuning").glob("*.json")) == [
+        "reinforce-only-999.json",
+        "warp-only-999.json",
+    ]
     for arm in ("warp-only", "reinforce-only"):
         rows = pd.read_csv(folder / "tuning" / f"{arm}-999.csv")
         scores = load_file(folder / "tuning" / f"{arm}-999.safetensors")
-        assert set(rows["split"]) == {"validation"} and rows["steps"].max() == 16 and rows["completions"].max() == 16 * 8
+        assert (
+            set(rows["split"]) == {"validation"}
+            and rows["steps"].max() == 16
+            and rows["completions"].max() == 16 * 8
+        )
         assert scores["validation.reward"].shape == (len(rows), 8)
         for column in ("reward", "kl", "judge_tfidf", "entropy"):
             assert np.allclose(scores[f"validation.{column}"].mean(1), rows[column], atol=1e-5)
     record = json.loads((folder / "tuning" / "warp-only-999.json").read_text())
-    assert record["settings"]["beta"] == 0.2 and record["commit"] and record["seconds"] > 0 and record["machine"]["threads"]
+    assert (
+        record["settings"]["beta"] == 0.2
+        and record["commit"]
+        and record["seconds"] > 0
+        and record["machine"]["threads"]
+    )
     assert {row["iteration"] for row in record["geometry"]} == {1, 2}
-    assert {one["point"] for one in record["completions"]} == set(range(len(pd.read_csv(folder / "tuning" / "warp-only-999.csv"))))
+    assert {one["point"] for one in record["completions"]} == set(
+        range(len(pd.read_csv(folder / "tuning" / "warp-only-999.csv")))
+    )
     monkeypatch.setattr(study, "run_unit", lambda *_: pytest.fail("a finished unit was run again"))
     study.run(["tuning"], Progress())
     monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.3}})
-    with pytest.raises(ValueError, match="warp-only, seed 999 was run with beta=0.2, and is now listed with 0.3"):
+    with pytest.raises(
+        ValueError, match="warp-only, seed 999 was run with beta=0.2, and is now listed with 0.3"
+    ):
         study.run(["tuning"], Progress())
 
 
-def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(folder, monkeypatch, capsys):
-    """Guards: arms of a seed that cannot be compared, within an experiment and across; a seed refused for what another one was made with; a
-    trial for another experiment's; best-of-n, which is paired with no run, or a run for it."""
-    unit = study.Training("x", "warp", Settings.profile("smoke", name="study", seed=4), lambda *_: pytest.fail("trained"))
+def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(
+    folder, monkeypatch, capsys
+):
+    """Guards: arms of a seed that cannot be compared, within an experiment and across; a seed
+    refused for what another one was made with; a trial for another experiment's; best-of-n, which
+    is paired with no run, or a run for it."""
+    unit = study.Training(
+        "x",
+        "warp",
+        Settings.profile("smoke", name="study", seed=4),
+        lambda *_: pytest.fail("trained"),
+    )
     trial = replace(unit, settings=replace(unit.settings, seed=outcomes.TUNING_SEED))
     keep(folder, "best-of-n", "sft", 4, [(0, 0), (2, 1)])
     for beside, of_a_trial in (("x", "another reward_model"), ("y", "trained")):
         keep(folder, beside, "reinforce", 4, [(0, 0), (2, 1)])
         keep(folder, beside, "reinforce", outcomes.TUNING_SEED, [(0, 0), (2, 1)])
-        with pytest.raises(ValueError, match=f"x: warp, seed 4 would be made with another reward_model than {beside}/reinforce-4"):
+        with pytest.raises(
+            ValueError,
+            match=(
+                f"x: warp, seed 4 would be made with another reward_model than {beside}/reinforce-4"
+            ),
+        ):
             study.run_unit(unit, Progress())
         with pytest.raises((ValueError, pytest.fail.Exception), match=of_a_trial):
             study.run_unit(trial, Progress())
         for file in (folder / beside).glob("*.json"):
             file.rename(file.with_stem(f"reinforce-14{file.stem[-1]}"))
-    file, made = folder / "x" / "other-4.json", json.loads((folder / "x" / "reinforce-144.json").read_text())
-    made |= {"reward_model": kept_reward.read(unit.settings).identity, "sft": digest(study.Experiment(unit.settings).theta_sft)}
-    monkeypatch.setattr(study, "EXPERIMENTS", {"x": lambda: [unit, replace(unit, arm="next", settings=replace(unit.settings, seed=5))]})
-    rounded = {name: value for name, value in made.items() if name != "measured_in"}  # as units from before are
+    file, made = (
+        folder / "x" / "other-4.json",
+        json.loads((folder / "x" / "reinforce-144.json").read_text()),
+    )
+    made |= {
+        "reward_model": kept_reward.read(unit.settings).identity,
+        "sft": digest(study.Experiment(unit.settings).theta_sft),
+    }
+    monkeypatch.setattr(
+        study,
+        "EXPERIMENTS",
+        {"x": lambda: [unit, replace(unit, arm="next", settings=replace(unit.settings, seed=5))]},
+    )
+    # as units from before are
+    rounded = {name: value for name, value in made.items() if name != "measured_in"}
     here, elsewhere = {"dtype": str(machine.fast_dtype())}, {"dtype": "torch.float8"}
     for other, refusal in (
         (rounded | {"machine": here}, "another measured_in than x/other-4"),
@@ -101,11 +153,12 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     )
 
 
-
 def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
     """Guards: controls of one seed before the next seed of what the question compares."""
     names = [unit.arm for unit in study.dpo()]
-    assert set(names[: 2 * len(outcomes.SEEDS)]) == {"warp-dpo", "dpo"} and len(names) == len(study.DPO) * len(outcomes.SEEDS)
+    assert set(names[: 2 * len(outcomes.SEEDS)]) == {"warp-dpo", "dpo"} and len(names) == len(
+        study.DPO
+    ) * len(outcomes.SEEDS)
     assert len({(unit.arm, unit.settings.seed) for unit in study.dpo()}) == len(names)
 
 
@@ -115,31 +168,53 @@ def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
 
     def unit(experiment: str, seed: int = 0) -> study.Training:
         arms = {"tuning": "warp-a", "primary": "warp"}
-        return study.Training(experiment, arms[experiment], Settings.profile("smoke", name="study", steps=1, seed=seed), study.by_warp)
+        return study.Training(
+            experiment,
+            arms[experiment],
+            Settings.profile("smoke", name="study", steps=1, seed=seed),
+            study.by_warp,
+        )
 
     study.run_unit(unit("tuning"), Progress())
     with monkeypatch.context() as another_machine:
         another_machine.setattr(study.Experiment, "reward", lambda *_: pytest.fail("trained anew"))
         study.run_unit(unit("primary", seed=1), Progress())
-    assert outcome("tuning", "warp-a", 0).record["reward_model"] == outcome("primary", "warp", 1).record["reward_model"]
+    assert (
+        outcome("tuning", "warp-a", 0).record["reward_model"]
+        == outcome("primary", "warp", 1).record["reward_model"]
+    )
 
 
 def test_a_kept_reward_model_rewards_alike(folder):
-    """Guards: tensors left out, the standardisation of another machine, a changed file or other settings taken for the kept one."""
-    settings = Settings.profile("smoke", name="study", reward_layers=2, reward_trained=1, reward_steps=2)
+    """Guards: tensors left out, the standardisation of another machine, a changed file or other
+    settings taken for the kept one.
+    """
+    settings = Settings.profile(
+        "smoke", name="study", reward_layers=2, reward_trained=1, reward_steps=2
+    )
     reward = study.Experiment(settings).reward(Progress())
     assert kept_reward.read(settings) is None
     reward = replace(reward, mean=5.0, sd=2.0)  # as another machine's completions might give
     kept_reward.write(reward, settings)
     kept_reward.write(replace(reward, mean=6.0), settings)  # comes too late
-    kept, texts = kept_reward.read(settings), ["A wonderful film.", "Awful, from the first minute to the last."]
+    kept, texts = (
+        kept_reward.read(settings),
+        [
+            "A wonderful film.",
+            "Awful, from the first minute to the last.",
+        ],
+    )
     assert torch.equal(kept(texts), reward(texts)) and kept.identity == reward.identity
     for change in ({"reward_steps": 3}, {"temperature": 1.0}):
         assert kept_reward.read(replace(settings, **change)) is None
     tensors = load_file(kept_reward.file())
     with safe_open(kept_reward.file(), "np") as opened:
         said = opened.metadata()
-    assert 0 < sum(t.size for t in tensors.values()) < 0.2 * sum(p.numel() for p in reward.raw.model.parameters())
+    assert (
+        0
+        < sum(t.size for t in tensors.values())
+        < 0.2 * sum(p.numel() for p in reward.raw.model.parameters())
+    )
     save_file({name: t + np.float32(1e-3) for name, t in tensors.items()}, kept_reward.file(), said)
     with pytest.raises(ValueError, match="not the one that was kept"):
         kept_reward.read(settings)
@@ -152,25 +227,42 @@ def test_committed_units_have_the_reward_model_that_they_are_compared_by():
     for file in outcomes.FOLDER.glob("*/*.json"):
         record = json.loads(file.read_text())
         if file.parent.name != "tuning":  # its records are older
-            found.setdefault((file.parent.name, record["settings"]["seed"]), set()).add(record["reward_model"])
+            found.setdefault((file.parent.name, record["settings"]["seed"]), set()).add(
+                record["reward_model"]
+            )
     assert all(len(models) == 1 for models in found.values())
-    assert all(models == {kept} for (_, seed), models in found.items() if seed in (*outcomes.SEEDS, outcomes.TUNING_SEED))
-    assert found["dpo-tuning", outcomes.TUNING_SEED] and found["primary", 0] == found["best-of-n", 0] != {kept}
+    assert all(
+        models == {kept}
+        for (_, seed), models in found.items()
+        if seed in (*outcomes.SEEDS, outcomes.TUNING_SEED)
+    )
+    assert found["dpo-tuning", outcomes.TUNING_SEED] and found["primary", 0] == found[
+        "best-of-n", 0
+    ] != {kept}
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
     """Guards: rows of one split read with the scores of the other."""
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    unit = study.Training("primary", "reinforce", Settings.profile("smoke", name="study", judge_steps=1), study.by_reinforce)
+    unit = study.Training(
+        "primary",
+        "reinforce",
+        Settings.profile("smoke", name="study", judge_steps=1),
+        study.by_reinforce,
+    )
     study.run_unit(unit, Progress())
     found = outcome("primary", "reinforce", 0)
-    assert "test.judge" in found.scores and "validation.judge" not in found.scores  # choosing needs no judge
+    # choosing needs no judge
+    assert "test.judge" in found.scores and "validation.judge" not in found.scores
     assert found.record["judges"].keys() == {"judge", "judge_tfidf"}
     for split in ("validation", "test"):
         rows = found.points(split)
-        assert len(rows) == 1 + 3 + 3 and set(rows["split"]) == {split}  # after each of 4, 8, 12, 16 steps; a line of three
+        # after each of 4, 8, 12, 16 steps; a line of three
+        assert len(rows) == 1 + 3 + 3 and set(rows["split"]) == {split}
         assert np.allclose(found.reward(split).mean(1), rows["reward"], atol=1e-5)
-        assert np.allclose(found.reward(split, "judge_tfidf").mean(1), rows["judge_tfidf"], atol=1e-5)
+        assert np.allclose(
+            found.reward(split, "judge_tfidf").mean(1), rows["judge_tfidf"], atol=1e-5
+        )
     assert not np.allclose(found.reward("validation"), found.reward("test"))
     reviews = {one["review"] for one in found.record["completions"]}
     assert len(reviews) == 8 and {one["split"] for one in found.record["completions"]} == {"test"}
@@ -189,7 +281,9 @@ def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
 
 
 def test_merges_line_up_with_slerp(monkeypatch):
-    """With one angle for the model, SLERP of two runs is LERP made 1/cos(Ω/2) times as long: the same policy, told by its KL."""
+    """With one angle for the model, SLERP of two runs is LERP made 1/cos(Ω/2) times as long: the
+    same policy, told by its KL.
+    """
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
     experiment = study.Experiment(Settings.profile(**study.COMMON, name="study-test"))
     found, record = study.by_merging(experiment, experiment.reward(Progress()), Progress())
@@ -200,12 +294,16 @@ def test_merges_line_up_with_slerp(monkeypatch):
     sft = next(point.theta for point in points if point.method == "sft")
     expected = interpolate(sft, by_name["lerp", 1.0], longer)
     got = by_name["slerp-model", 1.0]
-    assert longer > 1.05 and all(torch.allclose(got[name], expected[name], atol=1e-6) for name in got)
+    assert longer > 1.05 and all(
+        torch.allclose(got[name], expected[name], atol=1e-6) for name in got
+    )
     assert len(points) == 1 + 4 * len(study.ETAS)
 
 
 def test_other_averages_are_of_the_runs_they_name(monkeypatch):
-    """Guards: checkpoints of another run or in another order, a line from SFT taken for one from the iteration's beginning."""
+    """Guards: checkpoints of another run or in another order, a line from SFT taken for one from
+    the iteration's beginning.
+    """
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
     s = Settings.profile(**study.COMMON, name="study-test")
     experiment = study.Experiment(s)
@@ -221,25 +319,46 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
     align = experiment.aligner(reward, Progress())
     kept = experiment.long_run(align, "reinforce", s.steps).along
     found = trained(study.by_averaging_checkpoints)
-    assert {runs for method, runs, _ in found if method == "checkpoints"} == {1, 2, len(kept)} and len(kept) == 4
+    assert {runs for method, runs, _ in found if method == "checkpoints"} == {
+        1,
+        2,
+        len(kept),
+    } and len(kept) == 4
     assert same(found["checkpoints", 1, 1.0], kept[16])
-    assert same(found["checkpoints", 2, 1.0], {n: (kept[12][n] + kept[16][n]) / 2 for n in kept[16]})
-    assert same(found["checkpoints", 4, 1.0], {n: sum(theta[n] for theta in kept.values()) / 4 for n in kept[16]})
+    assert same(
+        found["checkpoints", 2, 1.0], {n: (kept[12][n] + kept[16][n]) / 2 for n in kept[16]}
+    )
+    assert same(
+        found["checkpoints", 4, 1.0],
+        {n: sum(theta[n] for theta in kept.values()) / 4 for n in kept[16]},
+    )
     first, last = experiment.warp(align)
     found = trained(study.by_stepping_back)
-    assert same(found["from-init", 2, 0.0], first.liti) and same(found["from-sft", 2, 0.0], experiment.theta_sft)
-    assert same(found["from-init", 2, 1.0], last.merged) and same(found["from-sft", 2, 1.0], last.merged)
+    assert same(found["from-init", 2, 0.0], first.liti) and same(
+        found["from-sft", 2, 0.0], experiment.theta_sft
+    )
+    assert same(found["from-init", 2, 1.0], last.merged) and same(
+        found["from-sft", 2, 1.0], last.merged
+    )
     assert same(found["from-init", 2, 0.4], interpolate(first.liti, last.merged, 0.4))
     found = trained(study.by_merging_without_order, runs=3)
     runs = [align(experiment.theta_sft, (s.seed, "warp", 1, m)).weights for m in (1, 2, 3)]
-    assert same(found["slerp-without-order", 3, 1.0], slerp_without_order(experiment.theta_sft, runs))
+    assert same(
+        found["slerp-without-order", 3, 1.0], slerp_without_order(experiment.theta_sft, runs)
+    )
     assert same(found["slerp-layer", 3, 1.0], slerp(experiment.theta_sft, runs))
 
 
 def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
-    """Guards: runs of one seed, another step's weights, seeds under other names, one batch for both arms."""
+    """Guards: runs of one seed, another step's weights, seeds under other names, one batch for both
+    arms.
+    """
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"judge_steps": 0})
-    monkeypatch.setattr(study, "PRIMARY", study.PRIMARY | {"reinforce-2b": study.Arm(study.by_reinforce, {"batch_size": 16})})
+    monkeypatch.setattr(
+        study,
+        "PRIMARY",
+        study.PRIMARY | {"reinforce-2b": study.Arm(study.by_reinforce, {"batch_size": 16})},
+    )
     chosen = {arm: {"trial": "a"} | GIVEN for arm in study.PRIMARY}
     (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     (unit,) = study.angles()
@@ -247,58 +366,109 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
     found = outcomes.between_seeds()
     assert len(found) == 3 * (4 + 4) and set(found["completions"]) == {32, 64, 96, 128}
     assert {tuple(pair) for pair in found[["a", "b"]].to_numpy()} == {(6, 7), (6, 8), (7, 8)}
-    two = [study.Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN)) for seed in (6, 8)]
-    along = [e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).along for e in two]
+    two = [
+        study.Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN))
+        for seed in (6, 8)
+    ]
+    along = [
+        e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).along
+        for e in two
+    ]
     omega = angle(*(list(task_vector(two[0].theta_sft, run[4]).values()) for run in along))
-    assert found.query("arm == 'reinforce-2b' and steps == 4 and a == 6 and b == 8")["degrees"].item() == pytest.approx(math.degrees(omega))
+    assert found.query("arm == 'reinforce-2b' and steps == 4 and a == 6 and b == 8")[
+        "degrees"
+    ].item() == pytest.approx(math.degrees(omega))
     keep(folder, "primary", "reinforce", 9, [(0, 0), (1, 1)])
-    assert set(all_points()["source"]) == {"primary"} and outcomes.finished_seeds("angles", ["seeds"]) == [6]
-    keep(folder, "primary", "reinforce", 8, [(0, 0), (1, 1)])  # with another reward model than the kept one
-    with pytest.raises(ValueError, match="angles: seeds, seed 6 would be made with another reward_model than primary/reinforce-8"):
+    assert set(all_points()["source"]) == {"primary"} and outcomes.finished_seeds(
+        "angles", ["seeds"]
+    ) == [6]
+    # with another reward model than the kept one
+    keep(folder, "primary", "reinforce", 8, [(0, 0), (1, 1)])
+    with pytest.raises(
+        ValueError,
+        match=(
+            "angles: seeds, seed 6 would be made with another reward_model than primary/reinforce-8"
+        ),
+    ):
         study.run_unit(unit, Progress())
 
 
 def test_what_angles_would_be_if_noise_averaged_out():
-    """60° after 10 completions: as much noise as signal, so a third of it after 20, cos Ω = ⅔. Guards: means of degrees, the last pairs."""
+    """60° after 10 completions: as much noise as signal, so a third of it after 20, cos Ω = ⅔.
+    Guards: means of degrees, the last pairs.
+    """
     angles = pd.DataFrame({"completions": [20, 10, 10], "degrees": [70.0, 60.0, 60.0]})
     found = outcomes.averaged_out(angles)
     assert found.to_dict() == pytest.approx({10: 60, 20: math.degrees(math.acos(2 / 3))})
 
 
 def test_growth_is_that_of_signal_and_noise():
-    """s = 1 and v = 10 a completion: ‖δ‖² = n² + 10 n. Guards: angles or norms of another arm, growth of norms squared."""
+    """s = 1 and v = 10 a completion: ‖δ‖² = n² + 10 n. Guards: angles or norms of another arm,
+    growth of norms squared.
+    """
     n = np.array([10, 20, 40])
-    measured = {"degrees": np.degrees(np.arccos(n / (n + 10))), "norm_a": np.sqrt(n**2 + 10 * n), "norm_b": np.sqrt(n**2 + 10 * n)}
+    measured = {
+        "degrees": np.degrees(np.arccos(n / (n + 10))),
+        "norm_a": np.sqrt(n**2 + 10 * n),
+        "norm_b": np.sqrt(n**2 + 10 * n),
+    }
     rows = outcomes.growth_rows(pd.DataFrame({"arm": "x", "completions": n} | measured))
-    assert [row["times the first"] for row in rows] == [row["if all counted alike"] for row in rows] == ["1.00", "1.73", "3.16"]
-    assert [row["Ω, degrees"] for row in rows] == [row["if noise averaged out"] for row in rows] == ["60.0", "48.2", "36.9"]
+    assert (
+        [row["times the first"] for row in rows]
+        == [row["if all counted alike"] for row in rows]
+        == ["1.00", "1.73", "3.16"]
+    )
+    assert (
+        [row["Ω, degrees"] for row in rows]
+        == [row["if noise averaged out"] for row in rows]
+        == ["60.0", "48.2", "36.9"]
+    )
 
 
 def test_reading_straight_between_points_favours_the_closer_ones(folder):
-    """Both lines on √KL, one with five points and one with two between 1 and 4. Guards: the sign; another curve for either line."""
+    """Both lines on √KL, one with five points and one with two between 1 and 4. Guards: the sign;
+    another curve for either line.
+    """
     lines = {"few": [0, 1, 4], "many": [0, 1, 1.5, 2, 3, 4]}
     keep(folder, "averages", "x", 6, [(kl, kl**0.5) for line in lines.values() for kl in line])
     file = folder / "averages" / "x-6.csv"
     methods = [name for name, line in lines.items() for _ in line]
-    pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0).to_csv(file, index=False)
+    pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0).to_csv(
+        file, index=False
+    )
     more = outcomes.by_reading("averages", "x", [6], ("many", 2), ("few", 2), 4.0).mean
     less = outcomes.by_reading("averages", "x", [6], ("few", 2), ("many", 2), 4.0).mean
-    assert more > 0.02 and less == pytest.approx(-0.054, abs=0.01)  # √KL's own mean there is 1.556, its chord's 1.5
+    # √KL's own mean there is 1.556, its chord's 1.5
+    assert more > 0.02 and less == pytest.approx(-0.054, abs=0.01)
     assert outcomes.by_reading("averages", "x", [6], ("few", 2), ("few", 2), 4.0).mean == 0
 
 
 def test_every_experiment_has_units_of_different_files(folder):
-    """Guards: two units that would write one file, settings that are refused only when their turn comes."""
-    rates = dict(zip(["warp", "reinforce", "reinforce-2b", "warp-dpo", "dpo"], [1e-5, 2e-5, 3e-5, 4e-5, 5e-5], strict=True))
+    """Guards: two units that would write one file, settings that are refused only when their turn
+    comes.
+    """
+    rates = dict(
+        zip(
+            ["warp", "reinforce", "reinforce-2b", "warp-dpo", "dpo"],
+            [1e-5, 2e-5, 3e-5, 4e-5, 5e-5],
+            strict=True,
+        )
+    )
     for name, arms in study.TUNED.items():
         chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
-    assert len({unit.file for unit in units}) == len(units) == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10 + 4 + 6
+    assert (
+        len({unit.file for unit in units})
+        == len(units)
+        == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10 + 4 + 6
+    )
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
         for u in units
-        if isinstance(u, study.Training) and "tuning" not in u.experiment and u.experiment != "defaults"
+        if isinstance(u, study.Training)
+        and "tuning" not in u.experiment
+        and u.experiment != "defaults"
     }
     borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "warp-dpo-own": "warp-dpo"}
     borrowed |= {"restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
@@ -307,14 +477,20 @@ def test_every_experiment_has_units_of_different_files(folder):
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
         like = like if like in rates else like.split("-")[0]
         assert rate == rates[like] and (beta == 0.7 or experiment == "anchors"), (experiment, arm)
-    assert {unit.settings.held_out for unit in units if "tuning" in unit.experiment} == {"validation"}
+    assert {unit.settings.held_out for unit in units if "tuning" in unit.experiment} == {
+        "validation"
+    }
 
 
 def test_what_waits_is_what_has_not_ended(folder):
-    """Guards: a question off the list once one unit has ended, counts that the list of experiments does not have."""
+    """Guards: a question off the list once one unit has ended, counts that the list of experiments
+    does not have.
+    """
     chosen = {arm: {"trial": "a"} | GIVEN for arm in study.PRIMARY}
     (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
-    assert {name: count for name, (_, count) in outcomes.ASKED.items()} == {n: len(study.EXPERIMENTS[n]()) for n in outcomes.ASKED}
+    assert {name: count for name, (_, count) in outcomes.ASKED.items()} == {
+        n: len(study.EXPERIMENTS[n]()) for n in outcomes.ASKED
+    }
     assert outcomes.waiting() == [words for words, _ in outcomes.ASKED.values()]
     keep(folder, "merges", "warp-m3", 5, [(0, 0), (1, 1)])
     keep(folder, "more-runs", "warp-m5", 4, [(0, 0), (1, 1)])
@@ -324,7 +500,9 @@ def test_what_waits_is_what_has_not_ended(folder):
 
 
 def test_every_arm_spends_the_same_completions(monkeypatch):
-    """Guards: the rival of twice the batch taking twice the compute, or a path that is looked at more often."""
+    """Guards: the rival of twice the batch taking twice the compute, or a path that is looked at
+    more often.
+    """
     spent, seen = {}, {}
     theta = {"w": torch.zeros(1)}
 
@@ -337,23 +515,47 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
     monkeypatch.setattr(study, "geometry", lambda *_: [])
     for name, arm in study.PRIMARY.items():
         s = Settings.profile(**study.COMMON | arm.changes)
-        lent = SimpleNamespace(settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align)
-        lent.warp, lent.long_run = partial(study.Experiment.warp, lent), partial(study.Experiment.long_run, lent)
+        lent = SimpleNamespace(
+            settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align
+        )
+        lent.warp, lent.long_run = (
+            partial(study.Experiment.warp, lent),
+            partial(study.Experiment.long_run, lent),
+        )
         points, _ = arm.train(lent, None, None)
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}
-        seen[name] = len(line) + len({(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "reinforce")}) - 1
+        seen[name] = (
+            len(line)
+            + len(
+                {
+                    (p.method, p.steps, p.eta)
+                    for p in found
+                    if p.method in ("slerp", "liti", "reinforce")
+                }
+            )
+            - 1
+        )
     assert set(spent.values()) == {400 * 64} and set(seen.values()) == {14}, (spent, seen)
 
 
 def test_dpo_arms_spend_the_same(monkeypatch, folder):
-    """Optimiser steps, pairs of a step, and completions sampled. Guards: pairs made once from fewer completions than those made anew."""
+    """Optimiser steps, pairs of a step, and completions sampled. Guards: pairs made once from fewer
+    completions than those made anew.
+    """
     monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
     reward, spent, given = None, {}, {}
-    for seed, (name, arm) in enumerate(study.DPO.items(), 77):  # a seed each, or one would find another's pairs in the store
-        shorter = {"steps": arm.changes["steps"] * PROFILES["smoke"]["steps"] // 100} if "steps" in arm.changes else {}
+    # a seed each, or one would find another's pairs in the store
+    for seed, (name, arm) in enumerate(study.DPO.items(), 77):
+        shorter = (
+            {"steps": arm.changes["steps"] * PROFILES["smoke"]["steps"] // 100}
+            if "steps" in arm.changes
+            else {}
+        )
         changes = arm.changes | shorter | {"pair_prompts": 6, "pair_completions": 2, "mu": 0.0}
-        experiment = study.Experiment(Settings.profile(**study.COMMON | changes, name="study-test", seed=seed))
+        experiment = study.Experiment(
+            Settings.profile(**study.COMMON | changes, name="study-test", seed=seed)
+        )
         reward = reward or experiment.reward(Progress())
         sampled, sample = [], experiment.policy.sample
 
@@ -365,8 +567,19 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
         points, record = arm.train(experiment, reward, Progress())
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "dpo-liti")}
-        seen = len(line) + len({(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "dpo")}) - 1
-        spent[name] = (max(point.steps for point in found), sum(sampled), record["pairs_from"], seen)
+        seen = (
+            len(line)
+            + len(
+                {(p.method, p.steps, p.eta) for p in found if p.method in ("slerp", "liti", "dpo")}
+            )
+            - 1
+        )
+        spent[name] = (
+            max(point.steps for point in found),
+            sum(sampled),
+            record["pairs_from"],
+            seen,
+        )
         assert all(one["count"] and one["margin"] > 0 for one in record["pairs"])
         given[name] = [one["identity"] for one in record["pairs"]]
         assert all(torch.isfinite(w).all() for point in found for w in point.theta.values())
@@ -376,12 +589,18 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
     # How many runs there are, and how many different pairs they get.
     different = {name: (len(runs), len(set(runs))) for name, runs in given.items()}
     assert different == {
-        "warp-dpo": (4, 2), "dpo": (1, 1), "warp-dpo-own": (4, 4), "warp-dpo-once": (4, 1), "dpo-iterated": (2, 2)
-    }  # fmt: skip
+        "warp-dpo": (4, 2),
+        "dpo": (1, 1),
+        "warp-dpo-own": (4, 4),
+        "warp-dpo-once": (4, 1),
+        "dpo-iterated": (2, 2),
+    }
 
 
 def test_unknown_experiments_are_named():
-    with pytest.raises(ValueError, match="no experiment 'tunning'; there are tuning, primary, best-of-n, grid"):
+    with pytest.raises(
+        ValueError, match="no experiment 'tunning'; there are tuning, primary, best-of-n, grid"
+    ):
         study.run(["tunning"], Progress())
 
 
@@ -391,7 +610,9 @@ def test_primary_waits_for_its_settings(folder):
 
 
 def test_settings_and_range_are_chosen_on_validation_prompts(folder):
-    """Guards: test prompts choosing, another window for each method, a trial chosen that reaches nothing, a later trial moving it."""
+    """Guards: test prompts choosing, another window for each method, a trial chosen that reaches
+    nothing, a later trial moving it.
+    """
     misleading = [(0, 0), (2, 9), (9, 9)]
     keep(folder, "tuning", "warp-a", 999, [(0, 0), (2, 1), (9, 1.1)], test=misleading)
     keep(folder, "tuning", "warp-b", 999, [(0, 0), (2, 1.2), (4.7, 1.3)])
@@ -406,7 +627,9 @@ def test_settings_and_range_are_chosen_on_validation_prompts(folder):
         settled("tuning")
     (folder / "tuning.json").write_text(json.dumps(expected))
     rows, mean = trial_rows("tuning", ["warp", "reinforce"]), "mean r̃ from 1 to 3.90 nats"
-    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes", ""] and rows[2][mean] == "reaches too little"
+    assert [row["chosen"] for row in rows] == ["", "yes", "", "yes", ""] and rows[2][
+        mean
+    ] == "reaches too little"
     # By hand: from (1, 0.6) to (2, 1.2) to (3.9, 1.2 + 1.9 · 0.1 / 2.7).
     assert rows[1][mean] == pytest.approx((0.9 + 1.9 * (1.2 + 0.95 * 0.1 / 2.7)) / 2.9, abs=1e-6)
     keep(folder, "tuning", "slow-a", 999, [(0, 0), (1.4, 1)])
@@ -415,19 +638,34 @@ def test_settings_and_range_are_chosen_on_validation_prompts(folder):
 
 
 def test_contrast_is_the_difference_of_the_fronts(folder):
-    """Worked by hand: straight lines. Guards: points or the rival chosen on test prompts, seeds counted that are not whole."""
+    """Worked by hand: straight lines. Guards: points or the rival chosen on test prompts, seeds
+    counted that are not whole.
+    """
     for seed, lift in ((0, 0.0), (1, 0.2)):
-        # On validation prompts the point at (2, -0.1) is beaten; on test prompts it would look best.
-        keep(folder, "e", "warp", seed, [(0, 0), (2, -0.1), (4, 4)], test=[(0, 0), (2, 9 + lift), (4, 4 + lift)])
+        # On validation prompts the point at (2, -0.1) is beaten; on test prompts it would look
+        # best.
+        keep(
+            folder,
+            "e",
+            "warp",
+            seed,
+            [(0, 0), (2, -0.1), (4, 4)],
+            test=[(0, 0), (2, 9 + lift), (4, 4 + lift)],
+        )
         keep(folder, "e", "weak", seed, [(0, 0), (6, 1)], test=[(0, 0), (6, 30)])
         keep(folder, "e", "strong", seed, [(0, 0), (6, 3)])
     keep(folder, "e", "warp", 2, [(0, 0), (4, 4)])  # its rivals have not finished
     found = contrast("e", "warp", ["weak", "strong"], high=3.0)
-    assert found.rival == "strong" and finished_seeds("e", ["warp", "weak", "strong"]) == [0, 1] and not found.short
+    assert (
+        found.rival == "strong"
+        and finished_seeds("e", ["warp", "weak", "strong"]) == [0, 1]
+        and not found.short
+    )
     # From 1 to 3 nats: WARP's line has slope 1 (seed 1: 1.05), the rival's 0.5, both through 0.
     assert [found.by_seed[k].mean for k in (0, 1)] == pytest.approx([1.0, 1.1], abs=1e-6)
     assert found.over_seeds.mean == pytest.approx(1.05) and found.over_seeds.n == 2
-    # Every prompt has the same difference, so over prompts it is certain; over two seeds 0.1 apart it is not.
+    # Every prompt has the same difference, so over prompts it is certain; over two seeds 0.1 apart
+    # it is not.
     assert found.over_prompts.low == pytest.approx(1.05, abs=1e-6) and found.over_seeds.low < 0.5
     with pytest.raises(ValueError, match="no seed"):
         contrast("e", "warp", ["absent"], high=3.0)
@@ -438,16 +676,22 @@ def test_a_front_that_ends_early_shortens_its_seed_and_says_so(folder):
     keep(folder, "e", "warp", 0, [(0, 0), (4, 4)])
     keep(folder, "e", "rival", 0, [(0, 0), (6, 3)])
     found = contrast("e", "warp", ["rival"], high=5.0)
-    assert found.short == {0: 4.0} and found.by_seed[0].mean == pytest.approx(2.5 - 1.25, abs=1e-6)  # from 1 to 4
-    # A point of more KL and no more reward is no front, but a front is no shorter for it: it keeps its reward.
+    # from 1 to 4
+    assert found.short == {0: 4.0} and found.by_seed[0].mean == pytest.approx(2.5 - 1.25, abs=1e-6)
+    # A point of more KL and no more reward is no front, but a front is no shorter for it: it keeps
+    # its reward.
     keep(folder, "f", "warp", 0, [(0, 0), (4, 4), (8, 4)])
     keep(folder, "f", "rival", 0, [(0, 0), (8, 4)])
     found = contrast("f", "warp", ["rival"], high=6.0)
-    assert not found.short and found.by_seed[0].mean == pytest.approx((1.5 * 1 + 2.5 + 3.5 + 4 * 2) / 5 - 1.75, abs=1e-6)
+    assert not found.short and found.by_seed[0].mean == pytest.approx(
+        (1.5 * 1 + 2.5 + 3.5 + 4 * 2) / 5 - 1.75, abs=1e-6
+    )
 
 
 def test_arms_are_compared_where_one_reward_model_scored_both(folder):
-    """Guards: a seed whose arms had different reward models taken for a pair; one left out because another seed had another."""
+    """Guards: a seed whose arms had different reward models taken for a pair; one left out because
+    another seed had another.
+    """
     for seed in range(3):
         keep(folder, "e", "warp", seed, [(0, 0), (4, 4)])
         keep(folder, "e", "rival", seed, [(0, 0), (6, 3)])
@@ -456,20 +700,32 @@ def test_arms_are_compared_where_one_reward_model_scored_both(folder):
         file.write_text(file.read_text().replace("kept", "another"))
     assert contrast("e", "warp", ["rival"], high=3.0).by_seed.keys() == {1, 2}
     found = outcomes.difference(("e", "warp"), ("e", "rival"), 3.0)
-    assert found.by_seed.keys() == {1, 2} and list(outcomes.by_reward_model("e", found)) == ["seeds 1", "seeds 2"]
+    assert found.by_seed.keys() == {1, 2} and list(outcomes.by_reward_model("e", found)) == [
+        "seeds 1",
+        "seeds 2",
+    ]
     pair = {"e": (("e", "warp"), ("e", "rival"))}
-    assert outcomes.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {2} and not outcomes.differences(pair, 3.0, [0])
+    assert outcomes.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {
+        2
+    } and not outcomes.differences(pair, 3.0, [0])
     for seed, other in ((1, {"sft": "other"}), (2, {"machine": {"dtype": "torch.float8"}})):
         record = json.loads((folder / "e" / f"warp-{seed}.json").read_text()) | other
         (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
     outcome.cache_clear()
-    with pytest.raises(ValueError, match=r"no seed has finished all of warp \(e\), rival \(e\), scored by one reward"):
+    with pytest.raises(
+        ValueError,
+        match=r"no seed has finished all of warp \(e\), rival \(e\), scored by one reward",
+    ):
         contrast("e", "warp", ["rival"], high=3.0)
 
 
 def test_a_judge_reads_the_fronts_that_the_reward_chose(folder):
     """Guards: the front or the better rival taken from the judge's scores."""
-    for arm, points, judge in (("warp", [(0, 0), (4, 4)], 0.5), ("weak", [(0, 0), (6, 1)], 30.0), ("strong", [(0, 0), (6, 3)], 0.5)):
+    for arm, points, judge in (
+        ("warp", [(0, 0), (4, 4)], 0.5),
+        ("weak", [(0, 0), (6, 1)], 30.0),
+        ("strong", [(0, 0), (6, 3)], 0.5),
+    ):
         keep(folder, "e", arm, 0, points)
         file = folder / "e" / f"{arm}-0.safetensors"
         scores = load_file(file)
@@ -482,26 +738,45 @@ def test_a_judge_reads_the_fronts_that_the_reward_chose(folder):
     assert contrast("e", "warp", ["weak", "strong"], high=3.0).by_seed.keys() == {0, 1}
     found = contrast("e", "warp", ["weak", "strong"], high=3.0, scorer="judge")
     assert found.by_seed.keys() == {0}
-    assert found.rival == "strong" and found.by_seed[0].mean == pytest.approx(0.5 * (2.0 - 1.0), abs=1e-6)
+    assert found.rival == "strong" and found.by_seed[0].mean == pytest.approx(
+        0.5 * (2.0 - 1.0), abs=1e-6
+    )
 
 
 def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
-    """Worked by hand with straight lines through 0: mean r̃ from 1 to h is the slope times (1 + h) / 2."""
+    """Worked by hand with straight lines through 0: mean r̃ from 1 to h is the slope times (1 + h)
+    / 2.
+    """
     for seed, slope in ((0, 2.0), (1, 2.2), (2, 9.0)):
-        for experiment, arm, rise in (("dpo", "warp-dpo", slope), ("dpo", "dpo", 1.0), ("rl", "warp", 1.5)):
+        for experiment, arm, rise in (
+            ("dpo", "warp-dpo", slope),
+            ("dpo", "dpo", 1.0),
+            ("rl", "warp", 1.5),
+        ):
             keep(folder, experiment, arm, seed, [(0, 0), (8, 8 * rise)])
     for seed in (0, 1):  # the third seed lacks its baseline; the second ends at 2 nats
         keep(folder, "rl", "reinforce", seed, [(0, 0), (2 if seed else 8, 2 if seed else 8)])
     of, than = (("dpo", "warp-dpo"), ("dpo", "dpo")), (("rl", "warp"), ("rl", "reinforce"))
     found = outcomes.difference_of_gains(of, than, high=3.0)
-    assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx([0.5 * 2, 0.7 * 1.5], abs=1e-5) and found.short == {1: 2.0}
-    assert found.over_seeds.n == 2 and found.arm == "warp-dpo − dpo" and found.rival == "warp − reinforce"
+    assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx(
+        [0.5 * 2, 0.7 * 1.5], abs=1e-5
+    ) and found.short == {1: 2.0}
+    assert (
+        found.over_seeds.n == 2
+        and found.arm == "warp-dpo − dpo"
+        and found.rival == "warp − reinforce"
+    )
     with pytest.raises(ValueError, match=r"no seed has finished all of warp-dpo \(dpo\)"):
         outcomes.difference_of_gains(of, (("rl", "warp"), ("rl", "absent")), high=3.0)
-    pairs = {"there": (("dpo", "warp-dpo"), ("rl", "reinforce")), "not yet": (of[0], ("rl", "absent"))}
+    pairs = {
+        "there": (("dpo", "warp-dpo"), ("rl", "reinforce")),
+        "not yet": (of[0], ("rl", "absent")),
+    }
     across = outcomes.differences(pairs, 3.0, range(3))
     assert list(across) == ["there"] and across["there"].over_seeds.n == 2
-    assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx([1.0 * 2, 1.2 * 1.5], abs=1e-5)
+    assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx(
+        [1.0 * 2, 1.2 * 1.5], abs=1e-5
+    )
     file = folder / "rl" / "warp-0.json"
     file.write_text(file.read_text().replace("kept", "another"))
     outcome.cache_clear()
@@ -510,36 +785,65 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
 
 def test_end_rows_show_the_point_of_largest_kl(folder):
     keep(folder, "e", "warp", 0, [(0, 0), (9, 9), (4, 4)], test=[(0, 0), (3, 1), (5, 2)])
-    table = pd.read_csv(folder / "e" / "warp-0.csv").assign(judge=0.7, judge_tfidf=0.8, entropy=1.9, distinct2=0.5, perplexity=7)
-    errors = {f"{name}_se": 0.1 for name in ("kl", "reward", "judge", "judge_tfidf", "entropy", "distinct2", "perplexity")}
+    table = pd.read_csv(folder / "e" / "warp-0.csv").assign(
+        judge=0.7, judge_tfidf=0.8, entropy=1.9, distinct2=0.5, perplexity=7
+    )
+    errors = {
+        f"{name}_se": 0.1
+        for name in ("kl", "reward", "judge", "judge_tfidf", "entropy", "distinct2", "perplexity")
+    }
     table.assign(**errors).to_csv(folder / "e" / "warp-0.csv", index=False)
     (row,) = outcomes.end_rows("e", ["warp"], [0])
-    assert row["KL, nats"] == "5.00 ± 0.20" and row["r̃"] == "2.00 ± 0.20" and row["judge"] == "0.70 ± 0.20"
+    assert (
+        row["KL, nats"] == "5.00 ± 0.20"
+        and row["r̃"] == "2.00 ± 0.20"
+        and row["judge"] == "0.70 ± 0.20"
+    )
 
 
 def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch, capsys):
     """Guards: one failure that ends all, or is not told; more threads than processors."""
 
     def command(unit):
-        words = "raise ValueError('it is broken')" if unit.settings.seed == 1 else "print('Left out: by', os.environ['OMP_NUM_THREADS'])"
+        words = (
+            "raise ValueError('it is broken')"
+            if unit.settings.seed == 1
+            else "print('Left out: by', os.environ['OMP_NUM_THREADS'])"
+        )
         return [sys.executable, "-c", f"import os; {words}"]
 
     monkeypatch.setattr(study, "_command", command)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    units = [study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp) for seed in range(4)]
-    with pytest.raises(RuntimeError, match="^1 failed: e: warp, seed 1 .ValueError: it is broken.$"):
+    units = [
+        study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp)
+        for seed in range(4)
+    ]
+    with pytest.raises(
+        RuntimeError, match="^1 failed: e: warp, seed 1 .ValueError: it is broken.$"
+    ):
         study._run_side_by_side(units, 2)
     said = capsys.readouterr().out.splitlines()
-    assert said.count("Left out: by 8") == 3 and sum("ended" in line for line in said) == 3 and sum("FAILED" in line for line in said) == 1
+    assert (
+        said.count("Left out: by 8") == 3
+        and sum("ended" in line for line in said) == 3
+        and sum("FAILED" in line for line in said) == 1
+    )
 
 
 def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
-    """Guards: two units of one name, a unit that another process takes for another, one that is asked for and is not there."""
+    """Guards: two units of one name, a unit that another process takes for another, one that is
+    asked for and is not there.
+    """
     ran = []
     monkeypatch.setattr(study, "run_unit", lambda unit, progress: ran.append(unit.title))
     for unit in study.tuning():
         words = study._command(unit)
-        assert words[1:3] == ["-m", "warp_lib"] and main(words[3:]) == 0 and ran.pop() == unit.title and not ran
+        assert (
+            words[1:3] == ["-m", "warp_lib"]
+            and main(words[3:]) == 0
+            and ran.pop() == unit.title
+            and not ran
+        )
     capsys.readouterr()
     assert main(["study", "tuning", "--unit", "wrap-a-0"]) == 2
     assert capsys.readouterr().err.startswith("tuning has no unit 'wrap-a-0'; it has warp-a-")
@@ -551,7 +855,8 @@ def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
         (0.1, 0.05, 0.1, 8, "ahead of rival"),
         (0.1, 0.05, 0.6, 8, "cannot be told"),
         (0.1, 0.15, 0.1, 8, "cannot be told"),
-        (0.1, 0.1, 0.4, 8, "cannot be told"),  # each by itself would exclude 0: ± 0.084 over seeds, ± 0.079 over prompts
+        # each by itself would exclude 0: ± 0.084 over seeds, ± 0.079 over prompts
+        (0.1, 0.1, 0.4, 8, "cannot be told"),
         (-0.1, 0.05, 0.1, 8, "behind rival"),
         (0.1, 0.001, 0.01, 2, "which two seeds do not decide"),
         (0.1, 0.0, 0.01, 1, "one seed cannot say"),
@@ -559,7 +864,10 @@ def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
 )
 def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, words):
     """Seeds and prompts as far apart as these standard deviations say."""
-    by_seed, by_prompt = ((x - x.mean()) / (x.std(ddof=1) if len(x) > 1 else 1) for x in map(np.arange, (float(seeds), 100.0)))
+    by_seed, by_prompt = (
+        (x - x.mean()) / (x.std(ddof=1) if len(x) > 1 else 1)
+        for x in map(np.arange, (float(seeds), 100.0))
+    )
     table = mean + of_seeds * by_seed[:, None] + of_prompts * by_prompt
     found = Contrast(dict(enumerate(table)), arm="warp", rival="rival", high=3.0, short={})
     assert words in found.verdict
@@ -568,21 +876,36 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
 
 
 def test_figures_show_what_is_compared(folder):
-    """Guards: a zigzag where test prompts order the points otherwise, a judge's column taken for another."""
+    """Guards: a zigzag where test prompts order the points otherwise, a judge's column taken for
+    another.
+    """
     keep(folder, "e", "warp", 0, [(0, 0), (2, 1), (2.1, 1.5)], test=[(0, 0), (3, 1), (2, 1.5)])
     rows = pd.read_csv(folder / "e" / "warp-0.csv").assign(seed=0)
     rows.to_csv(folder / "e" / "warp-0.csv", index=False)
     scores = load_file(folder / "e" / "warp-0.safetensors")
-    save_file(scores | {"test.judge": scores["test.reward"] * 2}, folder / "e" / "warp-0.safetensors")
+    save_file(
+        scores | {"test.judge": scores["test.reward"] * 2}, folder / "e" / "warp-0.safetensors"
+    )
     one, band = outcome("e", "warp", 0), {"mean": 0.3, "p99": 1.4}
-    looks = {(trace.line.color, trace.line.dash) for trace in plots.fronts({f"arm {k}": [one] for k in range(8)}, 2.5, band).data}
+    looks = {
+        (trace.line.color, trace.line.dash)
+        for trace in plots.fronts({f"arm {k}": [one] for k in range(8)}, 2.5, band).data
+    }
     assert len(looks) == 8
     line = plots.fronts({"warp": [one]}, 2.5, band).data[0]
     assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
     points, alike = plots.judged({"warp": [one]}, "judge", band).data
-    assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(alike.y)
+    assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(
+        alike.y
+    )
     assert plots.intervals({}, "x").layout.annotations[0].text == "nothing to compare yet"
-    forest = plots.intervals({"seed 0": Interval(0.2, 0.1, 0.3, 100), "over seeds": Interval(0.2, math.nan, math.nan, 1)}, "x").data[0]
+    forest = plots.intervals(
+        {
+            "seed 0": Interval(0.2, 0.1, 0.3, 100),
+            "over seeds": Interval(0.2, math.nan, math.nan, 1),
+        },
+        "x",
+    ).data[0]
     assert list(forest.x) == [0.2, 0.2] and list(forest.error_x.array) == pytest.approx([0.1, 0])
 
 
@@ -591,32 +914,55 @@ def test_angles_are_the_models(folder):
     row = {"iteration": 1, "a": 1, "b": 2, "degrees": 80.0, "norm_a": 1.0, "norm_b": 2.0}
     record = {"geometry": [row | {"layer": "h.0", "degrees": 10.0}, row | {"layer": "model"}]}
     (folder / "e" / "warp-0.json").write_text(json.dumps(record))
-    assert angle_rows("e", "warp", [0]) == [{"seed": 0, "iteration": 1, "runs": "1 and 2", "Ω, degrees": 80.0, "‖δ‖": 1.0, "‖δ′‖": 2.0}]
+    assert angle_rows("e", "warp", [0]) == [
+        {"seed": 0, "iteration": 1, "runs": "1 and 2", "Ω, degrees": 80.0, "‖δ‖": 1.0, "‖δ′‖": 2.0}
+    ]
 
 
 def test_layers_are_averaged_over_seeds(folder):
     """Guards: iterations or layers mixed, the norm of one run only, degrees taken for radians."""
     for seed, degrees in ((0, 60.0), (1, 120.0)):
         keep(folder, "e", "warp", seed, [(0, 0), (2, 1)])
-        row = {"a": 1, "b": 2, "norm_a": 1.0, "norm_b": 3.0, "layer": "transformer.h.0", "iteration": 1}
+        row = {
+            "a": 1,
+            "b": 2,
+            "norm_a": 1.0,
+            "norm_b": 3.0,
+            "layer": "transformer.h.0",
+            "iteration": 1,
+        }
         third = row | {"b": 3, "degrees": degrees + 4}  # a pair more of the same seed
         other = row | {"layer": "model", "degrees": 10.0}
-        record = {"geometry": [row | {"degrees": degrees - 4}, other, third, row | {"iteration": 2, "degrees": 90.0, "norm_b": 1.0}]}
+        record = {
+            "geometry": [
+                row | {"degrees": degrees - 4},
+                other,
+                third,
+                row | {"iteration": 2, "degrees": 90.0, "norm_b": 1.0},
+            ]
+        }
         (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
     first, whole, second = outcomes.by_layer("e", "warp", [0, 1]).to_dict("records")
     assert (whole["layer"], whole["degrees"], whole["degrees_half"]) == ("model", 10.0, 0.0)
     assert (first["layer"], first["degrees"], first["norm"]) == ("h.0", 90.0, 2.0)
     longer = [1 / math.cos(math.radians(degrees) / 2) for degrees in (56, 64, 116, 124)]
     assert first["longer"] == pytest.approx(sum(longer) / 4)
-    assert first["degrees_half"] == pytest.approx(Interval.of([60.0, 120.0]).high - 90) and second["degrees_half"] == 0
-    assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(2**0.5)
+    assert (
+        first["degrees_half"] == pytest.approx(Interval.of([60.0, 120.0]).high - 90)
+        and second["degrees_half"] == 0
+    )
+    assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(
+        2**0.5
+    )
     assert len(plots.by_layer(outcomes.by_layer("e", "warp", [0, 1])).data) == 6
 
 
 def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
     keep(folder, "e", "reinforce-2b", 0, [(0, 0), (2, 1)])
     keep(folder, "e", "reinforce", 1, [(0, 0), (2, 1)])
-    assert finished_seeds("e", ["reinforce"]) == [1] and finished_seeds("e", ["reinforce-2b"]) == [0]
+    assert finished_seeds("e", ["reinforce"]) == [1] and finished_seeds("e", ["reinforce-2b"]) == [
+        0
+    ]
 
 
 def test_single_runs_are_not_on_the_front(folder):
@@ -625,19 +971,33 @@ def test_single_runs_are_not_on_the_front(folder):
 
 
 def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
-    """Guards: the height over a point instead of the line, runs counted one by one, iterations mixed, test and validation mixed."""
+    """Guards: the height over a point instead of the line, runs counted one by one, iterations
+    mixed, test and validation mixed.
+    """
     for seed, up in ((0, 0.0), (1, 0.2)):
         keep(folder, "x", "rival", seed, [(0, 0), (4, 2)])  # a straight line, r̃ = KL / 2
-        keep(folder, "x", "warp", seed, [(0, 0), (1, 0.5), (3, 1.5), (2, 1.0 + up), (1, 0.7), (4, 2.3)])
+        keep(
+            folder,
+            "x",
+            "warp",
+            seed,
+            [(0, 0), (1, 0.5), (3, 1.5), (2, 1.0 + up), (1, 0.7), (4, 2.3)],
+        )
         file = folder / "x" / f"warp-{seed}.csv"
         places = [("sft", None), ("run", 1), ("run", 1), ("slerp", 1), ("liti", 1), ("slerp", 2)]
-        rows = pd.read_csv(file).assign(**dict(zip(("method", "iteration"), zip(*places * 2, strict=True), strict=True)))
-        rows.loc[rows["split"] == "validation", "reward"] += 5  # chooses fronts, and counts nowhere else
+        rows = pd.read_csv(file).assign(
+            **dict(zip(("method", "iteration"), zip(*places * 2, strict=True), strict=True))
+        )
+        # chooses fronts, and counts nowhere else
+        rows.loc[rows["split"] == "validation", "reward"] += 5
         rows.to_csv(file, index=False)
     found = outcomes.averages("x", "warp", ["rival"], [0, 1])
     assert list(found) == [
-        "iteration 1: single runs", "iteration 1: their SLERP", "iteration 1: LITI, where the next begins", "iteration 2: their SLERP",
-    ]  # fmt: skip
+        "iteration 1: single runs",
+        "iteration 1: their SLERP",
+        "iteration 1: LITI, where the next begins",
+        "iteration 2: their SLERP",
+    ]
     heights = [effect["height over rival"].both.mean for effect in found.values()]
     assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-6)
     merged = found["iteration 1: their SLERP"]
@@ -645,51 +1005,76 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
     for seed in (0, 1):
         keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
     assert (
-        "height over near" not in outcomes.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
+        "height over near"
+        not in outcomes.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
     )  # one of them is at 3 nats
     height = merged["height over rival"]
     assert height.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
-    # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left of that.
+    # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left
+    # of that.
     assert height.over_prompts.high == pytest.approx(0.1, abs=1e-6)
 
 
 def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
-    """Guards: the judge's own front instead of the reward's, where SFT lies already, beyond a seed's end, the sign, another KL's gap."""
+    """Guards: the judge's own front instead of the reward's, where SFT lies already, beyond a
+    seed's end, the sign, another KL's gap.
+    """
     for seed, end in ((0, 4.0), (1, 3.0)):
         keep(folder, "x", "warp", seed, [(0, 0), (1, 1), (end, 2)])
         scores = load_file(folder / "x" / f"warp-{seed}.safetensors")
-        gap = np.array([[0.5], [0.5], [0.5 + end / 10]], dtype=np.float32)  # from 1 nat on the judge stays behind; it began behind
-        save_file(scores | {"test.judge": scores["test.reward"] - gap}, folder / "x" / f"warp-{seed}.safetensors")
+        # from 1 nat on the judge stays behind; it began behind
+        gap = np.array([[0.5], [0.5], [0.5 + end / 10]], dtype=np.float32)
+        save_file(
+            scores | {"test.judge": scores["test.reward"] - gap},
+            folder / "x" / f"warp-{seed}.safetensors",
+        )
     found = outcomes.ahead_of_judge("x", "warp", "judge", [0, 1])
     assert list(found) == [0.5, 1.0, 1.5, 2.0, 2.5]
     assert [effect.both.mean for effect in found.values()][:2] == pytest.approx([0, 0], abs=1e-6)
-    assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[1].mean == pytest.approx(0.15, abs=1e-6)
+    assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[
+        1
+    ].mean == pytest.approx(0.15, abs=1e-6)
     line = plots.ahead_of_judges({"judge": {"warp": found}}).data[0]
     assert list(line.x) == list(found) and line.y[3] == pytest.approx(found[2.0].both.mean)
 
 
 def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
-    """Guards: compared at equal η instead of equal KL, other numbers of runs on the line, the sign, a line that ends before K*."""
-    places = [("sft", None, None)] + [(m, runs, eta) for runs in (2, 3) for m in ("lerp", *outcomes.MERGES) for eta in (0.5, 1.0)]
+    """Guards: compared at equal η instead of equal KL, other numbers of runs on the line, the sign,
+    a line that ends before K*.
+    """
+    places = [("sft", None, None)] + [
+        (m, runs, eta) for runs in (2, 3) for m in ("lerp", *outcomes.MERGES) for eta in (0.5, 1.0)
+    ]
     up = {"lerp": 0.0, "slerp-layer": 0.1, "slerp-tensor": -0.1, "slerp-model": 0.0}
     for seed in (4, 5):
         points = [(0, 0)]
         for method, runs, eta in places[1:]:
-            kl = eta * (6 if method != "lerp" else 4 if runs == 2 else 2.5)  # SLERP's step is the longer one
+            # SLERP's step is the longer one
+            kl = eta * (6 if method != "lerp" else 4 if runs == 2 else 2.5)
             points.append((kl, kl / 2 + up[method] * (runs - 1) * kl))
         keep(folder, "merges", "warp-m3", seed, points)
         file = folder / "merges" / f"warp-m3-{seed}.csv"
         columns = dict(zip(("method", "runs", "eta"), zip(*places * 2, strict=True), strict=True))
         pd.read_csv(file).assign(**columns).to_csv(file, index=False)
     found = outcomes.slerp_over_lerp("merges", "warp-m3", [4, 5], 3.0)
-    assert list(found) == [f"M = {runs}, {words}" for runs in (2, 3) for words in outcomes.MERGES.values()]
-    assert found["M = 2, an angle a layer"].both.mean == pytest.approx(0.2, abs=1e-6)  # 0.1 of slope, at 2 nats
+    assert list(found) == [
+        f"M = {runs}, {words}" for runs in (2, 3) for words in outcomes.MERGES.values()
+    ]
+    # 0.1 of slope, at 2 nats
+    assert found["M = 2, an angle a layer"].both.mean == pytest.approx(0.2, abs=1e-6)
     assert found["M = 2, an angle a tensor"].both.mean == pytest.approx(-0.2, abs=1e-6)
-    assert found["M = 2, one angle"].both.mean == pytest.approx(0, abs=1e-6) and not found["M = 2, one angle"].short
-    assert found["M = 3, an angle a layer"].both.mean == pytest.approx(0.35, abs=1e-6)  # 0.2 of slope, at 1.75 nats
+    assert (
+        found["M = 2, one angle"].both.mean == pytest.approx(0, abs=1e-6)
+        and not found["M = 2, one angle"].short
+    )
+    # 0.2 of slope, at 1.75 nats
+    assert found["M = 3, an angle a layer"].both.mean == pytest.approx(0.35, abs=1e-6)
     assert found["M = 3, an angle a layer"].short == {4: 2.5, 5: 2.5}
     figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3])
-    assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [[4], [6]] and len(figure.data) == 16
+    assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [
+        [4],
+        [6],
+    ] and len(figure.data) == 16
 
 
 def test_lines_over_eta_and_their_bend(folder):
@@ -701,15 +1086,23 @@ def test_lines_over_eta_and_their_bend(folder):
         file = folder / "x" / f"warp-{seed}.csv"
         pd.read_csv(file).assign(eta=[etas[k] for k in order] * 2).to_csv(file, index=False)
     table = outcomes.along_eta("x", "warp", "warp", [0, 1, 2])
-    assert table["eta"].tolist() == etas and table["reward"].tolist() == [0, 1, 1] and table["kl"].tolist() == [0, 2, 4]
+    assert (
+        table["eta"].tolist() == etas
+        and table["reward"].tolist() == [0, 1, 1]
+        and table["kl"].tolist() == [0, 2, 4]
+    )
     assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2, 3]).high - 2, 0])
-    bends = {column: outcomes.bend("x", "warp", "warp", column, [0, 1, 2]) for column in ("reward", "kl")}
+    bends = {
+        column: outcomes.bend("x", "warp", "warp", column, [0, 1, 2]) for column in ("reward", "kl")
+    }
     assert bends["reward"].both.mean == pytest.approx(0.5) and bends["reward"].side == 1  # concave
     assert bends["kl"].both.mean == 0 and bends["kl"].side == 0  # −1, 0 and 1
     of_two = outcomes.bend("x", "warp", "warp", "kl", [0, 1])
     assert of_two.both.mean == -0.5 and of_two.side == 0
 
 
-@pytest.mark.parametrize("differences, side", [([1.0, 1.1], 1), ([-1.0, -1.1], -1), ([-1.0, 1.1], 0), ([1.0], 0)])
+@pytest.mark.parametrize(
+    "differences, side", [([1.0, 1.1], 1), ([-1.0, -1.1], -1), ([-1.0, 1.1], 0), ([1.0], 0)]
+)
 def test_an_interval_takes_a_side_only_off_zero(differences, side):
     assert Interval.of(differences).side == side

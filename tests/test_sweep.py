@@ -1,4 +1,6 @@
-"""Sweeps: every combination once, past failures, resumed, in one table; refused at once where something is wrong."""
+"""Sweeps: every combination once, past failures, resumed, in one table; refused at once where
+something is wrong.
+"""
 
 import json
 import os
@@ -22,18 +24,27 @@ if settings.runs == broken and settings.eta == 1:
     os.kill(os.getpid(), 9)
 if settings.runs == broken:
     raise RuntimeError("broken here")
-write_results(settings.name, "toy", [{"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}], {}, [], {})
+row = {"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}
+write_results(settings.name, "toy", [row], {}, [], {})
 """
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """A notebook that writes down that it ran, and fails for as many runs as the file `broken` says."""
+    """A notebook that writes down that it ran, and fails for as many runs as the file `broken`
+    says.
+    """
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("WARP_RUNS", str(tmp_path / "runs"))
     (tmp_path / "broken").write_text("0")
-    head = f"trace, broken = {str(tmp_path / 'trace')!r}, int(open({str(tmp_path / 'broken')!r}).read())"
-    cells = [nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(head + SOURCE)]
+    head = (
+        f"trace, broken = {str(tmp_path / 'trace')!r},"
+        f" int(open({str(tmp_path / 'broken')!r}).read())"
+    )
+    cells = [
+        nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(head + SOURCE),
+    ]
     file = tmp_path / "toy.ipynb"
     file.write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     return file
@@ -48,22 +59,56 @@ def ran(toy) -> list[str]:
 
 
 def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
-    """Guards: a failure or a killed kernel that ends the sweep or is taken for done; finished jobs run again; rows lost or mixed up."""
-    command = ["sweep", str(toy), "-g", "runs=1,2", "-g", "eta=0.25,1", "-p", "profile=smoke", "--name", "grid", "--jobs", "2"]
+    """Guards: a failure or a killed kernel that ends the sweep or is taken for done; finished jobs
+    run again; rows lost or mixed up.
+    """
+    command = [
+        "sweep",
+        str(toy),
+        "-g",
+        "runs=1,2",
+        "-g",
+        "eta=0.25,1",
+        "-p",
+        "profile=smoke",
+        "--name",
+        "grid",
+        "--jobs",
+        "2",
+    ]
     toy.with_name("broken").write_text("2")
     assert main(command) == 1
     said = capsys.readouterr()
     assert ran(toy) == ["1 0.25", "1 1.0", "2 0.25", "2 1.0"]
-    assert said.err.startswith("2 failed: runs = 2, eta = 0.25 (") and said.out.count("FAILED") == 2 and "4/4" in said.out
-    assert "broken here" in (tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-2-eta-0.25.log").read_text()
+    assert (
+        said.err.startswith("2 failed: runs = 2, eta = 0.25 (")
+        and said.out.count("FAILED") == 2
+        and "4/4" in said.out
+    )
+    assert (
+        "broken here"
+        in (tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-2-eta-0.25.log").read_text()
+    )
     table = pd.read_csv(tmp_path / "runs" / "grid" / "toy.csv")
-    assert table[["sweep_runs", "sweep_eta", "reward"]].values.tolist() == [[1, 0.25, 0.25], [1, 1, 1]]
+    assert table[["sweep_runs", "sweep_eta", "reward"]].values.tolist() == [
+        [1, 0.25, 0.25],
+        [1, 1, 1],
+    ]
 
     toy.with_name("broken").write_text("0")
     assert main(command) == 0 and ran(toy) == ["2 0.25", "2 1.0"]
     table = pd.read_csv(tmp_path / "runs" / "grid" / "toy.csv")
-    assert table["reward"].tolist() == [0.25, 1, 0.5, 2] and table["sweep_runs"].tolist() == [1, 1, 2, 2]
-    assert main(command) == 0 and ran(toy) == [] and "4 jobs, 4 of them done before" in capsys.readouterr().out
+    assert table["reward"].tolist() == [0.25, 1, 0.5, 2] and table["sweep_runs"].tolist() == [
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert (
+        main(command) == 0
+        and ran(toy) == []
+        and "4 jobs, 4 of them done before" in capsys.readouterr().out
+    )
 
     damaged = tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-1-eta-1.ipynb"
     damaged.write_text(damaged.read_text()[:200])
@@ -84,13 +129,22 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
         (["-g", "rums=1"], "there is no setting 'rums'; did you mean 'runs'?"),
         (["-g", "runs"], "'runs' is not of the form -g NAME=VALUE,VALUE,…"),
         (["-g", "runs=1", "-g", "runs=2"], "runs is given twice."),
-        (["-g", "runs=1,1"], "two combinations of the grid are called runs-1; leave one of them out."),
-        (["-g", "runs=1", "-p", "runs=2"], "runs is set by the sweep itself and cannot be given to it again."),
+        (
+            ["-g", "runs=1,1"],
+            "two combinations of the grid are called runs-1; leave one of them out.",
+        ),
+        (
+            ["-g", "runs=1", "-p", "runs=2"],
+            "runs is set by the sweep itself and cannot be given to it again.",
+        ),
         (["-g", "name=a,b"], "name is set by the sweep itself and cannot be given to it again."),
         (["-g", "runs=1", "--jobs", "0"], "--jobs must be a whole number of at least 1, not 0."),
         (["-g", "runs=1", "--name", "../x"], "name must be a plain folder name"),
         (["-g", "runs=1", "--name", "store"], "name must be a plain folder name"),
-        (["-g", "runs=1", "--profile", "smoke"], "sweep takes no --profile; parameters are given as -p NAME=VALUE"),
+        (
+            ["-g", "runs=1", "--profile", "smoke"],
+            "sweep takes no --profile; parameters are given as -p NAME=VALUE",
+        ),
     ],
 )
 def test_refused(toy, capsys, options, says):
@@ -108,8 +162,12 @@ def test_another_sweep_of_the_same_name_is_refused(toy, tmp_path, capsys):
     capsys.readouterr()
     for other in ([], ["-p", "beta=0.7"]):
         assert main([*command, *other]) == 2
-        assert capsys.readouterr().err.startswith("the sweep 'grid' was begun with profile=smoke, beta=0.5; give this one another --name")
-    assert {file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()} == before
+        assert capsys.readouterr().err.startswith(
+            "the sweep 'grid' was begun with profile=smoke, beta=0.5; give this one another --name"
+        )
+    assert {
+        file: file.read_bytes() for file in (tmp_path / "runs").rglob("*") if file.is_file()
+    } == before
 
 
 def test_a_notebook_that_is_not_there(tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""One run of an aligner: a policy that learns, its moving anchor, the optimiser and the checkpoints. What it learns from is passed in."""
+"""One run of an aligner: a policy that learns, its moving anchor, the optimiser and the
+checkpoints. What it learns from is passed in.
+"""
 
 import time
 from collections.abc import Callable
@@ -22,7 +24,9 @@ Seed = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """A trained policy: its weights, those along the way (step → weights), the history of its steps, the seconds it took when it ran."""
+    """A trained policy: its weights, those along the way (step → weights), the history of its
+    steps, the seconds it took when it ran.
+    """
 
     weights: Weights
     along: dict[int, Weights]
@@ -33,25 +37,41 @@ class Run:
 def title(seed: Seed) -> str:
     """What people call the run with these streams: "warp, i = 1, m = 2" for (0, "warp", 1, 2)."""
     method, *numbers = seed[1:] or seed
-    return ", ".join([str(method), *(f"{name} = {number}" for name, number in zip("im", numbers, strict=False))])
+    return ", ".join(
+        [str(method), *(f"{name} = {number}" for name, number in zip("im", numbers, strict=False))]
+    )
 
 
 Aligner = Callable[[Weights, Seed], Run]
-"""What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` and `dpo` with the rest bound are two."""
+"""What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` and `dpo`
+with the rest bound are two.
+"""
 
 Loss = Callable[[int, Policy, Policy], tuple[Tensor, dict[str, float]]]
-"""A step's loss, and its numbers for the history, from the step's number, the learning policy and its anchor."""
+"""A step's loss, and its numbers for the history, from the step's number, the learning policy and
+its anchor.
+"""
 
 
 def train(
-    loss: Loss, inputs: dict[str, Any], theta_init: Weights, seed: Seed, *, policy: Policy, settings: Settings,
-    steps: int, keep_every: int | None, progress: Progress,
-) -> Run:  # fmt: skip
-    """Train from θ_init to θ, or take the run from the store. Each step: θ ← AdamW along −∇loss; anchor ← (1−μ) anchor + μ θ.
+    loss: Loss,
+    inputs: dict[str, Any],
+    theta_init: Weights,
+    seed: Seed,
+    *,
+    policy: Policy,
+    settings: Settings,
+    steps: int,
+    keep_every: int | None,
+    progress: Progress,
+) -> Run:
+    """Train from θ_init to θ, or take the run from the store. Each step: θ ← AdamW along −∇loss;
+    anchor ← (1−μ) anchor + μ θ.
 
     Args:
         loss: of a step (see `Loss`).
-        inputs: what the loss depends on besides the settings named in it, the weights and the seed: JSON values.
+        inputs: what the loss depends on besides the settings named in it, the weights and the seed:
+            JSON values.
         theta_init: where the run and its anchor begin.
         seed: names the run's random streams.
         policy: lends its architecture and tokenizer; its weights are overwritten.
@@ -60,15 +80,24 @@ def train(
     """
     s = settings
     inputs = inputs | {
-        "learning_rate": s.learning_rate, "mu": s.mu, "policy": policy.identity, "init": digest(theta_init),
-        "seed": list(seed), "steps": steps, "keep_every": keep_every,
-    }  # fmt: skip
+        "learning_rate": s.learning_rate,
+        "mu": s.mu,
+        "policy": policy.identity,
+        "init": digest(theta_init),
+        "seed": list(seed),
+        "steps": steps,
+        "keep_every": keep_every,
+    }
 
     def make(folder) -> dict[str, Any]:
         learner, anchor = policy.load(theta_init), policy.clone()
-        optimiser = torch.optim.AdamW(learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True)
+        optimiser = torch.optim.AdamW(
+            learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True
+        )
         update_anchor = get_ema_multi_avg_fn(decay=1 - s.mu)
-        checkpoint = Checkpoint(folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser])
+        checkpoint = Checkpoint(
+            folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser]
+        )
         with checkpoint:
             for t in checkpoint.steps(progress, steps, title(seed)):
                 began = time.perf_counter()
@@ -80,7 +109,9 @@ def train(
                 checkpoint.refuse_not_finite(value, numbers)
                 optimiser.step()
                 with torch.no_grad():
-                    update_anchor(list(anchor.model.parameters()), list(learner.model.parameters()), t)
+                    update_anchor(
+                        list(anchor.model.parameters()), list(learner.model.parameters()), t
+                    )
                 if keep_every and (t + 1) % keep_every == 0:
                     save_tensors(folder / f"step-{t + 1}.safetensors", learner.weights())
                 progress.log(**numbers)
@@ -90,5 +121,9 @@ def train(
 
     entry = remember("run", inputs, make)
     history = entry.record["history"]
-    along = {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)} if keep_every else {}
+    along = (
+        {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)}
+        if keep_every
+        else {}
+    )
     return Run(entry.tensors("policy"), along, history, sum(row["seconds"] for row in history))

@@ -1,7 +1,9 @@
-"""DPO as an aligner: preference pairs from the policy's own completions, ranked by the reward model, and the losses that learn from them.
+"""DPO as an aligner: preference pairs from the policy's own completions, ranked by the reward
+model, and the losses that learn from them.
 
-The student report's hypothesis: in REINFORCE's place, with pairs made anew from θ_init before each WARP iteration (SLiC-HF's recipe,
-arXiv 2305.10425), DPO (arXiv 2305.18290) gains more from WARP than REINFORCE does, because its data become more on-policy.
+The student report's hypothesis: in REINFORCE's place, with pairs made anew from θ_init before each
+WARP iteration (SLiC-HF's recipe, arXiv 2305.10425), DPO (arXiv 2305.18290) gains more from WARP
+than REINFORCE does, because its data become more on-policy.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +28,9 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two completions of each prompt, (n,) rows: the chosen one has the higher reward, by `margin` r̃."""
+    """Two completions of each prompt, (n,) rows: the chosen one has the higher reward, by `margin`
+    r̃.
+    """
 
     chosen: Rollouts
     rejected: Rollouts
@@ -41,16 +45,33 @@ class Pairs:
         return digest(self.chosen.tokens, self.rejected.tokens, self.chosen.mask, self.margin)
 
     def readable(self, policy: Policy, count: int) -> list[dict[str, str | float]]:
-        """The first `count` pairs for a person to read: prompt, both completions and the margin, a row each."""
+        """The first `count` pairs for a person to read: prompt, both completions and the margin, a
+        row each.
+        """
         decode, new = policy.tokenizer.batch_decode, self.chosen.new
-        starts = [tokens[mask][:-new] for tokens, mask in zip(self.chosen.tokens[:count], self.chosen.mask[:count], strict=True)]
-        texts = zip(decode(starts), decode(self.chosen.completions[:count]), decode(self.rejected.completions[:count]), strict=True)
+        starts = [
+            tokens[mask][:-new]
+            for tokens, mask in zip(
+                self.chosen.tokens[:count], self.chosen.mask[:count], strict=True
+            )
+        ]
+        texts = zip(
+            decode(starts),
+            decode(self.chosen.completions[:count]),
+            decode(self.rejected.completions[:count]),
+            strict=True,
+        )
         margins = self.margin[:count].tolist()
-        return [{"prompt": x, "chosen": y, "rejected": z, "margin, r̃": m} for (x, y, z), m in zip(texts, margins, strict=True)]
+        return [
+            {"prompt": x, "chosen": y, "rejected": z, "margin, r̃": m}
+            for (x, y, z), m in zip(texts, margins, strict=True)
+        ]
 
 
 Rank = Callable[[Tensor], Tensor]
-"""From the rewards of each prompt's completions, (prompts, completions), the pairs to learn from, (pairs, 3): prompt, better, worse."""
+"""From the rewards of each prompt's completions, (prompts, completions), the pairs to learn from,
+(pairs, 3): prompt, better, worse.
+"""
 
 
 def best_against_worst(rewards: Tensor) -> Tensor:
@@ -66,29 +87,53 @@ def every_pair(rewards: Tensor) -> Tensor:
 
 
 def make_pairs(
-    theta: Weights, seed: Seed, *, policy: Policy, prompts: Sequence[Sequence[int]], count: int, reward: Reward, rank: Rank,
-    settings: Settings, progress: Progress,
-) -> Pairs:  # fmt: skip
-    """Sample completions from π_θ, rank them by reward and pair them, or take the pairs from the store.
+    theta: Weights,
+    seed: Seed,
+    *,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    count: int,
+    reward: Reward,
+    rank: Rank,
+    settings: Settings,
+    progress: Progress,
+) -> Pairs:
+    """Sample completions from π_θ, rank them by reward and pair them, or take the pairs from the
+    store.
 
     Args:
         theta: the policy that writes the completions; `policy` is overwritten with it.
         seed: names the random streams: which prompts, what is sampled.
         prompts: token ids, of which `count` are drawn.
         rank: `best_against_worst`, `every_pair` or your own (see `function_identity`).
-        settings: max_new_tokens, temperature, batch_size (completions sampled at a time), pair_completions.
+        settings: max_new_tokens, temperature, batch_size (completions sampled at a time),
+            pair_completions.
 
-    Raises ValueError when there are fewer prompts, or no two completions of a prompt differ in reward.
+    Raises ValueError when there are fewer prompts, or no two completions of a prompt differ in
+    reward.
     """
     s, n = settings, settings.pair_completions
     if count > len(prompts):
-        raise ValueError(f"pairs of {count} prompts need as many, and there are {len(prompts)}: lower pair_prompts.")
-    drawn = [prompts[k] for k in numpy_stream(*seed, "pair prompts").permutation(len(prompts))[:count]]
+        raise ValueError(
+            f"pairs of {count} prompts need as many, and there are {len(prompts)}: lower"
+            " pair_prompts."
+        )
+    drawn = [
+        prompts[k] for k in numpy_stream(*seed, "pair prompts").permutation(len(prompts))[:count]
+    ]
     inputs = {
-        "policy": policy.identity, "theta": digest(theta), "prompts": digest(list(map(list, drawn))), "reward": reward.identity,
-        "seed": list(seed), "new": s.max_new_tokens, "temperature": s.temperature, "completions": n, "at_once": s.batch_size,
-        "rank": function_identity(rank), "precision": s.precision,
-    }  # fmt: skip
+        "policy": policy.identity,
+        "theta": digest(theta),
+        "prompts": digest(list(map(list, drawn))),
+        "reward": reward.identity,
+        "seed": list(seed),
+        "new": s.max_new_tokens,
+        "temperature": s.temperature,
+        "completions": n,
+        "at_once": s.batch_size,
+        "rank": function_identity(rank),
+        "precision": s.precision,
+    }
 
     def make(folder) -> dict:
         policy.load(theta)
@@ -104,7 +149,10 @@ def make_pairs(
         rewards, y = torch.cat(scores), together(parts)
         prompt, better, worse = rank(rewards).unbind(1)
         if not len(prompt):
-            raise ValueError("no pairs: all completions of a prompt have the same reward; ask for more pair_completions.")
+            raise ValueError(
+                "no pairs: all completions of a prompt have the same reward; ask for more"
+                " pair_completions."
+            )
         tensors = {"margin": rewards[prompt, better] - rewards[prompt, worse]}
         for name, row in (("chosen", prompt * n + better), ("rejected", prompt * n + worse)):
             tensors |= {f"{name}.tokens": y.tokens.cpu()[row], f"{name}.mask": y.mask.cpu()[row]}
@@ -112,7 +160,10 @@ def make_pairs(
         return {"pairs": len(prompt)}
 
     t = remember("pairs", inputs, make).tensors("pairs")
-    chosen, rejected = (Rollouts(t[f"{name}.tokens"], t[f"{name}.mask"], s.max_new_tokens) for name in ("chosen", "rejected"))
+    chosen, rejected = (
+        Rollouts(t[f"{name}.tokens"], t[f"{name}.mask"], s.max_new_tokens)
+        for name in ("chosen", "rejected")
+    )
     return Pairs(chosen, rejected, t["margin"])
 
 
@@ -121,7 +172,9 @@ MakePairs = Callable[[Weights, Seed], Pairs]
 
 
 def for_all_runs(make: MakePairs) -> MakePairs:
-    """Pairs made anew from each θ_init, the same ones for all M runs of an iteration: the seed's last part, m, does not reach `make`."""
+    """Pairs made anew from each θ_init, the same ones for all M runs of an iteration: the seed's
+    last part, m, does not reach `make`.
+    """
     return lambda theta, seed: make(theta, seed[:-1])
 
 
@@ -140,18 +193,29 @@ def hinge_loss(h: Tensor, beta: float) -> Tensor:
 
 
 def ipo_loss(h: Tensor, beta: float) -> Tensor:
-    """(h − 1/2β)²: IPO (arXiv 2310.12036, equation 17), with h summed over the completion's tokens."""
+    """(h − 1/2β)²: IPO (arXiv 2310.12036, equation 17), with h summed over the completion's
+    tokens.
+    """
     return (h - 1 / (2 * beta)).square()
 
 
 def dpo(
-    theta_init: Weights, seed: Seed, *, policy: Policy, pairs: MakePairs,
-    loss: PairLoss = sigmoid_loss, settings: Settings, steps: int | None = None, keep_every: int | None = None, progress: Progress,
-) -> Run:  # fmt: skip
+    theta_init: Weights,
+    seed: Seed,
+    *,
+    policy: Policy,
+    pairs: MakePairs,
+    loss: PairLoss = sigmoid_loss,
+    settings: Settings,
+    steps: int | None = None,
+    keep_every: int | None = None,
+    progress: Progress,
+) -> Run:
     """Train from θ_init to θ on pairs, or take the run from the store.
 
-    Each step: batch_size / 2 pairs, so as many completions as a step of REINFORCE; θ ← AdamW along −∇ of the mean loss; the reference is
-    the run's anchor: θ_init as long as μ = 0, else its moving average.
+    Each step: batch_size / 2 pairs, so as many completions as a step of REINFORCE; θ ← AdamW along
+    −∇ of the mean loss; the reference is the run's anchor: θ_init as long as μ = 0, else its moving
+    average.
 
     Args:
         theta_init: where the run and its reference begin.
@@ -175,21 +239,28 @@ def dpo(
 
     def both(chosen: list[int]) -> Rollouts:
         picked = torch.tensor(chosen)
-        return together([part.rows(picked).to(machine.device()) for part in (given.chosen, given.rejected)])
+        return together(
+            [part.rows(picked).to(machine.device()) for part in (given.chosen, given.rejected)]
+        )
 
     def log_p(model: Policy, y: Rollouts) -> Tensor:
         with machine.passes(s.precision):
             return model.step_log_probs(y, s.temperature).sum(1)
 
-    fixed: dict[int, Tensor] = {}  # pair → log π_ref of its completions, (2,), where the reference stays
+    # pair → log π_ref of its completions, (2,), where the reference stays
+    fixed: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def log_reference(t: int, y: Rollouts, anchor: Policy) -> Tensor:
         if s.mu:
             return log_p(anchor, y)
-        if not fixed:  # once for all pairs that the run will see, so that a resumed run has the same to the last digit
+        # once for all pairs that the run will see, so that a resumed run has the same to the last
+        # digit
+        if not fixed:
             seen = sorted({k for t in range(count) for k in rows(t)})
-            for start in progress.track(range(0, len(seen), s.batch_size // 2), "the reference's log-probabilities"):
+            for start in progress.track(
+                range(0, len(seen), s.batch_size // 2), "the reference's log-probabilities"
+            ):
                 few = seen[start : start + s.batch_size // 2]
                 fixed.update(zip(few, log_p(anchor, both(few)).view(2, -1).T, strict=True))
         return torch.stack([fixed[k] for k in rows(t)], 1).flatten()
@@ -198,8 +269,20 @@ def dpo(
         y = both(rows(t))
         better, worse = (log_p(learner, y) - log_reference(t, y, anchor)).chunk(2)
         value, h = loss(better - worse, s.beta).mean(), (better - worse).detach()
-        return value, {"loss": value.item(), "ordered": (h > 0).float().mean().item(), "log_ratio": better.mean().item()}
+        return value, {
+            "loss": value.item(),
+            "ordered": (h > 0).float().mean().item(),
+            "log_ratio": better.mean().item(),
+        }
 
     return train(
-        step, inputs, theta_init, seed, policy=policy, settings=s, steps=count, keep_every=keep_every, progress=progress,
-    )  # fmt: skip
+        step,
+        inputs,
+        theta_init,
+        seed,
+        policy=policy,
+        settings=s,
+        steps=count,
+        keep_every=keep_every,
+        progress=progress,
+    )

@@ -1,6 +1,8 @@
-"""What a policy is worth: reward, KL to SFT and what else tells improvement from reward hacking, on the same held-out prompts for all.
+"""What a policy is worth: reward, KL to SFT and what else tells improvement from reward hacking, on
+the same held-out prompts for all.
 
-Every number is a mean over prompts with its standard error clustered by prompt: a prompt's completions are averaged first.
+Every number is a mean over prompts with its standard error clustered by prompt: a prompt's
+completions are averaged first.
 """
 
 import math
@@ -24,7 +26,9 @@ KEPT = 2**30  # bytes of logits that sampling may leave for the KL, which saves 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """summary: the means and `…_se`; scores: name → a value for each completion, (prompts, samples); rollouts: the completions."""
+    """summary: the means and `…_se`; scores: name → a value for each completion, (prompts,
+    samples); rollouts: the completions.
+    """
 
     summary: dict[str, float]
     scores: dict[str, Tensor]
@@ -32,30 +36,51 @@ class Evaluation:
 
 
 def evaluate(
-    theta: Weights, *, policy: Policy, sft: Policy, prompts: Sequence[Sequence[int]], split: str, samples: int, new: int,
-    temperature: float, rewards: dict[str, Reward], precision: str = "float32", progress: Progress | None = None,
-) -> Evaluation:  # fmt: skip
-    """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take the result from the store.
+    theta: Weights,
+    *,
+    policy: Policy,
+    sft: Policy,
+    prompts: Sequence[Sequence[int]],
+    split: str,
+    samples: int,
+    new: int,
+    temperature: float,
+    rewards: dict[str, Reward],
+    precision: str = "float32",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take
+    the result from the store.
 
-    In float32: what is measured is the policy of these weights, as transformers opens it from a saved folder.
-    A split's random stream is the same for every θ, so that differences between policies on the same prompt are less noisy than each.
+    In float32: what is measured is the policy of these weights, as transformers opens it from a
+    saved folder. A split's random stream is the same for every θ, so that differences between
+    policies on the same prompt are less noisy than each.
 
     Args:
         theta: the weights to evaluate; `policy` is overwritten with them.
         sft: π_sft, what KL and perplexity are measured against.
         split: what the prompts are of, e.g. "test"; names the random stream.
         rewards: name → scorer; "reward" trained the policy, "judge" and "judge_tfidf" did not.
-        precision: of both policies' passes (see `machine.passes`); another than float32 measures another policy.
+        precision: of both policies' passes (see `machine.passes`); another than float32 measures
+            another policy.
         progress: may be asked to stop while completions are sampled; they are lost then.
 
-    Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`); entropy of π_θ, nats per token; distinct2, share
-    of distinct pairs of tokens within a prompt's completions; perplexity of π_sft on the completions. All at temperature τ, EOS masked.
+    Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`); entropy
+    of π_θ, nats per token; distinct2, share of distinct pairs of tokens within a prompt's
+    completions; perplexity of π_sft on the completions. All at temperature τ, EOS masked.
     """
     inputs = {
-        "policy": policy.identity, "theta": digest(theta), "sft": digest(sft.weights()), "prompts": digest(list(map(list, prompts))),
-        "split": split, "precision": precision,
-        "samples": samples, "new": new, "temperature": temperature, "rewards": {name: r.identity for name, r in rewards.items()},
-    }  # fmt: skip
+        "policy": policy.identity,
+        "theta": digest(theta),
+        "sft": digest(sft.weights()),
+        "prompts": digest(list(map(list, prompts))),
+        "split": split,
+        "precision": precision,
+        "samples": samples,
+        "new": new,
+        "temperature": temperature,
+        "rewards": {name: r.identity for name, r in rewards.items()},
+    }
 
     def make(folder) -> dict[str, float]:
         policy.load(theta)
@@ -63,7 +88,14 @@ def evaluate(
         with machine.passes(precision):
             # SFT's own logits are computed twice in one way, so that its KL to itself is exactly 0.
             kept = _room(policy, len(repeated), new) if inputs["theta"] != inputs["sft"] else None
-            y = policy.sample(repeated, new, temperature, torch_stream("evaluation", split, device=machine.device()), progress, kept)
+            y = policy.sample(
+                repeated,
+                new,
+                temperature,
+                torch_stream("evaluation", split, device=machine.device()),
+                progress,
+                kept,
+            )
             apart = distances(policy, sft, y, temperature, kept)
         texts = policy.texts(y)
         scores = {name: reward(texts) for name, reward in rewards.items()} | apart
@@ -79,12 +111,17 @@ def evaluate(
 
 @torch.no_grad()
 def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[float, float]:
-    """Next-token loss of a policy on the first `tokens` tokens of reviews: nats per token, and its standard error over reviews.
+    """Next-token loss of a policy on the first `tokens` tokens of reviews: nats per token, and its
+    standard error over reviews.
 
     Plain language modelling: no temperature, nothing masked; shorter reviews are left out.
     """
-    rows = policy.tokenizer([r[: 40 * tokens] for r in reviews], add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([row[:tokens] for row in rows if len(row) >= tokens], device=machine.device())
+    rows = policy.tokenizer([r[: 40 * tokens] for r in reviews], add_special_tokens=False)[
+        "input_ids"
+    ]
+    ids = torch.tensor(
+        [row[:tokens] for row in rows if len(row) >= tokens], device=machine.device()
+    )
     losses = []
     for part in ids.split(CHUNK):
         logits = policy.model(part, use_cache=False).logits[:, :-1]
@@ -101,10 +138,14 @@ def _room(policy: Policy, rows: int, new: int) -> Tensor:
 
 
 @torch.no_grad()
-def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float, kept: Tensor | None = None) -> dict[str, Tensor]:
-    """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean negative log-probability per token.
+def distances(
+    policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float, kept: Tensor | None = None
+) -> dict[str, Tensor]:
+    """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean
+    negative log-probability per token.
 
-    kept: the policy's logits of the first rollouts, as `Policy.sample` had them; of the others they are computed.
+    kept: the policy's logits of the first rollouts, as `Policy.sample` had them; of the others they
+    are computed.
     """
     parts = []
     for number, chunk in enumerate(rollouts.split(CHUNK)):
@@ -112,16 +153,43 @@ def distances(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: floa
         logits_p = said if len(said) == len(chunk.tokens) else policy.logits(chunk)
         logits_q = sft.logits(chunk)
         few = at_once(logits_p[0])
-        for p, q, y in zip(logits_p.split(few), logits_q.split(few), chunk.completions[..., None].split(few), strict=True):
-            log_p, log_q = policy.log_distribution(p, temperature), sft.log_distribution(q, temperature)
-            p, log_p_y, log_q_y = log_p.exp(), log_p.gather(-1, y)[..., 0], log_q.gather(-1, y)[..., 0]
-            parts.append([exact_kl(p, log_p, log_q), (log_p_y - log_q_y).sum(1), -(p * log_p).sum(-1).mean(1), -log_q_y.mean(1)])
-    return dict(zip(("kl", "kl_k1", "entropy", "nll_sft"), (torch.cat(column).cpu() for column in zip(*parts, strict=True)), strict=True))
+        for p, q, y in zip(
+            logits_p.split(few),
+            logits_q.split(few),
+            chunk.completions[..., None].split(few),
+            strict=True,
+        ):
+            log_p, log_q = (
+                policy.log_distribution(p, temperature),
+                sft.log_distribution(q, temperature),
+            )
+            p, log_p_y, log_q_y = (
+                log_p.exp(),
+                log_p.gather(-1, y)[..., 0],
+                log_q.gather(-1, y)[..., 0],
+            )
+            parts.append(
+                [
+                    exact_kl(p, log_p, log_q),
+                    (log_p_y - log_q_y).sum(1),
+                    -(p * log_p).sum(-1).mean(1),
+                    -log_q_y.mean(1),
+                ]
+            )
+    return dict(
+        zip(
+            ("kl", "kl_k1", "entropy", "nll_sft"),
+            (torch.cat(column).cpu() for column in zip(*parts, strict=True)),
+            strict=True,
+        )
+    )
 
 
 @torch.no_grad()
 def kl_of_pass(policy: Policy, rollouts: Rollouts, temperature: float, precision: str) -> Tensor:
-    """KL(π ‖ what a pass of this precision computes instead) along completions that π wrote: (n,), nats a completion."""
+    """KL(π ‖ what a pass of this precision computes instead) along completions that π wrote: (n,),
+    nats a completion.
+    """
     parts = []
     for chunk in rollouts.split(CHUNK):
         log_p = policy.log_distribution(policy.logits(chunk), temperature)
@@ -132,9 +200,11 @@ def kl_of_pass(policy: Policy, rollouts: Rollouts, temperature: float, precision
 
 
 def exact_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Σ_s KL(p(·|y_<s) ‖ q(·|y_<s)) over the positions of a sampled completion: (n, new, vocabulary) → (n,), nats.
+    """Σ_s KL(p(·|y_<s) ‖ q(·|y_<s)) over the positions of a sampled completion: (n, new,
+    vocabulary) → (n,), nats.
 
-    The Rao–Blackwellised estimator of KL(π‖π_sft) (arXiv 2504.10637): unbiased, and of no more variance than the log-ratio (kl_k1).
+    The Rao–Blackwellised estimator of KL(π‖π_sft) (arXiv 2504.10637): unbiased, and of no more
+    variance than the log-ratio (kl_k1).
     """
     return kl_by_token(p, log_p, log_q).sum(1)
 
@@ -145,17 +215,29 @@ def kl_by_token(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def summarise(scores: dict[str, Tensor], completions: Tensor) -> dict[str, float]:
-    """Means and standard errors clustered by prompt, from scores (prompts, samples) and token ids (prompts, samples, new)."""
+    """Means and standard errors clustered by prompt, from scores (prompts, samples) and token ids
+    (prompts, samples, new).
+    """
     by_prompt = {name: s.double().mean(1) for name, s in scores.items()}
-    by_prompt["distinct2"] = torch.tensor([distinct_pairs(c) for c in completions], dtype=torch.float64)
+    by_prompt["distinct2"] = torch.tensor(
+        [distinct_pairs(c) for c in completions], dtype=torch.float64
+    )
     summary = {}
     for name, values in by_prompt.items():
-        summary |= {name: values.mean().item(), f"{name}_se": values.std().item() / math.sqrt(len(values))}
+        summary |= {
+            name: values.mean().item(),
+            f"{name}_se": values.std().item() / math.sqrt(len(values)),
+        }
     perplexity = math.exp(summary.pop("nll_sft"))
-    return summary | {"perplexity": perplexity, "perplexity_se": perplexity * summary.pop("nll_sft_se")}
+    return summary | {
+        "perplexity": perplexity,
+        "perplexity_se": perplexity * summary.pop("nll_sft_se"),
+    }
 
 
 def distinct_pairs(completions: Tensor) -> float:
-    """Distinct pairs of neighbouring tokens as a share of all, over one prompt's completions (samples, new)."""
+    """Distinct pairs of neighbouring tokens as a share of all, over one prompt's completions
+    (samples, new).
+    """
     pairs = torch.stack([completions[:, :-1], completions[:, 1:]], -1).flatten(0, 1)
     return len(pairs.unique(dim=0)) / max(1, len(pairs))

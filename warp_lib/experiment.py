@@ -1,4 +1,6 @@
-"""What the notebooks of one report share: the models, prompts and rewards that its settings name, and its results table."""
+"""What the notebooks of one report share: the models, prompts and rewards that its settings name,
+and its results table.
+"""
 
 import copy
 import json
@@ -33,14 +35,17 @@ from .settings import Settings
 from .warp import Iteration, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
-MINILM_LAYERS, JUDGE_RATE = 6, 1e-4  # of the judge: all layers, and the learning rate at which all of them are trained
+# of the judge: all layers, and the learning rate at which all of them are trained
+MINILM_LAYERS, JUDGE_RATE = 6, 1e-4
 SHOWN = 20  # test prompts whose completions the explorer shows
 REPORT = "warp_report.json"  # in the folder of a saved policy: what it is
 CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
 
 
 class Experiment:
-    """Everything a notebook needs, made on first use. Building one checks that policy, encoder and reviews exist and fit together."""
+    """Everything a notebook needs, made on first use. Building one checks that policy, encoder and
+    reviews exist and fit together.
+    """
 
     def __init__(self, settings: Settings):
         machine.prepare()
@@ -54,51 +59,77 @@ class Experiment:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        """Raise Explained where the settings ask for more than the policy's context or the reviews hold."""
+        """Raise Explained where the settings ask for more than the policy's context or the reviews
+        hold.
+        """
         settings = self.settings
         longest = PROMPT_TOKENS[1] + settings.max_new_tokens
         context = getattr(self.policy.model.config, "max_position_embeddings", None)
         if context and longest > context:
             raise Explained(
-                f"max_new_tokens must be at most {context - PROMPT_TOKENS[1]} (the context of policy={settings.policy!r} "
-                f"less the longest prompt), not {settings.max_new_tokens}."
+                f"max_new_tokens must be at most {context - PROMPT_TOKENS[1]} (the context of"
+                f" policy={settings.policy!r} less the longest prompt), not"
+                f" {settings.max_new_tokens}."
             )
         if len(self.test_prompts) < settings.test_prompts:
             raise Explained(
-                f"test_prompts must be at most {len(self.test_prompts)} (the {settings.held_out} reviews of reviews={settings.reviews!r}), "
-                f"not {settings.test_prompts}."
+                f"test_prompts must be at most {len(self.test_prompts)} (the {settings.held_out}"
+                f" reviews of reviews={settings.reviews!r}), not {settings.test_prompts}."
             )
         self._check_openings()
 
     def _check_openings(self) -> None:
-        """Raise ValueError unless held-out reviews of both labels are as long as a completion, to compare completions with."""
+        """Raise ValueError unless held-out reviews of both labels are as long as a completion, to
+        compare completions with.
+        """
         for label, word in ((1, "positive"), (0, "negative")):
-            texts, tokens = self._held_out(label), sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens
+            texts, tokens = (
+                self._held_out(label),
+                sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens,
+            )
             parts = (self._openings(texts[k : k + 20]) for k in range(0, len(texts), 20))
             if len(list(islice((text for part in parts for text in part), 2))) < 2:
                 new, name = self.settings.max_new_tokens, self.settings.reviews
                 raise ValueError(
-                    f"max_new_tokens={new} is too much for reviews={name!r}: fewer than two of its held-out {word} reviews have the "
-                    f"{tokens} tokens of a completion with its prompt; lower it, or give longer reviews."
+                    f"max_new_tokens={new} is too much for reviews={name!r}: fewer than two of its"
+                    f" held-out {word} reviews have the {tokens} tokens of a completion with its"
+                    " prompt; lower it, or give longer reviews."
                 )
 
     def _held_out(self, label: int) -> list[str]:
         """The held-out reviews of a label."""
         held = [self.reviews.validation, self.reviews.test]
-        return [t for part in held for t, k in zip(part["text"][:], part["label"][:], strict=True) if k == label]
+        return [
+            t
+            for part in held
+            for t, k in zip(part["text"][:], part["label"][:], strict=True)
+            if k == label
+        ]
 
     def _openings(self, texts: list[str]) -> list[str]:
         """Reviews cut to the length of prompt and completion."""
         return self.policy.openings(texts, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
 
     def under(self, settings: Settings) -> "Experiment":
-        """The same models and reviews under other settings, with a policy of its own to overwrite."""
-        if other := [name for name in ("policy", "encoder", "reviews") if getattr(settings, name) != getattr(self.settings, name)]:
-            raise ValueError(f"{other[0]}={getattr(settings, other[0])!r} needs an experiment of its own: Experiment(settings).")
+        """The same models and reviews under other settings, with a policy of its own to
+        overwrite.
+        """
+        if other := [
+            name
+            for name in ("policy", "encoder", "reviews")
+            if getattr(settings, name) != getattr(self.settings, name)
+        ]:
+            raise ValueError(
+                f"{other[0]}={getattr(settings, other[0])!r} needs an experiment of its own:"
+                " Experiment(settings)."
+            )
         other = copy.copy(self)
         other.settings, other.policy = settings, self.policy.clone()
         other.__dict__.pop("sft_texts", None)  # they move with the temperature
-        if (settings.held_out, settings.test_prompts) != (self.settings.held_out, self.settings.test_prompts):
+        if (settings.held_out, settings.test_prompts) != (
+            self.settings.held_out,
+            self.settings.test_prompts,
+        ):
             other.__dict__.pop("test_prompts", None)
         other._check_sizes()
         return other
@@ -112,35 +143,56 @@ class Experiment:
 
     @cached_property
     def test_prompts(self) -> list[list[int]]:
-        """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they say."""
+        """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they
+        say.
+        """
         return list(self.held_out_prompts(self.settings.held_out).values())
 
     def held_out_prompts(self, split: str) -> dict[int, list[int]]:
-        """A held-out review's row in the source → its first 5 to 15 tokens, for as many reviews as the settings say."""
+        """A held-out review's row in the source → its first 5 to 15 tokens, for as many reviews as
+        the settings say.
+        """
         if split not in self._prompts_of:
             reviews = getattr(self.reviews, split)
-            self._prompts_of[split] = {reviews["review"][k]: ids for k, ids in self.policy.prompts(reviews["text"][:], split).items()}
+            self._prompts_of[split] = {
+                reviews["review"][k]: ids
+                for k, ids in self.policy.prompts(reviews["text"][:], split).items()
+            }
         return dict(list(self._prompts_of[split].items())[: self.settings.test_prompts])
 
     # Rewards
 
     @cached_property
     def sft_texts(self) -> list[str]:
-        """SFT completions of the first training prompts, the sample that sets the zero and the unit of every reward."""
+        """SFT completions of the first training prompts, the sample that sets the zero and the unit
+        of every reward.
+        """
         return self.sample_sft(Progress())
 
     def sample_sft(self, progress: Progress) -> list[str]:
         """`sft_texts`, sampled or taken from the store. Raises Stopped between two tokens."""
-        prompts = list(self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values())[:SFT_COMPLETIONS]
-        return self.policy.texts(self._evaluate(self.theta_sft, {}, prompts, "train", 1, "float32", progress).rollouts)
+        prompts = list(
+            self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values()
+        )[:SFT_COMPLETIONS]
+        return self.policy.texts(
+            self._evaluate(self.theta_sft, {}, prompts, "train", 1, "float32", progress).rollouts
+        )
 
     def reward(self, progress: Progress) -> Reward:
-        """The reward model, trained on its half of the labels or taken from the store, standardised."""
+        """The reward model, trained on its half of the labels or taken from the store,
+        standardised.
+        """
         s = self.settings
         scorer = train_encoder_scorer(
-            s.encoder, s.reward_layers, s.reward_trained, self.reviews.reward,
-            steps=s.reward_steps, learning_rate=s.reward_learning_rate, seed=SEED, progress=progress,
-        )  # fmt: skip
+            s.encoder,
+            s.reward_layers,
+            s.reward_trained,
+            self.reviews.reward,
+            steps=s.reward_steps,
+            learning_rate=s.reward_learning_rate,
+            seed=SEED,
+            progress=progress,
+        )
         return Reward.standardised(scorer, self.sft_texts)
 
     def rewards(self, progress: Progress) -> dict[str, Reward]:
@@ -148,14 +200,26 @@ class Experiment:
         return {"reward": self.reward(progress)} | self.judges(progress)
 
     def judges(self, progress: Progress) -> dict[str, Reward]:
-        """What rewards nothing, and learns from the other half of the labels: judge_tfidf; judge (the full MiniLM) if it is given steps."""
+        """What rewards nothing, and learns from the other half of the labels: judge_tfidf; judge
+        (the full MiniLM) if it is given steps.
+        """
         s = self.settings
-        judges = {"judge_tfidf": Reward.standardised(train_tfidf_scorer(self.reviews.judges), self.sft_texts)}
+        judges = {
+            "judge_tfidf": Reward.standardised(
+                train_tfidf_scorer(self.reviews.judges), self.sft_texts
+            )
+        }
         if s.judge_steps:
             scorer = train_encoder_scorer(
-                "minilm", MINILM_LAYERS, MINILM_LAYERS, self.reviews.judges,
-                steps=s.judge_steps, learning_rate=JUDGE_RATE, seed=("judge",), progress=progress,
-            )  # fmt: skip
+                "minilm",
+                MINILM_LAYERS,
+                MINILM_LAYERS,
+                self.reviews.judges,
+                steps=s.judge_steps,
+                learning_rate=JUDGE_RATE,
+                seed=("judge",),
+                progress=progress,
+            )
             judges["judge"] = Reward.standardised(scorer, self.sft_texts)
         return judges
 
@@ -165,15 +229,23 @@ class Experiment:
         return {name: Reward.standardised(reward.raw, texts) for name, reward in rewards.items()}
 
     def accuracies(self, rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
-        """How well each scorer tells positive from negative validation reviews, by how many words of them it sees (see `accuracy`)."""
+        """How well each scorer tells positive from negative validation reviews, by how many words
+        of them it sees (see `accuracy`).
+        """
         held = self.reviews.validation
 
         def make(_) -> dict:
             rows = []
             for words in progress.track(CROPS, "accuracy"):
                 texts = [" ".join(text.split()[:words]) for text in held["text"]]
-                positive, negative = ([t for t, k in zip(texts, held["label"], strict=True) if k == label] for label in (1, 0))
-                rows += [{"scorer": n, "words": words or "whole"} | accuracy(r.raw, positive, negative) for n, r in rewards.items()]
+                positive, negative = (
+                    [t for t, k in zip(texts, held["label"], strict=True) if k == label]
+                    for label in (1, 0)
+                )
+                rows += [
+                    {"scorer": n, "words": words or "whole"} | accuracy(r.raw, positive, negative)
+                    for n, r in rewards.items()
+                ]
             return {"rows": rows}
 
         inputs = {
@@ -184,32 +256,54 @@ class Experiment:
         return pd.DataFrame(remember("accuracy", inputs, make).record["rows"])
 
     def openings_loss(self) -> tuple[float, float]:
-        """The policy's loss on openings of validation reviews, as long as prompt and completion: nats per token, and its standard error."""
-        texts, tokens = self.reviews.validation["text"][:], PROMPT_TOKENS[1] + self.settings.max_new_tokens
+        """The policy's loss on openings of validation reviews, as long as prompt and completion:
+        nats per token, and its standard error.
+        """
+        texts, tokens = (
+            self.reviews.validation["text"][:],
+            PROMPT_TOKENS[1] + self.settings.max_new_tokens,
+        )
 
         def make(_) -> dict:
             return dict(zip(("loss", "se"), language_loss(self.sft, texts, tokens), strict=True))
 
-        inputs = {"policy": self.policy.identity, "theta": digest(self.theta_sft), "texts": digest(texts), "tokens": tokens}
+        inputs = {
+            "policy": self.policy.identity,
+            "theta": digest(self.theta_sft),
+            "texts": digest(texts),
+            "tokens": tokens,
+        }
         loss = remember("openings-loss", inputs, make).record
         return loss["loss"], loss["se"]
 
     def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
-        """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length of prompt and completion."""
+        """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length
+        of prompt and completion.
+        """
         texts = {"SFT completions": self.sft_texts}
         for name, label in (("real positive openings", 1), ("real negative openings", 0)):
             texts[name] = self._openings(self._held_out(label))
 
         def make(folder: Path) -> dict:
-            save_tensors(folder / "scores.safetensors", {name: reward(some) for name, some in texts.items()})
+            save_tensors(
+                folder / "scores.safetensors", {name: reward(some) for name, some in texts.items()}
+            )
             return {}
 
-        return remember("people", {"reward": reward.identity, "texts": digest(texts)}, make).tensors("scores")
+        return remember(
+            "people", {"reward": reward.identity, "texts": digest(texts)}, make
+        ).tensors("scores")
 
     def real_positive(self, reward: Reward) -> dict[str, float]:
-        """Where real positive reviews of a completion's length lie on the reward axis, for the figures: mean and 99th percentile, r̃."""
+        """Where real positive reviews of a completion's length lie on the reward axis, for the
+        figures: mean and 99th percentile, r̃.
+        """
         scores = self.compared_with_people(reward)["real positive openings"]
-        band = {"mean": scores.mean().item(), "p99": scores.quantile(0.99).item(), "reviews": len(scores)}
+        band = {
+            "mean": scores.mean().item(),
+            "p99": scores.quantile(0.99).item(),
+            "reviews": len(scores),
+        }
         write_json(folder(self.settings.name) / "real_positive.json", band)
         return band
 
@@ -218,74 +312,153 @@ class Experiment:
     def aligner(self, reward: Reward, progress: Progress) -> Aligner:
         """`reinforce` with everything bound but the initial weights and the seed."""
         return partial(
-            reinforce, policy=self.policy, theta_sft=self.theta_sft, prompts=self.train_prompts,
-            reward=reward, settings=self.settings, progress=progress,
-        )  # fmt: skip
+            reinforce,
+            policy=self.policy,
+            theta_sft=self.theta_sft,
+            prompts=self.train_prompts,
+            reward=reward,
+            settings=self.settings,
+            progress=progress,
+        )
 
     def pairs(self, reward: Reward, progress: Progress) -> MakePairs:
-        """`make_pairs` with everything bound but the weights and the seed: best against worst of each prompt's completions."""
+        """`make_pairs` with everything bound but the weights and the seed: best against worst of
+        each prompt's completions.
+        """
         return partial(
-            make_pairs, policy=self.policy, prompts=self.train_prompts, count=self.settings.pair_prompts, reward=reward,
-            rank=best_against_worst, settings=self.settings, progress=progress,
-        )  # fmt: skip
+            make_pairs,
+            policy=self.policy,
+            prompts=self.train_prompts,
+            count=self.settings.pair_prompts,
+            reward=reward,
+            rank=best_against_worst,
+            settings=self.settings,
+            progress=progress,
+        )
 
     def dpo_aligner(self, pairs: MakePairs, progress: Progress) -> Aligner:
         """`dpo` with everything bound but the initial weights and the seed."""
-        return partial(dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress)
+        return partial(
+            dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress
+        )
 
     def warp(self, align: Aligner) -> list[Iteration]:
-        """WARP on an aligner with the settings' I, M, η, merge and seed. The last iteration's `merged` is its policy."""
+        """WARP on an aligner with the settings' I, M, η, merge and seed. The last iteration's
+        `merged` is its policy.
+        """
         s = self.settings
-        return list(warp(self.theta_sft, align, iterations=s.iterations, runs=s.runs, eta=s.eta, merge=self.merge, seed=s.seed))
+        return list(
+            warp(
+                self.theta_sft,
+                align,
+                iterations=s.iterations,
+                runs=s.runs,
+                eta=s.eta,
+                merge=self.merge,
+                seed=s.seed,
+            )
+        )
 
     def long_run(self, align: Aligner, method: str, each: int) -> Run:
-        """The baseline: an aligner from SFT for as many steps as all of WARP's I · M runs of `each` steps, kept as often as one ends."""
+        """The baseline: an aligner from SFT for as many steps as all of WARP's I · M runs of `each`
+        steps, kept as often as one ends.
+        """
         s = self.settings
-        return align(self.theta_sft, (s.seed, method), steps=s.iterations * s.runs * each, keep_every=each)
+        return align(
+            self.theta_sft, (s.seed, method), steps=s.iterations * s.runs * each, keep_every=each
+        )
 
     @property
     def merge(self):
         """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
-        return merging.lerp if self.settings.merge == "lerp" else partial(merging.slerp, per=self.settings.slerp_per)
+        return (
+            merging.lerp
+            if self.settings.merge == "lerp"
+            else partial(merging.slerp, per=self.settings.slerp_per)
+        )
 
     def evaluate(
-        self, theta: Weights, rewards: dict[str, Reward], split: str | None = None, precision: str = "float32",
+        self,
+        theta: Weights,
+        rewards: dict[str, Reward],
+        split: str | None = None,
+        precision: str = "float32",
         progress: Progress | None = None,
-    ) -> Evaluation:  # fmt: skip
+    ) -> Evaluation:
         """θ on the prompts of a held-out split, of the settings' own unless given."""
         split = split or self.settings.held_out
         prompts = list(self.held_out_prompts(split).values())
-        return self._evaluate(theta, rewards, prompts, split, self.settings.test_samples, precision, progress)
+        return self._evaluate(
+            theta, rewards, prompts, split, self.settings.test_samples, precision, progress
+        )
 
     def _evaluate(
-        self, theta: Weights, rewards: dict[str, Reward], prompts: list[list[int]], split: str, samples: int, precision: str,
+        self,
+        theta: Weights,
+        rewards: dict[str, Reward],
+        prompts: list[list[int]],
+        split: str,
+        samples: int,
+        precision: str,
         progress: Progress | None,
-    ) -> Evaluation:  # fmt: skip
+    ) -> Evaluation:
         s = self.settings
         return evaluate(
-            theta, policy=self.policy, sft=self.sft, prompts=prompts, split=split, samples=samples, new=s.max_new_tokens,
-            temperature=s.temperature, rewards=rewards, precision=precision, progress=progress,
-        )  # fmt: skip
+            theta,
+            policy=self.policy,
+            sft=self.sft,
+            prompts=prompts,
+            split=split,
+            samples=samples,
+            new=s.max_new_tokens,
+            temperature=s.temperature,
+            rewards=rewards,
+            precision=precision,
+            progress=progress,
+        )
 
-    def measure(self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
-        """Evaluate the points of one notebook and enter them into the results table as its `part`."""
+    def measure(
+        self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress
+    ) -> pd.DataFrame:
+        """Evaluate the points of one notebook and enter them into the results table as its
+        `part`.
+        """
         s, rows, scores, shown = self.settings, [], {}, []
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
             place = {k: v for k, v in vars(point).items() if k != "theta"}
             seen = self.evaluate(point.theta, rewards, progress=progress)
-            texts = self.policy.tokenizer.batch_decode(seen.rollouts.completions[:: s.test_samples][:SHOWN])
-            for prompt, text, reward in zip(prompts, texts, seen.scores["reward"].mean(1).tolist(), strict=False):
-                shown.append({"point": number, "prompt": prompt, "completion": text, "reward": reward})
-            rows.append(place | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary)
+            texts = self.policy.tokenizer.batch_decode(
+                seen.rollouts.completions[:: s.test_samples][:SHOWN]
+            )
+            for prompt, text, reward in zip(
+                prompts, texts, seen.scores["reward"].mean(1).tolist(), strict=False
+            ):
+                shown.append(
+                    {"point": number, "prompt": prompt, "completion": text, "reward": reward}
+                )
+            rows.append(
+                place | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary
+            )
             for score, values in seen.scores.items():
                 scores.setdefault(score, []).append(values.mean(1).numpy())
             progress.log(reward=seen.summary["reward"], kl_sft=seen.summary["kl"])
         scores = {score: np.stack(values) for score, values in scores.items()}
-        return write_results(s.name, part, rows, scores, shown, {name: scorer.identity for name, scorer in rewards.items()})
+        return write_results(
+            s.name,
+            part,
+            rows,
+            scores,
+            shown,
+            {name: scorer.identity for name, scorer in rewards.items()},
+        )
 
-    def samples(self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3) -> list[dict[str, Any]]:
-        """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""
+    def samples(
+        self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3
+    ) -> list[dict[str, Any]]:
+        """A completion of the first test prompts by each policy, with its reward and its KL to
+        SFT.
+        """
         rows = []
         for name, theta in thetas.items():
             seen = self.evaluate(theta, rewards)
@@ -293,35 +466,53 @@ class Experiment:
             for k in range(min(prompts, len(self.test_prompts))):
                 prompt = self.policy.tokenizer.decode(self.test_prompts[k])
                 completion = texts[k * self.settings.test_samples].removeprefix(prompt)
-                scores = {"reward r̃": seen.scores["reward"][k, 0].item(), "KL, nats": seen.scores["kl"][k, 0].item()}
+                scores = {
+                    "reward r̃": seen.scores["reward"][k, 0].item(),
+                    "KL, nats": seen.scores["kl"][k, 0].item(),
+                }
                 rows.append({"policy": name, "prompt": prompt, "completion": completion} | scores)
         return sorted(rows, key=lambda row: row["prompt"])
 
     def save_policy(self, point: "Point", name: str, rewards: dict[str, Reward]) -> Path:
-        """Write a point's policy as a folder that ``AutoModelForCausalLM.from_pretrained`` opens; and in it, for `verify`, what it is.
+        """Write a point's policy as a folder that ``AutoModelForCausalLM.from_pretrained`` opens;
+        and in it, for `verify`, what it is.
 
-        `REPORT` names its row of the results table and holds what the row was computed from: the settings, EOS, the test prompts and the
-        evaluated completions (prompts, samples, new) as token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
+        `REPORT` names its row of the results table and holds what the row was computed from: the
+        settings, EOS, the test prompts and the evaluated completions (prompts, samples, new) as
+        token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
         """
         target = folder(self.settings.name) / "models" / name
-        (target / REPORT).unlink(missing_ok=True)  # it says nothing of a folder that is half written
+        # it says nothing of a folder that is half written
+        (target / REPORT).unlink(missing_ok=True)
         seen = self.evaluate(point.theta, rewards).rollouts  # from the store: `measure` was here
         self.policy.load(point.theta).model.save_pretrained(target)
         self.policy.tokenizer.save_pretrained(target)
         reward = rewards["reward"]
         record = {
-            "row": {k: v for k, v in vars(point).items() if k not in ("theta", "seconds")} | {"seed": self.settings.seed},
-            "settings": self.settings.asdict(), "eos": self.policy.ends, "sft": digest(self.theta_sft),
-            "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd}, "prompts": self.test_prompts,
-            "completions": seen.completions.view(len(self.test_prompts), self.settings.test_samples, -1).tolist(),
-        }  # fmt: skip
+            "row": (
+                {k: v for k, v in vars(point).items() if k not in ("theta", "seconds")}
+                | {"seed": self.settings.seed}
+            ),
+            "settings": self.settings.asdict(),
+            "eos": self.policy.ends,
+            "sft": digest(self.theta_sft),
+            "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd},
+            "prompts": self.test_prompts,
+            "completions": (
+                seen.completions.view(
+                    len(self.test_prompts), self.settings.test_samples, -1
+                ).tolist()
+            ),
+        }
         write_whole(target / REPORT, json.dumps(record))
         return target
 
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint to evaluate: its weights and its place in the results table (see `results.COLUMNS`)."""
+    """A checkpoint to evaluate: its weights and its place in the results table (see
+    `results.COLUMNS`).
+    """
 
     method: str
     theta: Weights
@@ -333,7 +524,9 @@ class Point:
     eta: float | None = None
 
 
-def warp_points(theta_sft: Weights, iterations: list[Iteration], settings: Settings) -> Iterator[Point]:
+def warp_points(
+    theta_sft: Weights, iterations: list[Iteration], settings: Settings
+) -> Iterator[Point]:
     """SFT, every iteration's runs, merge and LITI point, and the final front over η."""
     yield Point("sft", theta_sft, 0, 0.0)
     s, steps, seconds = settings, 0, 0.0
@@ -348,10 +541,18 @@ def warp_points(theta_sft: Weights, iterations: list[Iteration], settings: Setti
         yield Point("warp", interpolate(theta_sft, i.merged, eta), steps, seconds, eta=eta, **here)
 
 
-def reinforce_points(theta_sft: Weights, run: Run, settings: Settings, method: str = "reinforce") -> Iterator[Point]:
+def reinforce_points(
+    theta_sft: Weights, run: Run, settings: Settings, method: str = "reinforce"
+) -> Iterator[Point]:
     """One long run along its way, and its own LITI line to SFT."""
     pace = run.seconds / len(run.history)
     for steps, theta in run.along.items():
         yield Point(method, theta, steps, steps * pace)
     for eta in np.linspace(0, 1, settings.front_points):
-        yield Point(f"{method}-liti", interpolate(theta_sft, run.weights, eta), len(run.history), run.seconds, eta=eta)
+        yield Point(
+            f"{method}-liti",
+            interpolate(theta_sft, run.weights, eta),
+            len(run.history),
+            run.seconds,
+            eta=eta,
+        )

@@ -1,4 +1,5 @@
-"""Models from folders: inspected before they are opened, checked before they are used, refused in one sentence.
+"""Models from folders: inspected before they are opened, checked before they are used, refused in
+one sentence.
 
 A policy and an encoder come through here. No code that a folder brings is ever run.
 """
@@ -10,7 +11,12 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -19,9 +25,18 @@ from transformers.models.auto.modeling_auto import (
 
 from .fast.decoding import decode
 from .prompts import PROMPT_TOKENS
-from .runs.model_files import Unfit, configuration, has_tokenizer, read_json, reason, refuse_non_finite, tensors
+from .runs.model_files import (
+    Unfit,
+    configuration,
+    has_tokenizer,
+    read_json,
+    reason,
+    refuse_non_finite,
+    tensors,
+)
 
-AGREE = 1e-3  # how far decoding with a cache may be from the plain forward pass, of the largest logit
+# how far decoding with a cache may be from the plain forward pass, of the largest logit
+AGREE = 1e-3
 
 
 def inspect(folder: Path, causal: bool) -> None:
@@ -34,18 +49,41 @@ def inspect(folder: Path, causal: bool) -> None:
     Raises Unfit.
     """
     config = configuration(folder)
-    kind, known = config["model_type"], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    kind, known = (
+        config["model_type"],
+        (
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            if causal
+            else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        ),
+    )
     if kind not in CONFIG_MAPPING_NAMES:
         if config.get("auto_map"):
-            raise Unfit(f"needs code of its own to open ({kind!r} is not one of transformers' models), and such code is never run here")
-        raise Unfit(f"has a config.json with the model_type {kind!r}, which transformers {transformers.__version__} does not know")
+            raise Unfit(
+                f"needs code of its own to open ({kind!r} is not one of transformers' models), and"
+                " such code is never run here"
+            )
+        raise Unfit(
+            f"has a config.json with the model_type {kind!r}, which transformers"
+            f" {transformers.__version__} does not know"
+        )
     if kind not in known:
-        able = "write text from left to right" if causal else "score a text (transformers has no sequence classification for it)"
+        able = (
+            "write text from left to right"
+            if causal
+            else "score a text (transformers has no sequence classification for it)"
+        )
         raise Unfit(f"is a {kind} model, which cannot {able}")
     tensors(folder)
     if not has_tokenizer(folder):
         raise Unfit("has no tokenizer: save the model's there, too (tokenizer.save_pretrained)")
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+    for name in (
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ):
         if (folder / name).is_file():
             read_json(folder / name)
 
@@ -62,7 +100,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def open_model(auto: type, folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, set]]:
-    """A folder's model in float32, and what transformers says of its tensors: missing, unexpected and mismatched ones.
+    """A folder's model in float32, and what transformers says of its tensors: missing, unexpected
+    and mismatched ones.
 
     Args:
         auto: one of transformers' AutoModel classes.
@@ -72,7 +111,9 @@ def open_model(auto: type, folder: Path, **options: Any) -> tuple[PreTrainedMode
     """
     options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     try:
-        return auto.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        return auto.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except Exception as error:  # a config.json can go wrong in as many ways as there are models
         raise Unfit(_not_opened("a model that", error)) from error
 
@@ -83,20 +124,33 @@ def _not_opened(what: str, error: Exception) -> str:
     return f"has {what} transformers cannot open ({type(error).__name__}: {reason(error)})"
 
 
-def refuse_tensors(model: PreTrainedModel, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple]) -> None:
-    """Raise Unfit if a model's file did not hold exactly its tensors: those it lacks would be random numbers.
+def refuse_tensors(
+    model: PreTrainedModel,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple],
+) -> None:
+    """Raise Unfit if a model's file did not hold exactly its tensors: those it lacks would be
+    random numbers.
 
     Args:
-        missing, unexpected, mismatched: as `from_pretrained` returns them, less what is excused. Of the last: name, its shape, the model's.
+        missing, unexpected, mismatched: as `from_pretrained` returns them, less what is excused. Of
+            the last: name, its shape, the model's.
     """
     kind = type(model).__name__
     if odd := sorted(mismatched):
         name, there, wanted = odd[0]
-        raise Unfit(f"has a config.json and weights that do not fit together: {name} is {_shape(there)} and should be {_shape(wanted)}")
+        raise Unfit(
+            f"has a config.json and weights that do not fit together: {name} is {_shape(there)} and"
+            f" should be {_shape(wanted)}"
+        )
     for names, verb in ((sorted(missing), "lacks"), (sorted(unexpected), "has weights too many:")):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            which = f"which the {kind} of its config.json {'needs' if verb == 'lacks' else 'does not have'}"
+            which = (
+                f"which the {kind} of its config.json"
+                f" {'needs' if verb == 'lacks' else 'does not have'}"
+            )
             raise Unfit(f"{verb} {names[0]}{more}, {which}")
 
 
@@ -105,10 +159,14 @@ def _shape(shape: Iterable[int]) -> str:
 
 
 def refuse_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
-    """Raise Unfit if a tokenizer has ids beyond the `tokens` that its model has, or hardly any words."""
+    """Raise Unfit if a tokenizer has ids beyond the `tokens` that its model has, or hardly any
+    words.
+    """
     last = max(tokenizer.get_vocab().values(), default=-1)
     if (size := max(last + 1, len(tokenizer))) > tokens:
-        raise Unfit(f"does not fit its tokenizer, which has {size} tokens where the model has {tokens}")
+        raise Unfit(
+            f"does not fit its tokenizer, which has {size} tokens where the model has {tokens}"
+        )
     if len(tokenizer) < 2:
         raise Unfit("has an empty tokenizer: save the model's there (tokenizer.save_pretrained)")
 
@@ -125,24 +183,41 @@ def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     ends = model.generation_config.eos_token_id
     for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
         if not isinstance(end, int) or not 0 <= end < tokens:
-            raise Unfit(f"names {end!r} as an end-of-sequence token, and its tokens are 0 to {tokens - 1}: correct eos_token_id")
+            raise Unfit(
+                f"names {end!r} as an end-of-sequence token, and its tokens are 0 to {tokens - 1}:"
+                " correct eos_token_id"
+            )
     context = getattr(model.config, "max_position_embeddings", None)
     if context and 0 < context <= PROMPT_TOKENS[1]:
-        raise Unfit(f"has a context of {context} tokens, too short for a prompt of {PROMPT_TOKENS[1]} and a completion")
+        raise Unfit(
+            f"has a context of {context} tokens, too short for a prompt of {PROMPT_TOKENS[1]} and a"
+            " completion"
+        )
     return model, tokenizer
 
 
 @torch.no_grad()
 def check_decoding(model: PreTrainedModel) -> None:
-    """Decode two short prompts of different lengths, the shorter padded on the left, and compare with plain forward passes.
+    """Decode two short prompts of different lengths, the shorter padded on the left, and compare
+    with plain forward passes.
 
-    Raises Unfit for a model that reads ahead (an encoder), or whose cache heeds neither padding nor positions (Mamba, RWKV).
+    Raises Unfit for a model that reads ahead (an encoder), or whose cache heeds neither padding nor
+    positions (Mamba, RWKV).
     """
     device, tokens = model.device, model.get_input_embeddings().num_embeddings
-    rows, given = ([[(k * step + 1) % tokens for k in range(n)] for n, step in sizes] for sizes in (((3, 5), (8, 3)), ((4, 7), (4, 11))))
-    widest, steps, kind = max(map(len, rows)), iter(torch.tensor(given, device=device).T), type(model).__name__
+    rows, given = (
+        [[(k * step + 1) % tokens for k in range(n)] for n, step in sizes]
+        for sizes in (((3, 5), (8, 3)), ((4, 7), (4, 11)))
+    )
+    widest, steps, kind = (
+        max(map(len, rows)),
+        iter(torch.tensor(given, device=device).T),
+        type(model).__name__,
+    )
     padded = torch.tensor([[0] * (widest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[False] * (widest - len(row)) + [True] * len(row) for row in rows], device=device)
+    mask = torch.tensor(
+        [[False] * (widest - len(row)) + [True] * len(row) for row in rows], device=device
+    )
     seen: list[Tensor] = []
 
     def next_token(logits: Tensor) -> Tensor:
@@ -154,10 +229,15 @@ def check_decoding(model: PreTrainedModel) -> None:
 
     try:
         decode(model, padded, mask, len(given[0]), next_token)
-        whole = [plain(row + then)[len(row) - 1 : -1] for row, then in zip(rows, given, strict=True)]
+        whole = [
+            plain(row + then)[len(row) - 1 : -1] for row, then in zip(rows, given, strict=True)
+        ]
         before = [plain(row)[-1] for row in rows]
     except Exception as error:  # whatever a model's own forward raises
-        raise Unfit(f"cannot write text here: {kind} fails at a short prompt ({type(error).__name__}: {reason(error)})") from error
+        raise Unfit(
+            f"cannot write text here: {kind} fails at a short prompt ({type(error).__name__}:"
+            f" {reason(error)})"
+        ) from error
     expected, got = torch.stack(whole), torch.stack(seen, 1)
     if not expected.isfinite().all():
         raise Unfit(f"gives logits that are not numbers: {kind} overflows at a short prompt")
@@ -165,4 +245,7 @@ def check_decoding(model: PreTrainedModel) -> None:
     if (torch.stack(before) - expected[:, 0]).abs().max() > near:
         raise Unfit(f"cannot write text from left to right: {kind} reads ahead, as encoders do")
     if not (got - expected).abs().max() <= near:
-        raise Unfit(f"cannot be sampled in batches: {kind} reads padding as text when it decodes, as models without attention do")
+        raise Unfit(
+            f"cannot be sampled in batches: {kind} reads padding as text when it decodes, as models"
+            " without attention do"
+        )

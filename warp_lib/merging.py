@@ -1,7 +1,8 @@
-"""Weight averaging: task vectors, SLERP, LERP and interpolation towards the initialisation (LITI), over state dicts (name → tensor).
+"""Weight averaging: task vectors, SLERP, LERP and interpolation towards the initialisation (LITI),
+over state dicts (name → tensor).
 
-WARP averages *task vectors* δ_m = θ_m − θ_init, never the weights themselves: those are nearly parallel, and SLERP of nearly parallel
-vectors is LERP (paper, appendix on full weights).
+WARP averages *task vectors* δ_m = θ_m − θ_init, never the weights themselves: those are nearly
+parallel, and SLERP of nearly parallel vectors is LERP (paper, appendix on full weights).
 """
 
 import math
@@ -16,13 +17,17 @@ Weights = dict[str, Tensor]
 
 
 def layer_of(name: str) -> str:
-    """The layer a parameter belongs to: "transformer.h.3" for its block, otherwise the module that holds it ("transformer.wte")."""
+    """The layer a parameter belongs to: "transformer.h.3" for its block, otherwise the module that
+    holds it ("transformer.wte").
+    """
     block = re.match(r"(.*?\.\d+)\.", name)
     return block[1] if block else name.rpartition(".")[0] or name
 
 
 def task_vector(base: Weights, final: Weights) -> Weights:
-    """δ = θ − θ_init, at least in float32 (a difference of two bfloat16 weights would lose a third of itself if rounded again)."""
+    """δ = θ − θ_init, at least in float32 (a difference of two bfloat16 weights would lose a third
+    of itself if rounded again).
+    """
     return {name: _wide(final[name]) - _wide(base[name]) for name in base}
 
 
@@ -35,12 +40,14 @@ def lerp(base: Weights, finals: Sequence[Weights]) -> Weights:
 def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> Weights:
     """θ_init + spherical mean of the task vectors (paper, section 3.2 and its appendix on M > 2).
 
-    Two runs: sin((1−λ)Ω)/sin Ω · δ_1 + sin(λΩ)/sin Ω · δ_2 with λ = ½. More: slerp(merge of the first m−1, θ_m, λ = 1/m), in order.
+    Two runs: sin((1−λ)Ω)/sin Ω · δ_1 + sin(λΩ)/sin Ω · δ_2 with λ = ½. More: slerp(merge of the
+    first m−1, θ_m, λ = 1/m), in order.
 
     Args:
         base: θ_init. The result has its names, dtypes and ties.
         finals: the runs' weights θ_1 … θ_M, M ≥ 1, of the same names and shapes.
-        per: where one angle Ω is taken: "layer" (the paper; see `layer_of`), "tensor" (mergekit, the student report) or "model".
+        per: where one angle Ω is taken: "layer" (the paper; see `layer_of`), "tensor" (mergekit,
+            the student report) or "model".
 
     Raises ValueError when names or shapes differ, or `per` is unknown.
     """
@@ -58,10 +65,11 @@ def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> We
 
 
 def slerp_without_order(base: Weights, finals: Sequence[Weights]) -> Weights:
-    """θ_init + the mean of the task vectors, in each layer made as long as these are on average: a spherical mean where no run comes first.
+    """θ_init + the mean of the task vectors, in each layer made as long as these are on average: a
+    spherical mean where no run comes first.
 
-    For two runs of equal length it is `slerp`; of more, what `slerp` gives depends on their order. A layer whose task vectors cancel out
-    keeps their mean, zero.
+    For two runs of equal length it is `slerp`; of more, what `slerp` gives depends on their order.
+    A layer whose task vectors cancel out keeps their mean, zero.
 
     Raises ValueError when names or shapes differ.
     """
@@ -76,23 +84,33 @@ def slerp_without_order(base: Weights, finals: Sequence[Weights]) -> Weights:
 
 
 def between(base: Weights, first: Weights, second: Weights, share: float) -> Weights:
-    """SLERP of two task vectors, one angle a layer, by any `share` of it: 0 is `first`, ½ what `slerp` gives, 1 is `second`."""
+    """SLERP of two task vectors, one angle a layer, by any `share` of it: 0 is `first`, ½ what
+    `slerp` gives, 1 is `second`.
+    """
     _check(base, [first, second])
     return _merge(base, [first, second], "layer", lambda deltas: _slerp_pair(*deltas, share))
 
 
 def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
-    """(1−η) base + η target: LITI for 0 ≤ η ≤ 1, exact at both ends; beyond 1 it extrapolates along the task vector."""
+    """(1−η) base + η target: LITI for 0 ≤ η ≤ 1, exact at both ends; beyond 1 it extrapolates along
+    the task vector.
+    """
     _check(base, [target])
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
 
-    by_place = {_place(base[n]): torch.lerp(_wide(base[n]), _wide(target[n]), eta) for ns in _groups(base, "tensor").values() for n in ns}
+    by_place = {
+        _place(base[n]): torch.lerp(_wide(base[n]), _wide(target[n]), eta)
+        for ns in _groups(base, "tensor").values()
+        for n in ns
+    }
     return _spread(base, by_place)
 
 
 def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """The angle in radians between two vectors given as lists of tensors; nan when one of them is zero."""
+    """The angle in radians between two vectors given as lists of tensors; nan when one of them is
+    zero.
+    """
     dot = aa = bb = 0.0
     for x, y in zip(a, b, strict=True):
         x, y = x.double().flatten(), y.double().flatten()
@@ -101,30 +119,42 @@ def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 
 
 def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, str | int | float]]:
-    """Angles and norms of the task vectors, a row for each layer and pair of runs, then for the whole model (layer "model").
+    """Angles and norms of the task vectors, a row for each layer and pair of runs, then for the
+    whole model (layer "model").
 
     Columns: layer, a, b (runs, from 1), degrees, norm_a, norm_b.
     """
     _check(base, finals)
     deltas = [task_vector(base, final) for final in finals]
     layers = _groups(base, "layer") | {"model": _groups(base, "model").get("", [])}
-    norms = [{layer: _norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas]
+    norms = [
+        {layer: _norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas
+    ]
     return [
         {
-            "layer": layer, "a": a + 1, "b": b + 1,
-            "degrees": math.degrees(angle([deltas[a][n] for n in names], [deltas[b][n] for n in names])),
-            "norm_a": norms[a][layer], "norm_b": norms[b][layer],
+            "layer": layer,
+            "a": a + 1,
+            "b": b + 1,
+            "degrees": math.degrees(
+                angle([deltas[a][n] for n in names], [deltas[b][n] for n in names])
+            ),
+            "norm_a": norms[a][layer],
+            "norm_b": norms[b][layer],
         }
         for layer, names in layers.items()
         for a, b in combinations(range(len(finals)), 2)
-    ]  # fmt: skip
+    ]
 
 
 def slerp_shares(omega: float, share: float) -> tuple[float, float]:
-    """What SLERP by `share` of the angle takes of either vector; LERP's shares where there is no angle Ω (radians): nan, 0 or π."""
+    """What SLERP by `share` of the angle takes of either vector; LERP's shares where there is no
+    angle Ω (radians): nan, 0 or π.
+    """
     if math.isnan(omega) or math.sin(omega) < 1e-6:
         return 1 - share, share
-    return math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(omega)
+    return math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(
+        omega
+    )
 
 
 def _mean(deltas: list[list[Tensor]]) -> list[Tensor]:
@@ -136,36 +166,55 @@ def _norm(delta: list[Tensor]) -> float:
 
 
 def _slerp_pair(a: list[Tensor], b: list[Tensor], share: float) -> list[Tensor]:
-    """SLERP from task vector a to b, by `share` of their angle; LERP where there is no angle (parallel, opposite or zero vectors)."""
+    """SLERP from task vector a to b, by `share` of their angle; LERP where there is no angle
+    (parallel, opposite or zero vectors).
+    """
     of_a, of_b = slerp_shares(angle(a, b), share)
     return [of_a * x + of_b * y for x, y in zip(a, b, strict=True)]
 
 
 def _groups(base: Weights, per: str) -> dict[str, list[str]]:
-    """Parameter names by what they share an angle with. A tied tensor, present under several names, is taken once."""
+    """Parameter names by what they share an angle with. A tied tensor, present under several names,
+    is taken once.
+    """
     groups: dict[str, list[str]] = {}
     seen = set()
     for name, tensor in base.items():
         if tensor.is_floating_point() and (place := _place(tensor)) not in seen:
             seen.add(place)
-            groups.setdefault({"layer": layer_of(name), "tensor": name, "model": ""}[per], []).append(name)
+            groups.setdefault(
+                {"layer": layer_of(name), "tensor": name, "model": ""}[per], []
+            ).append(name)
     return groups
 
 
-def _merge(base: Weights, finals: Sequence[Weights], per: str, average: Callable[[list[list[Tensor]]], list[Tensor]]) -> Weights:
+def _merge(
+    base: Weights,
+    finals: Sequence[Weights],
+    per: str,
+    average: Callable[[list[list[Tensor]]], list[Tensor]],
+) -> Weights:
     """base + average(task vectors), group by group."""
     by_place = {}
     for names in _groups(base, per).values():
         deltas = [[_wide(final[n]) - _wide(base[n]) for n in names] for final in finals]
-        by_place |= {_place(base[n]): _wide(base[n]) + delta for n, delta in zip(names, average(deltas), strict=True)}
+        by_place |= {
+            _place(base[n]): _wide(base[n]) + delta
+            for n, delta in zip(names, average(deltas), strict=True)
+        }
     return _spread(base, by_place)
 
 
 def _spread(base: Weights, by_place: dict[tuple, Tensor]) -> Weights:
-    """New weights under base's names, in its dtypes: ties stay ties, and tensors that are not floating point stay base's."""
+    """New weights under base's names, in its dtypes: ties stay ties, and tensors that are not
+    floating point stay base's.
+    """
     dtypes = {_place(t): t.dtype for t in base.values()}
     new = {place: tensor.to(dtypes[place]) for place, tensor in by_place.items()}
-    return {name: new[_place(t)] if t.is_floating_point() else t.detach().clone() for name, t in base.items()}
+    return {
+        name: new[_place(t)] if t.is_floating_point() else t.detach().clone()
+        for name, t in base.items()
+    }
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -183,7 +232,13 @@ def _check(base: Weights, finals: Sequence[Weights]) -> None:
         raise ValueError("a merge needs at least one run's weights.")
     for final in finals:
         if odd := sorted(base.keys() ^ final.keys()):
-            raise ValueError(f"the weights to merge must have the same names as the base; {odd[0]!r} is only on one side.")
+            raise ValueError(
+                f"the weights to merge must have the same names as the base; {odd[0]!r} is only on"
+                " one side."
+            )
         for name in base:
             if base[name].shape != final[name].shape:
-                raise ValueError(f"{name} has shape {tuple(base[name].shape)} in the base and {tuple(final[name].shape)} in a run.")
+                raise ValueError(
+                    f"{name} has shape {tuple(base[name].shape)} in the base and"
+                    f" {tuple(final[name].shape)} in a run."
+                )

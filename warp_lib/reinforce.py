@@ -1,4 +1,6 @@
-"""REINFORCE with a moving anchor: the inner loop of WARP (paper, Algorithm 1, lines 3 to 10), and by itself the baseline."""
+"""REINFORCE with a moving anchor: the inner loop of WARP (paper, Algorithm 1, lines 3 to 10), and
+by itself the baseline.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,33 +19,55 @@ from .runs.seeds import numpy_stream, torch_stream
 from .runs.store import digest
 from .settings import Settings
 
-SFT_EVERY = 5  # steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
+# steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
+SFT_EVERY = 5
 
 
 def reinforce(
-    theta_init: Weights, seed: Seed, *, policy: Policy, theta_sft: Weights, prompts: Sequence[Sequence[int]], reward: Reward,
-    settings: Settings, steps: int | None = None, keep_every: int | None = None, progress: Progress,
-) -> Run:  # fmt: skip
+    theta_init: Weights,
+    seed: Seed,
+    *,
+    policy: Policy,
+    theta_sft: Weights,
+    prompts: Sequence[Sequence[int]],
+    reward: Reward,
+    settings: Settings,
+    steps: int | None = None,
+    keep_every: int | None = None,
+    progress: Progress,
+) -> Run:
     """Train from θ_init to θ, or take the run from the store.
 
-    Each step: y ~ π_θ(·|x); r_β = r(x, y) − β Σ_s log[π_θ(y_s) / π_anchor(y_s)]; θ ← AdamW along (r_β − baseline) ∇ log π_θ(y|x);
-    anchor ← (1−μ) anchor + μ θ.
+    Each step: y ~ π_θ(·|x); r_β = r(x, y) − β Σ_s log[π_θ(y_s) / π_anchor(y_s)]; θ ← AdamW along
+    (r_β − baseline) ∇ log π_θ(y|x); anchor ← (1−μ) anchor + μ θ.
 
     Args:
         theta_init: where the run and its anchor begin.
-        seed: names the run's random streams, e.g. (0, "warp", i, m): which prompts it sees, and what it samples.
+        seed: names the run's random streams, e.g. (0, "warp", i, m): which prompts it sees, and
+            what it samples.
         policy: lends its architecture and tokenizer; its weights are overwritten.
         theta_sft: only watched (kl_sft in the history).
         prompts: token ids to draw batches from, each once before any comes again.
         reward: texts → r̃ (n,).
-        settings: max_new_tokens, temperature, batch_size, completions_per_prompt, baseline, learning_rate, beta, mu; steps unless given.
+        settings: max_new_tokens, temperature, batch_size, completions_per_prompt, baseline,
+            learning_rate, beta, mu; steps unless given.
         keep_every: keep the weights along the way every so many steps.
     """
     s = settings
-    used = ("max_new_tokens", "temperature", "batch_size", "completions_per_prompt", "baseline", "beta", "precision")
+    used = (
+        "max_new_tokens",
+        "temperature",
+        "batch_size",
+        "completions_per_prompt",
+        "baseline",
+        "beta",
+        "precision",
+    )
     inputs = {n: getattr(s, n) for n in used} | {
-        "prompts": digest(list(map(list, prompts))), "reward": reward.identity, "sft": digest(theta_sft),
-    }  # fmt: skip
+        "prompts": digest(list(map(list, prompts))),
+        "reward": reward.identity,
+        "sft": digest(theta_sft),
+    }
     sft = policy.clone().load(theta_sft)
 
     def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
@@ -59,15 +83,34 @@ def reinforce(
             progress.check()
             with torch.no_grad():
                 kl = log_pi - anchor.step_log_probs(y, s.temperature).sum(1)
-                numbers = {} if t % SFT_EVERY else {"kl_sft": (log_pi - sft.step_log_probs(y, s.temperature).sum(1)).mean().item()}
+                numbers = (
+                    {}
+                    if t % SFT_EVERY
+                    else {
+                        "kl_sft": (
+                            (log_pi - sft.step_log_probs(y, s.temperature).sum(1)).mean().item()
+                        )
+                    }
+                )
         progress.check()
-        value = policy_gradient_loss(log_pi, r - s.beta * kl, s.completions_per_prompt if s.baseline == "leave-one-out" else None)
+        value = policy_gradient_loss(
+            log_pi,
+            r - s.beta * kl,
+            s.completions_per_prompt if s.baseline == "leave-one-out" else None,
+        )
         return value, {"reward": r.mean().item(), "kl_anchor": kl.mean().item()} | numbers
 
     return train(
-        loss, inputs, theta_init, seed, policy=policy, settings=s, steps=steps or s.steps, keep_every=keep_every,
+        loss,
+        inputs,
+        theta_init,
+        seed,
+        policy=policy,
+        settings=s,
+        steps=steps or s.steps,
+        keep_every=keep_every,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def policy_gradient_loss(log_pi: Tensor, r_beta: Tensor, per_prompt: int | None) -> Tensor:
@@ -85,15 +128,20 @@ def policy_gradient_loss(log_pi: Tensor, r_beta: Tensor, per_prompt: int | None)
 def leave_one_out(rewards: Tensor, per_prompt: int) -> Tensor:
     """Each completion's baseline, (n,): the mean of the others' rewards.
 
-    The others are those of the same prompt, `per_prompt` ≥ 2 consecutive ones (RLOO, arXiv 2402.14740), or for `per_prompt` = 1 the whole
-    batch. Either way independent of the completion itself, so the gradient stays unbiased.
+    The others are those of the same prompt, `per_prompt` ≥ 2 consecutive ones (RLOO, arXiv
+    2402.14740), or for `per_prompt` = 1 the whole batch. Either way independent of the completion
+    itself, so the gradient stays unbiased.
     """
     groups = rewards.view(-1, per_prompt) if per_prompt > 1 else rewards.view(1, -1)
     return ((groups.sum(1, keepdim=True) - groups) / (groups.shape[1] - 1)).flatten()
 
 
-def batch(prompts: Sequence[Sequence[int]], size: int, per_prompt: int, seed: Seed, step: int) -> list[Sequence[int]]:
-    """The prompts of one step, each `per_prompt` times: all prompts in the order of the stream `seed`, reshuffled when used up."""
+def batch(
+    prompts: Sequence[Sequence[int]], size: int, per_prompt: int, seed: Seed, step: int
+) -> list[Sequence[int]]:
+    """The prompts of one step, each `per_prompt` times: all prompts in the order of the stream
+    `seed`, reshuffled when used up.
+    """
     distinct = size // per_prompt
     chosen = []
     for k in range(step * distinct, (step + 1) * distinct):

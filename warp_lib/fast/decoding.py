@@ -1,4 +1,6 @@
-"""Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `cuda_graphs` does it."""
+"""Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `cuda_graphs`
+does it.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +22,8 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One token a row from softmax(logits), (n, vocabulary) → (n, 1): first a block of neighbouring tokens, then one of the block.
+    """One token a row from softmax(logits), (n, vocabulary) → (n, 1): first a block of neighbouring
+    tokens, then one of the block.
 
     The logits are overwritten, so that they stay in the processor's cache.
     """
@@ -36,9 +39,14 @@ def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def invert(mass: Tensor, level: Tensor) -> Tensor:
-    """Where the distribution function of unnormalised `mass`, (n, k), passes `level` in [0, 1), (n, 1): a place in each row, (n, 1)."""
-    cumulative = mass.cumsum(-1)  # the slow part, an addition waiting for the one before, and so not of a whole vocabulary
-    return torch.searchsorted(cumulative, level * cumulative[:, -1:], right=True).clamp(max=mass.shape[-1] - 1)
+    """Where the distribution function of unnormalised `mass`, (n, k), passes `level` in [0, 1), (n,
+    1): a place in each row, (n, 1).
+    """
+    # the slow part, an addition waiting for the one before, and so not of a whole vocabulary
+    cumulative = mass.cumsum(-1)
+    return torch.searchsorted(cumulative, level * cumulative[:, -1:], right=True).clamp(
+        max=mass.shape[-1] - 1
+    )
 
 
 Draw = Callable[[Tensor], Tensor]
@@ -53,22 +61,33 @@ def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw:
     with written_once(model, n):
         for _ in range(new):
             at = positions(mask)[:, -tokens.shape[1] :]
-            logits = model(tokens, attention_mask=mask.long(), position_ids=at, past_key_values=cache, logits_to_keep=1).logits
+            logits = model(
+                tokens,
+                attention_mask=mask.long(),
+                position_ids=at,
+                past_key_values=cache,
+                logits_to_keep=1,
+            ).logits
             tokens = draw(logits[:, -1])
             completion.append(tokens)
             mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
     return torch.cat(completion, 1)
 
 
-def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw) -> Tensor:
-    """`decode` for GPT-2, whose many small calls per token cost transformers more than the arithmetic: same numbers, less between them."""
+def decode_gpt2(
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw
+) -> Tensor:
+    """`decode` for GPT-2, whose many small calls per token cost transformers more than the
+    arithmetic: same numbers, less between them.
+    """
     body, heads, width = model.transformer, model.config.n_head, model.config.n_embd
     n, prompt = tokens.shape
     dtype, device = machine.dtype_here(tokens.device), tokens.device
 
     blocks = []
     for block in body.h:
-        cache = torch.empty(2, n, heads, prompt + new, width // heads, dtype=dtype, device=device)  # keys and values
+        # keys and values
+        cache = torch.empty(2, n, heads, prompt + new, width // heads, dtype=dtype, device=device)
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         dense = [of_layer(layer, n) for layer in layers]
         blocks.append((norm(block.ln_1), norm(block.ln_2), block.mlp.act, cache, *dense))
@@ -76,7 +95,9 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
     head = of_layer(model.lm_head, n)
 
     def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
-        """Logits after `ids` (n, q), which stand at positions `at` and in the cache from `start` on: (n, vocabulary)."""
+        """Logits after `ids` (n, q), which stand at positions `at` and in the cache from `start`
+        on: (n, vocabulary).
+        """
         end = start + ids.shape[1]
         x = of_token[ids.flatten()] + of_place[at.flatten()]
         for ln_1, ln_2, act, cache, c_attn, attn_proj, c_fc, mlp_proj in blocks:
@@ -95,7 +116,9 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
 
     with torch.autocast(device.type, enabled=False):
         at = positions(mask)
-        completion = [draw(next_logits(tokens, at, 0, torch.minimum(hidden_by[..., :prompt], later)))]
+        completion = [
+            draw(next_logits(tokens, at, 0, torch.minimum(hidden_by[..., :prompt], later)))
+        ]
         for s in range(prompt, prompt + new - 1):
             at = at[:, -1:] + 1
             completion.append(draw(next_logits(completion[-1], at, s, hidden_by[..., : s + 1])))
@@ -104,9 +127,19 @@ def decode_gpt2(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, 
 
 def norm(layer: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     """The layer norm of float32 x, in float32."""
-    return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+    return partial(
+        torch.layer_norm,
+        normalized_shape=layer.normalized_shape,
+        weight=layer.weight,
+        bias=layer.bias,
+        eps=layer.eps,
+    )
 
 
 def is_plain_gpt2(model: PreTrainedModel) -> bool:
     c = model.config
-    return c.model_type == "gpt2" and c.scale_attn_weights and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
+    return (
+        c.model_type == "gpt2"
+        and c.scale_attn_weights
+        and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
+    )

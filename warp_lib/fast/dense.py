@@ -1,11 +1,15 @@
-"""Dense layers in bfloat16 whose weights are not rounded: W = hi + lo (+ …), each part a bfloat16 number.
+"""Dense layers in bfloat16 whose weights are not rounded: W = hi + lo (+ …), each part a bfloat16
+number.
 
-Autocast rounds a weight to bfloat16's 8 bits in every pass, and a task vector of reinforcement learning is smaller than that for most
-weights: the pass runs another, nearer policy (see `rounding`). Two parts keep 16 bits, and where the weights before training are themselves
-bfloat16 numbers, 8 bits of the smallest change. x @ [hi; lo] is one product of twice the depth, summed in float32 and rounded once.
+Autocast rounds a weight to bfloat16's 8 bits in every pass, and a task vector of reinforcement
+learning is smaller than that for most weights: the pass runs another, nearer policy (see
+`rounding`). Two parts keep 16 bits, and where the weights before training are themselves bfloat16
+numbers, 8 bits of the smallest change. x @ [hi; lo] is one product of twice the depth, summed in
+float32 and rounded once.
 
-On a processor the products are asked of the operations that torch's own compiler calls, for which torch has no public name. Where they
-are not there, or the processor does not multiply bfloat16, plain ones are used.
+On a processor the products are asked of the operations that torch's own compiler calls, for which
+torch has no public name. Where they are not there, or the processor does not multiply bfloat16,
+plain ones are used.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,8 +25,15 @@ from . import machine
 
 def known(weight: Tensor) -> bool:
     """Whether the compiler's operations can multiply by the weight."""
-    named = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
-    return named and weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and bool(machine.bfloat16_by())
+    named = all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
+    return (
+        named
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and bool(machine.bfloat16_by())
+    )
 
 
 def in_parts(weight: Tensor, parts: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -38,7 +49,9 @@ def in_parts(weight: Tensor, parts: int, dim: int, dtype: torch.dtype = torch.bf
 
 
 def repeated(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
-    """x (…, in) as `dtype`, once for each part of the weight it is multiplied by: (…, parts · in)."""
+    """x (…, in) as `dtype`, once for each part of the weight it is multiplied by: (…, parts ·
+    in).
+    """
     if parts == 1:
         return x.to(dtype)
     out = x.new_empty(*x.shape[:-1], parts, x.shape[-1], dtype=dtype)
@@ -47,12 +60,15 @@ def repeated(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:
 
 def affine(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
     """x (rows, in) ↦ x @ weight + bias, for many x, without gradients."""
-    plain = partial(torch.mm, mat2=weight) if bias is None else partial(torch.addmm, bias, mat2=weight)
+    plain = (
+        partial(torch.mm, mat2=weight) if bias is None else partial(torch.addmm, bias, mat2=weight)
+    )
     return laid_out(weight, bias, rows) or plain
 
 
 def laid_out(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor] | None:
-    """x (…, in) ↦ x @ weight + bias by weights laid out once as the processor's kernels read them, and not anew for each x.
+    """x (…, in) ↦ x @ weight + bias by weights laid out once as the processor's kernels read them,
+    and not anew for each x.
 
     None where that is not `known`.
 
@@ -66,7 +82,8 @@ def laid_out(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor
 
 
 def multiply_in_parts(model: nn.Module) -> None:
-    """Have the model's dense layers multiply as `Dense` does under autocast to bfloat16, by as many parts as `machine.parts` says there.
+    """Have the model's dense layers multiply as `Dense` does under autocast to bfloat16, by as many
+    parts as `machine.parts` says there.
 
     A layer that was given a `forward` of its own keeps it.
     """
@@ -77,12 +94,15 @@ def multiply_in_parts(model: nn.Module) -> None:
 
 @contextmanager
 def written_once(model: nn.Module, rows: int) -> Iterator[None]:
-    """Inside, the layers' parts are made and laid out once, for work that asks for them many times and changes no weight.
+    """Inside, the layers' parts are made and laid out once, for work that asks for them many times
+    and changes no weight.
 
     Args:
         rows: of the products, about.
     """
-    layers = [layer for layer in model.modules() if getattr(layer.forward, "func", None) is _forward]
+    layers = [
+        layer for layer in model.modules() if getattr(layer.forward, "func", None) is _forward
+    ]
     try:
         for layer in layers:
             layer.product = of_layer(layer, rows)
@@ -93,10 +113,20 @@ def written_once(model: nn.Module, rows: int) -> Iterator[None]:
 
 
 def of_layer(layer: Conv1D | nn.Linear, rows: int) -> Callable[[Tensor], Tensor]:
-    """x (rows, in) ↦ the layer's output, for many x, without gradients, by the weight as it is now and in the precision here."""
-    dtype, parts, conv = machine.dtype_here(layer.weight.device), machine.parts(), isinstance(layer, Conv1D)
+    """x (rows, in) ↦ the layer's output, for many x, without gradients, by the weight as it is now
+    and in the precision here.
+    """
+    dtype, parts, conv = (
+        machine.dtype_here(layer.weight.device),
+        machine.parts(),
+        isinstance(layer, Conv1D),
+    )
     weight = in_parts(layer.weight, parts, 0 if conv else 1, dtype)
-    product = affine(weight if conv else weight.T, None if layer.bias is None else layer.bias.detach().to(dtype), rows)
+    product = affine(
+        weight if conv else weight.T,
+        None if layer.bias is None else layer.bias.detach().to(dtype),
+        rows,
+    )
     return lambda x: product(repeated(x, parts, dtype))
 
 
@@ -108,19 +138,24 @@ def _forward(layer: Conv1D | nn.Linear, x: Tensor) -> Tensor:
     if "product" in vars(layer):
         out = layer.product(rows)
     else:
-        out = Dense.apply(rows.to(dtype), layer.weight, layer.bias, machine.parts(), isinstance(layer, Conv1D))
+        out = Dense.apply(
+            rows.to(dtype), layer.weight, layer.bias, machine.parts(), isinstance(layer, Conv1D)
+        )
     return out.view(*x.shape[:-1], -1)
 
 
 class Dense(torch.autograd.Function):
-    """x (n, in) in bfloat16, weight and bias in float32 ↦ x @ weight + bias in bfloat16, the weight as a sum of `parts`.
+    """x (n, in) in bfloat16, weight and bias in float32 ↦ x @ weight + bias in bfloat16, the weight
+    as a sum of `parts`.
 
     `torch.addmm` first writes the bias to every row; this does not, where the operation is `known`.
     The gradient of x is taken by the first part alone: it is rounded to as many bits itself.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int, conv: bool) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parts: int, conv: bool
+    ) -> Tensor:
         """conv: the weight is (in, out), as GPT-2's; else (out, in)."""
         ctx.save_for_backward(x, weight)
         ctx.conv, ctx.biased = conv, bias is not None
@@ -132,7 +167,9 @@ class Dense(torch.autograd.Function):
         return rows @ written if bias is None else torch.addmm(bias, rows, written)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(
+        ctx, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:

@@ -1,4 +1,6 @@
-"""What this machine computes fastest with: the device, the number format, the threads; and memory that is kept once it was asked for."""
+"""What this machine computes fastest with: the device, the number format, the threads; and memory
+that is kept once it was asked for.
+"""
 
 import ctypes
 import sys
@@ -11,34 +13,51 @@ import datasets
 import torch
 import transformers
 
-ARENAS = 300  # threads to start at most in search of the main arena; glibc makes 8 arenas for each core
+# threads to start at most in search of the main arena; glibc makes 8 arenas for each core
+ARENAS = 300
 
 
 def device() -> torch.device:
     """The accelerator where there is one, else the processor."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator()
+        if torch.accelerator.is_available()
+        else torch.device("cpu")
+    )
 
 
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16 is slower)."""
+    """bfloat16 where the machine multiplies it in hardware, float32 elsewhere (an emulated bfloat16
+    is slower).
+    """
     if device().type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
     return torch.bfloat16 if device().type == "cpu" and bfloat16_by() else torch.float32
 
 
 def bfloat16_by() -> str | None:
-    """The instructions by which the processor multiplies bfloat16, the fastest that it has; None where it has none."""
-    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # from torch 2.12 on
+    """The instructions by which the processor multiplies bfloat16, the fastest that it has; None
+    where it has none.
+    """
+    # from torch 2.12 on
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return next((name for name in ("amx_bf16", "avx512_bf16") if abilities.get(name)), None)
 
 
 def autocast() -> AbstractContextManager:
-    """Matrix products in `fast_dtype`, weights rounded to it. Enter it in the thread that computes."""
+    """Matrix products in `fast_dtype`, weights rounded to it. Enter it in the thread that
+    computes.
+    """
     dtype = fast_dtype()
     return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
 
 
-PRECISIONS = {"split": 2, "bfloat16": 1, "float32": 0}  # how a policy is passed in training → bfloat16 parts of a weight; 0: none
+# how a policy is passed in training → bfloat16 parts of a weight; 0: none
+PRECISIONS = {"split": 2, "bfloat16": 1, "float32": 0}
 _parts = ContextVar("parts", default=1)
 
 
@@ -51,12 +70,12 @@ def parts() -> int:
 def passes(precision: str) -> Iterator[None]:
     """Passes of a policy in training: what is sampled from and scored inside.
 
-    As with autocast, it holds for the thread that enters it, and a machine whose `fast_dtype` is float32 computes in that.
-    Outside, a policy is passed in float32: there everything is measured.
+    As with autocast, it holds for the thread that enters it, and a machine whose `fast_dtype` is
+    float32 computes in that. Outside, a policy is passed in float32: there everything is measured.
 
     Args:
-        precision: "split": bfloat16 products of weights in two parts, within 0.02 nats a completion of float32; "bfloat16": of rounded
-            weights, another policy; "float32".
+        precision: "split": bfloat16 products of weights in two parts, within 0.02 nats a completion
+            of float32; "bfloat16": of rounded weights, another policy; "float32".
     """
     narrow = PRECISIONS[precision] if fast_dtype() != torch.float32 else 0
     before = _parts.set(narrow or 1)
@@ -68,12 +87,18 @@ def passes(precision: str) -> Iterator[None]:
 
 
 def dtype_here(on: torch.device) -> torch.dtype:
-    """What products are computed in here on that device: autocast's dtype inside it, else float32."""
-    return torch.get_autocast_dtype(on.type) if torch.is_autocast_enabled(on.type) else torch.float32
+    """What products are computed in here on that device: autocast's dtype inside it, else
+    float32.
+    """
+    return (
+        torch.get_autocast_dtype(on.type) if torch.is_autocast_enabled(on.type) else torch.float32
+    )
 
 
 def prepare() -> None:
-    """Once per process, before anything long: memory that is kept, and libraries that do not talk over our progress."""
+    """Once per process, before anything long: memory that is kept, and libraries that do not talk
+    over our progress.
+    """
     keep_freed_memory()
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
@@ -81,10 +106,12 @@ def prepare() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks for the next step instead of handing every large tensor back to the system.
+    """Tell glibc to keep freed blocks for the next step instead of handing every large tensor back
+    to the system.
 
-    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew took 40% of a language-modelling step.
-    This holds for glibc's main arena, see `start_thread`. Elsewhere than on Linux with glibc this does nothing.
+    Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew
+    took 40% of a language-modelling step. This holds for glibc's main arena, see `start_thread`.
+    Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux":
         try:
@@ -97,10 +124,12 @@ def keep_freed_memory() -> None:
 
 
 def release_threads() -> None:
-    """Let the calling thread's OpenMP helpers go, before another thread computes; they come back with its next operation.
+    """Let the calling thread's OpenMP helpers go, before another thread computes; they come back
+    with its next operation.
 
-    Every thread that computes has helpers of its own. Once all of them outnumber the processors, GNU's OpenMP puts them to sleep after each
-    operation, and a training step takes half as long again. Does nothing where OpenMP cannot be asked.
+    Every thread that computes has helpers of its own. Once all of them outnumber the processors,
+    GNU's OpenMP puts them to sleep after each operation, and a training step takes half as long
+    again. Does nothing where OpenMP cannot be asked.
     """
     try:
         pause = ctypes.CDLL(None).omp_pause_resource_all
@@ -112,9 +141,10 @@ def release_threads() -> None:
 def start_thread(run: Callable[[], None], name: str) -> None:
     """Run `run` in a thread that computes as fast as the main thread.
 
-    glibc gives a new thread one of several arenas to take its memory from. All but the main one are too small to keep large tensors
-    (see `keep_freed_memory`), and in one of these a training took twice as long. So threads are started, and held, until one has the main
-    arena. They are daemons: unlike a pool's they do not hold up a process that is told to end.
+    glibc gives a new thread one of several arenas to take its memory from. All but the main one are
+    too small to keep large tensors (see `keep_freed_memory`), and in one of these a training took
+    twice as long. So threads are started, and held, until one has the main arena. They are daemons:
+    unlike a pool's they do not hold up a process that is told to end.
     """
     found = threading.Event()
     for attempt in range(ARENAS):
@@ -136,7 +166,9 @@ def start_thread(run: Callable[[], None], name: str) -> None:
 
 
 def _has_main_arena() -> bool:
-    """Whether this thread's memory comes from below the program break, as the main arena's does; True where that cannot be asked."""
+    """Whether this thread's memory comes from below the program break, as the main arena's does;
+    True where that cannot be asked.
+    """
     if sys.platform != "linux":
         return True
     try:

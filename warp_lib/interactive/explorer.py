@@ -1,4 +1,5 @@
-"""The Pareto explorer: points of the study and of one's own runs, chosen, compared, exported, and opened to read what they write.
+"""The Pareto explorer: points of the study and of one's own runs, chosen, compared, exported, and
+opened to read what they write.
 
 It only reads tables, so it opens at once: no torch here, and no training.
 """
@@ -19,18 +20,44 @@ from ..runs import paths
 from ..study.fronts import Interval, pareto
 from .live import front_end
 from .live_figure import LiveFigure
-from .points import CORNER, Selection, all_points, by_pipeline, comparison, completions, describe, positive_band
+from .points import (
+    CORNER,
+    Selection,
+    all_points,
+    by_pipeline,
+    comparison,
+    completions,
+    describe,
+    positive_band,
+)
 
 VIEWS = {
-    "reward against KL": ("kl", "reward"), "judge against KL": ("kl", "judge"), "reward against judge": ("judge", "reward"),
+    "reward against KL": ("kl", "reward"),
+    "judge against KL": ("kl", "judge"),
+    "reward against judge": ("judge", "reward"),
     "TF-IDF judge against KL": ("kl", "judge_tfidf"),
-}  # fmt: skip
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon", "hexagram", "triangle-down")
+}
+SYMBOLS = (
+    "circle",
+    "diamond",
+    "square",
+    "triangle-up",
+    "cross",
+    "x",
+    "star",
+    "pentagon",
+    "hexagram",
+    "triangle-down",
+)
 NONE = -1  # no point is open
 
 
-def traces(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool) -> list[go.Scatter]:
-    """The points of each selection, a trace a series, and against KL its fronts (see `by_pipeline`). A selection has one colour."""
+def traces(
+    selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool
+) -> list[go.Scatter]:
+    """The points of each selection, a trace a series, and against KL its fronts (see
+    `by_pipeline`). A selection has one colour.
+    """
     (x, y), made = view, []
     for (name, rows), colour in zip(selections.items(), (plots.BLUE, plots.ORANGE), strict=False):
         rows = rows.dropna(subset=[x, y])
@@ -40,19 +67,34 @@ def traces(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals
                 stairs += [*_stairs(own[x].to_list(), own[y].to_list()), (None, None)]
             made.append(
                 go.Scatter(
-                    x=[kl for kl, _ in stairs], y=[score for _, score in stairs], name=f"{name}: fronts, one a seed", mode="lines",
-                    hoverinfo="skip", opacity=0.6, line=dict(color=colour, width=1.5),
+                    x=[kl for kl, _ in stairs],
+                    y=[score for _, score in stairs],
+                    name=f"{name}: fronts, one a seed",
+                    mode="lines",
+                    hoverinfo="skip",
+                    opacity=0.6,
+                    line=dict(color=colour, width=1.5),
                 )
-            )  # fmt: skip
-        for (series, own), symbol in zip(rows.groupby("series", sort=False), SYMBOLS * 3, strict=False):
+            )
+        for (series, own), symbol in zip(
+            rows.groupby("series", sort=False), SYMBOLS * 3, strict=False
+        ):
             made.append(
                 go.Scatter(
-                    x=own[x], y=own[y], name=f"{name}: {html.escape(series)}", mode="markers", customdata=own.index.to_list(),
-                    marker=dict(color=colour, symbol=symbol, size=8, line=dict(color="white", width=0.5)),
-                    error_x=plots.whiskers(own, x, colour, intervals), error_y=plots.whiskers(own, y, colour, intervals),
-                    text=[html.escape(describe(row)) for _, row in own.iterrows()], hovertemplate="%{text}<extra></extra>",
+                    x=own[x],
+                    y=own[y],
+                    name=f"{name}: {html.escape(series)}",
+                    mode="markers",
+                    customdata=own.index.to_list(),
+                    marker=dict(
+                        color=colour, symbol=symbol, size=8, line=dict(color="white", width=0.5)
+                    ),
+                    error_x=plots.whiskers(own, x, colour, intervals),
+                    error_y=plots.whiskers(own, y, colour, intervals),
+                    text=[html.escape(describe(row)) for _, row in own.iterrows()],
+                    hovertemplate="%{text}<extra></extra>",
                 )
-            )  # fmt: skip
+            )
     return made
 
 
@@ -66,8 +108,13 @@ def _stairs(kl: list[float], score: list[float]) -> list[tuple[float, float]]:
 
 
 def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
-    """Axes with their units and, on the reward's, where real positive reviews lie for the first of the points."""
-    figure = go.Figure(layout=plots.LAYOUT | dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20)))
+    """Axes with their units and, on the reward's, where real positive reviews lie for the first of
+    the points.
+    """
+    figure = go.Figure(
+        layout=plots.LAYOUT
+        | dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20))
+    )
     for axis, column in zip("xy", view, strict=True):
         figure.update_layout({f"{axis}axis_title": plots.AXES[column]})
         if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):
@@ -75,7 +122,7 @@ def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
     return figure.layout.to_plotly_json()
 
 
-# ------------------------------------------------------------------------------------------------------------ the widgets
+# -------------------------------------------------------------------------------------- the widgets
 
 
 def explore() -> widgets.Widget | go.Figure:
@@ -83,14 +130,21 @@ def explore() -> widgets.Widget | go.Figure:
     points = all_points()
     if front_end():
         return Explorer(points).box
-    view, chosen = VIEWS["reward against KL"], {name: s.of(points) for name, s in opening(points).items()}
+    view, chosen = (
+        VIEWS["reward against KL"],
+        {name: s.of(points) for name, s in opening(points).items()},
+    )
     return go.Figure(traces(chosen, view, intervals=True), layout(view, pd.concat(chosen.values())))
 
 
 def opening(points: pd.DataFrame) -> dict[str, Selection]:
-    """What is compared at first: the study's WARP, A, with its REINFORCE, B; without a study what the first run has."""
+    """What is compared at first: the study's WARP, A, with its REINFORCE, B; without a study what
+    the first run has.
+    """
     series = list(points.loc[points["method"] != "sft", "series"].unique())
-    source = "primary" if any(one.startswith("primary ") for one in series) else points["source"].iloc[0]
+    source = (
+        "primary" if any(one.startswith("primary ") for one in series) else points["source"].iloc[0]
+    )
 
     def those(*ends: str) -> tuple[str, ...]:
         return tuple(one for one in series if one.startswith(f"{source} · ") and one.endswith(ends))
@@ -102,35 +156,68 @@ def opening(points: pd.DataFrame) -> dict[str, Selection]:
 
 
 class Chooser:
-    """The controls of one selection. Every list also takes the keyboard: arrows, and Ctrl or Shift for several."""
+    """The controls of one selection. Every list also takes the keyboard: arrows, and Ctrl or Shift
+    for several.
+    """
 
-    def __init__(self, name: str, colour: str, points: pd.DataFrame, first: Selection, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        colour: str,
+        points: pd.DataFrame,
+        first: Selection,
+        changed: Callable[[], None],
+    ) -> None:
         points = points[points["method"] != "sft"]
-        self.series = _list("series", list(points["series"].unique()), first.series, rows=12, width="100%")
+        self.series = _list(
+            "series", list(points["series"].unique()), first.series, rows=12, width="100%"
+        )
         self.numbers = {
-            "iterations": _list("I", _whole(points["iteration"])), "runs": _list("M", _whole(points["runs"])),
+            "iterations": _list("I", _whole(points["iteration"])),
+            "runs": _list("M", _whole(points["runs"])),
             "seeds": _list("seed", _whole(points["seed"])),
-        }  # fmt: skip
+        }
         self.eta = widgets.FloatRangeSlider(
-            value=(0, 1), min=0, max=max(1.0, points["eta"].max()), step=0.05, description="η", readout_format=".2f",
-            tooltip="points of a line over η outside of this range are left out", layout=widgets.Layout(width="100%"),
-        )  # fmt: skip
+            value=(0, 1),
+            min=0,
+            max=max(1.0, points["eta"].max()),
+            step=0.05,
+            description="η",
+            readout_format=".2f",
+            tooltip="points of a line over η outside of this range are left out",
+            layout=widgets.Layout(width="100%"),
+        )
         for control in (self.series, *self.numbers.values(), self.eta):
             control.observe(lambda _: changed(), "value")
-        title = widgets.HTML(f"<b style='border-left:.8em solid {colour};padding-left:.4em'>Selection {name}</b>")
+        title = widgets.HTML(
+            f"<b style='border-left:.8em solid {colour};padding-left:.4em'>Selection {name}</b>"
+        )
         children = [title, self.series, widgets.HBox(list(self.numbers.values())), self.eta]
-        self.box = widgets.VBox(children, layout=widgets.Layout(width="49%", min_width="20em", padding="0 1em 0 0"))
+        self.box = widgets.VBox(
+            children, layout=widgets.Layout(width="49%", min_width="20em", padding="0 1em 0 0")
+        )
 
     @property
     def selection(self) -> Selection:
-        return Selection(self.series.value, eta=self.eta.value, **{name: control.value for name, control in self.numbers.items()})
+        return Selection(
+            self.series.value,
+            eta=self.eta.value,
+            **{name: control.value for name, control in self.numbers.items()},
+        )
 
 
-def _list(name: str, options: list, chosen: Sequence = (), rows: int = 4, width: str = "33%") -> widgets.SelectMultiple:
+def _list(
+    name: str, options: list, chosen: Sequence = (), rows: int = 4, width: str = "33%"
+) -> widgets.SelectMultiple:
     return widgets.SelectMultiple(
-        options=options, value=tuple(chosen), rows=rows, description=name, tooltip=f"{name}: none chosen means all",
-        layout=widgets.Layout(width=width), style={"description_width": "3em"},
-    )  # fmt: skip
+        options=options,
+        value=tuple(chosen),
+        rows=rows,
+        description=name,
+        tooltip=f"{name}: none chosen means all",
+        layout=widgets.Layout(width=width),
+        style={"description_width": "3em"},
+    )
 
 
 def _whole(column: pd.Series) -> list[int]:
@@ -138,7 +225,9 @@ def _whole(column: pd.Series) -> list[int]:
 
 
 class Explorer:
-    """The figure, the two choosers, the numbers they give, and the completions of the point that is open."""
+    """The figure, the two choosers, the numbers they give, and the completions of the point that is
+    open.
+    """
 
     def __init__(self, points: pd.DataFrame) -> None:
         self.points, first = points, opening(points)
@@ -146,9 +235,14 @@ class Explorer:
             name: Chooser(name, colour, points, first[name], self.draw)
             for name, colour in zip(first, (plots.BLUE, plots.ORANGE), strict=True)
         }
-        self.view = widgets.Dropdown(options=list(VIEWS), description="show", tooltip="what is drawn against what")
+        self.view = widgets.Dropdown(
+            options=list(VIEWS), description="show", tooltip="what is drawn against what"
+        )
         self.intervals = widgets.Checkbox(
-            value=True, description="intervals (± 2 standard errors over prompts)", indent=False, layout=widgets.Layout(width="auto")
+            value=True,
+            description="intervals (± 2 standard errors over prompts)",
+            indent=False,
+            layout=widgets.Layout(width="auto"),
         )
         chosen = self.chosen()
         self.figure = LiveFigure(go.Figure(*self.parts(chosen)), self.click)
@@ -160,7 +254,9 @@ class Explorer:
             style={"description_width": "3em"},
         )
         self.texts = widgets.HTML()
-        self.export = widgets.Button(description="Export", tooltip="the figure as HTML, SVG and PNG, and its points as CSV")
+        self.export = widgets.Button(
+            description="Export", tooltip="the figure as HTML, SVG and PNG, and its points as CSV"
+        )
         self.exported = widgets.HTML()
         self.view.observe(lambda _: self.draw(), "value")
         self.intervals.observe(lambda _: self.draw(), "value")
@@ -168,10 +264,15 @@ class Explorer:
         self.export.on_click(lambda _: self.write())
         self.box = widgets.VBox(
             [
-                widgets.HBox([chooser.box for chooser in self.choosers.values()]), widgets.HBox([self.view, self.intervals]), self.figure,
-                self.volumes, widgets.HBox([self.export, self.exported]), self.point, self.texts,
+                widgets.HBox([chooser.box for chooser in self.choosers.values()]),
+                widgets.HBox([self.view, self.intervals]),
+                self.figure,
+                self.volumes,
+                widgets.HBox([self.export, self.exported]),
+                self.point,
+                self.texts,
             ]
-        )  # fmt: skip
+        )
         self.tell(chosen)
 
     def chosen(self) -> dict[str, pd.DataFrame]:
@@ -183,7 +284,9 @@ class Explorer:
         return traces(chosen, view, self.intervals.value), layout(view, pd.concat(chosen.values()))
 
     def draw(self) -> None:
-        """Bring everything up to date with the controls; the open point stays open where it is still there."""
+        """Bring everything up to date with the controls; the open point stays open where it is
+        still there.
+        """
         chosen = self.chosen()
         self.figure.figure = go.Figure(*self.parts(chosen))
         self.figure.draw()
@@ -192,9 +295,16 @@ class Explorer:
     def tell(self, chosen: dict[str, pd.DataFrame]) -> None:
         """What the choice comes to beside the figure, and the points of it that can be opened."""
         self.volumes.value = _volumes(chosen, VIEWS[self.view.value])
-        labels = {int(k): f"{name} · {describe(row)}" for name, rows in chosen.items() for k, row in rows.iterrows()}
+        labels = {
+            int(k): f"{name} · {describe(row)}"
+            for name, rows in chosen.items()
+            for k, row in rows.iterrows()
+        }
         before = self.point.value
-        self.point.options = [("choose one, or click it in the figure, to read what it writes", NONE), *((t, k) for k, t in labels.items())]
+        self.point.options = [
+            ("choose one, or click it in the figure, to read what it writes", NONE),
+            *((t, k) for k, t in labels.items()),
+        ]
         self.point.value = before if before in labels else NONE
 
     def click(self, point: int) -> None:
@@ -207,24 +317,42 @@ class Explorer:
         """The figure and its points as files under runs/explorer, and as links to download them."""
         self.export.disabled, self.exported.value = True, "exporting …"
         try:
-            self.exported.value = " · ".join(_link(file) for file in export(self.chosen(), VIEWS[self.view.value], self.intervals.value))
+            self.exported.value = " · ".join(
+                _link(file)
+                for file in export(self.chosen(), VIEWS[self.view.value], self.intervals.value)
+            )
         finally:
             self.export.disabled = False
 
 
-def export(selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool) -> list[Path]:
-    """Write the figure as HTML (on its own, nothing fetched), SVG and PNG, and its points as CSV, to runs/explorer. Returns the files."""
-    folder, rows = paths.folder("explorer"), pd.concat([rows.assign(selection=name) for name, rows in selections.items()])
+def export(
+    selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool
+) -> list[Path]:
+    """Write the figure as HTML (on its own, nothing fetched), SVG and PNG, and its points as CSV,
+    to runs/explorer. Returns the files.
+    """
+    folder, rows = (
+        paths.folder("explorer"),
+        pd.concat([rows.assign(selection=name) for name, rows in selections.items()]),
+    )
     figure = go.Figure(traces(selections, view, intervals), layout(view, rows))
     export_figure(figure, folder, "explorer")
-    figure.write_html(folder / "explorer.html", include_plotlyjs=True, config={"displaylogo": False})
+    figure.write_html(
+        folder / "explorer.html", include_plotlyjs=True, config={"displaylogo": False}
+    )
     paths.write_whole(folder / "explorer.csv", rows.drop(columns="file").to_csv(index=False))
-    return [file for kind in ("html", "svg", "png", "csv") if (file := folder / f"explorer.{kind}").exists()]
+    return [
+        file
+        for kind in ("html", "svg", "png", "csv")
+        if (file := folder / f"explorer.{kind}").exists()
+    ]
 
 
 def _link(file: Path) -> str:
     """A link that carries the file, so that it works wherever the page is shown."""
-    kind = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}[file.suffix]
+    kind = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}[
+        file.suffix
+    ]
     data = base64.b64encode(file.read_bytes()).decode()
     return f'<a download="{file.name}" href="data:{kind};base64,{data}">{file.name}</a>'
 
@@ -234,19 +362,29 @@ def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
     x, y = view
     if x != "kl":
         return "No front here: neither of the two scores is a price."
-    lines = [f"<b>{name}</b>: {_volume(found)}" for name, found in comparison(*selections.values(), y).items()]
+    lines = [
+        f"<b>{name}</b>: {_volume(found)}"
+        for name, found in comparison(*selections.values(), y).items()
+    ]
     note = (
-        f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a score of {CORNER[1]:g}, in nats × SFT "
-        "standard deviations; its mean over fronts, with the 95% interval over them. It favours whoever reaches further, up to "
-        f"{CORNER[0]:g} nats: which front is higher at the same KL is another question. And a front is the best of its points on the "
-        "prompts it is drawn for, so it flatters whoever has more points. The study's own comparison, in 06_ablations, is at equal KL and "
-        "chooses points on other prompts. A − B takes only fronts of one seed that one model scored, so it can differ from A less B."
+        f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a"
+        f" score of {CORNER[1]:g}, in nats × SFT standard deviations; its mean over fronts, with"
+        f" the 95% interval over them. It favours whoever reaches further, up to {CORNER[0]:g}"
+        " nats: which front is higher at the same KL is another question. And a front is the best"
+        " of its points on the prompts it is drawn for, so it flatters whoever has more points."
+        " The study's own comparison, in 06_ablations, is at equal KL and chooses points on other"
+        " prompts. A − B takes only fronts of one seed that one model scored, so it can differ"
+        " from A less B."
     )
     return f"{' &emsp; '.join(lines) or 'No points chosen.'}<br><small>{note}</small>"
 
 
 def _volume(found: Interval) -> str:
-    spread = f"{found.low:.2f} to {found.high:.2f}, {found.n} fronts" if found.n > 1 else "one front: no interval"
+    spread = (
+        f"{found.low:.2f} to {found.high:.2f}, {found.n} fronts"
+        if found.n > 1
+        else "one front: no interval"
+    )
     return f"{found.mean:.2f} ({spread})"
 
 
@@ -254,18 +392,29 @@ def _texts(rows: list[dict[str, Any]]) -> str:
     """Completions beside SFT's as a table. They are a model's text, so every one is escaped."""
     if not rows:
         return "The completions of this point were not kept."
-    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("prompt", "SFT goes on", "this point goes on"))
+    head = "".join(
+        f"<th style='text-align:left'>{name}</th>"
+        for name in ("prompt", "SFT goes on", "this point goes on")
+    )
     body = "".join(
-        f"<tr style='vertical-align:top'><td>{html.escape(row['prompt'])}</td>{_cell(row['sft'], row['sft_reward'])}"
-        f"{_cell(row['completion'], row['reward'])}</tr>"
+        f"<tr style='vertical-align:top'><td>{html.escape(row['prompt'])}</td>"
+        f"{_cell(row['sft'], row['sft_reward'])}{_cell(row['completion'], row['reward'])}</tr>"
         for row in rows
     )
-    note = "Colour and number: mean r̃ of all completions sampled for the prompt; blue above 0, where SFT is on average, orange below."
-    return f"<small>{note}</small><table style='width:100%;line-height:1.4'><tr>{head}</tr>{body}</table>"
+    note = (
+        "Colour and number: mean r̃ of all completions sampled for the prompt; blue above 0, where"
+        " SFT is on average, orange below."
+    )
+    return (
+        f"<small>{note}</small><table"
+        f" style='width:100%;line-height:1.4'><tr>{head}</tr>{body}</table>"
+    )
 
 
 def _cell(text: str, reward: float) -> str:
-    """A completion on its reward's colour, half transparent so that it reads on light and on dark."""
+    """A completion on its reward's colour, half transparent so that it reads on light and on
+    dark.
+    """
     shade = "0,114,178" if reward > 0 else "213,94,0"
     style = f"background:rgba({shade},{min(abs(reward) / 3, 0.5):.2f});padding:.4em;width:45%"
     return f"<td style='{style}'><b>{reward:+.2f}</b> {html.escape(text)}</td>"

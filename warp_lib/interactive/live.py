@@ -1,7 +1,8 @@
 """The notebooks' one pattern for long cells: ``result = await live(work, title="…")``.
 
-The work runs in a thread and only writes down where it is; the awaiting cell looks several times a second and draws. So the kernel stays
-free for the Stop button and for Interrupt, and no widget is ever touched by two threads.
+The work runs in a thread and only writes down where it is; the awaiting cell looks several times a
+second and draws. So the kernel stays free for the Stop button and for Interrupt, and no widget is
+ever touched by two threads.
 """
 
 import asyncio
@@ -23,7 +24,11 @@ T = TypeVar("T")
 
 SHOWN = 3  # completions of the latest step
 # Series that share a panel, and the panel's name; any other number gets a panel of its own.
-PANELS = {"reward": "reward r̃", "kl_anchor": "KL in nats: — anchor, ⋯ SFT", "kl_sft": "KL in nats: — anchor, ⋯ SFT"}
+PANELS = {
+    "reward": "reward r̃",
+    "kl_anchor": "KL in nats: — anchor, ⋯ SFT",
+    "kl_sft": "KL in nats: — anchor, ⋯ SFT",
+}
 
 
 class StoppedByHand(Stopped):
@@ -36,11 +41,13 @@ class StoppedByHand(Stopped):
 async def live(work: Callable[[Progress], T], title: str) -> T:
     """Run ``work(progress)`` in a thread, show how far it is, and return its result.
 
-    In JupyterLab and Voilà: a bar, a Stop button, a figure that grows and completions of the latest step. Elsewhere (papermill, a script):
-    a few lines of text. Stop, and the kernel's Interrupt, give up the unfinished step and keep all before it (see `Progress.check`); then
-    StoppedByHand is raised, so that the cells below do not go on without a result.
+    In JupyterLab and Voilà: a bar, a Stop button, a figure that grows and completions of the latest
+    step. Elsewhere (papermill, a script): a few lines of text. Stop, and the kernel's Interrupt,
+    give up the unfinished step and keep all before it (see `Progress.check`); then StoppedByHand is
+    raised, so that the cells below do not go on without a result.
 
-    Autocast, no_grad and other thread-local modes of torch do not carry into the thread: `work` must set them itself.
+    Autocast, no_grad and other thread-local modes of torch do not carry into the thread: `work`
+    must set them itself.
     """
     progress, began = Watched(), time.monotonic()
     if front_end():
@@ -55,8 +62,12 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
     return result
 
 
-async def follow(work: Callable[[Progress], T], progress: "Watched", view: "TextView | WidgetView", title: str) -> T:
-    """`live` with a progress and a view that are there already, for whoever shows the view in a place of its own."""
+async def follow(
+    work: Callable[[Progress], T], progress: "Watched", view: "TextView | WidgetView", title: str
+) -> T:
+    """`live` with a progress and a view that are there already, for whoever shows the view in a
+    place of its own.
+    """
     from ..fast import machine  # only now: `report` takes this module's `duration` without torch
 
     outcome: Future[T] = Future()
@@ -71,14 +82,16 @@ async def follow(work: Callable[[Progress], T], progress: "Watched", view: "Text
             loop.call_soon_threadsafe(finished.set)
 
     machine.release_threads()
-    machine.start_thread(partial(contextvars.copy_context().run, run), title)  # the context carries the cell that prints
+    # the context carries the cell that prints
+    machine.start_thread(partial(contextvars.copy_context().run, run), title)
     shown = True
     while not outcome.done():
         try:
             with suppress(TimeoutError):
                 await asyncio.wait_for(finished.wait(), 0.25)
             shown = shown and _drawn(view.draw)
-        except (asyncio.CancelledError, KeyboardInterrupt):  # Interrupt; the thread must end before the next cell begins
+        # Interrupt; the thread must end before the next cell begins
+        except (asyncio.CancelledError, KeyboardInterrupt):
             progress.stop.set()
         except BaseException:  # the kernel is going
             progress.stop.set()
@@ -93,28 +106,39 @@ async def follow(work: Callable[[Progress], T], progress: "Watched", view: "Text
 
 
 def _drawn(draw: Callable[[], None]) -> bool:
-    """Draw; whether that worked. Where it did not, the work goes on unseen: it must neither be lost nor left alone with its lock."""
+    """Draw; whether that worked. Where it did not, the work goes on unseen: it must neither be lost
+    nor left alone with its lock.
+    """
     try:
         draw()
     except Exception as error:
-        print(f"The progress cannot be drawn ({type(error).__name__}: {error}); the work goes on without.", flush=True)
+        print(
+            f"The progress cannot be drawn ({type(error).__name__}: {error}); the work goes on"
+            " without.",
+            flush=True,
+        )
         return False
     return True
 
 
 def front_end() -> bool:
-    """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill, where a figure widget would add 5 MB.
+    """Whether someone can see widgets: yes in Lab and Voilà, no in scripts and under papermill,
+    where a figure widget would add 5 MB.
 
-    Lab and Voilà say so in the environment of the kernels they start. A papermill that was begun in one of these inherits it, and hands it
-    on to its own kernel.
+    Lab and Voilà say so in the environment of the kernels they start. A papermill that was begun in
+    one of these inherits it, and hands it on to its own kernel.
     """
-    asked = "JPY_SESSION_NAME" in os.environ or any(name.startswith("VOILA_") for name in os.environ)
+    asked = "JPY_SESSION_NAME" in os.environ or any(
+        name.startswith("VOILA_") for name in os.environ
+    )
     return asked and not _begun_by_papermill()
 
 
 @cache
 def _begun_by_papermill() -> bool:
-    """Whether papermill, or what else runs notebooks from the command line, started this kernel; False where that cannot be asked."""
+    """Whether papermill, or what else runs notebooks from the command line, started this kernel;
+    False where that cannot be asked.
+    """
     import psutil  # ipykernel brings it
 
     try:
@@ -152,11 +176,21 @@ class Loop:
         text = f"{self.title}: {self.done}/{self.total} in {duration(self.seconds())}"
         if self.ended is None and (to_go := self.to_go()) is not None:
             text += f", about {duration(to_go)} to go"
-        return " · ".join([text, *(f"{label(name)} {value:.3g}" for name, value in (self.points[-1][1] if self.points else {}).items())])
+        return " · ".join(
+            [
+                text,
+                *(
+                    f"{label(name)} {value:.3g}"
+                    for name, value in (self.points[-1][1] if self.points else {}).items()
+                ),
+            ]
+        )
 
 
 class Watched(Progress):
-    """Remembers what the work says, for a view to draw from another thread. Loops may follow one another or nest."""
+    """Remembers what the work says, for a view to draw from another thread. Loops may follow one
+    another or nest.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,14 +215,18 @@ class Watched(Progress):
     def log(self, **numbers: float) -> None:
         if self.open:  # numbers outside any loop have no place on an axis
             loop = self.open[-1]
-            loop.points.append((loop.done + 1, {name: float(value) for name, value in numbers.items()}))
+            loop.points.append(
+                (loop.done + 1, {name: float(value) for name, value in numbers.items()})
+            )
 
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
         self.shown = list(zip(texts[:SHOWN], rewards[:SHOWN], strict=True))
 
 
 class TextView:
-    """A line when a loop ends, and one every 20 seconds while it runs: few, because notebooks are committed with their outputs."""
+    """A line when a loop ends, and one every 20 seconds while it runs: few, because notebooks are
+    committed with their outputs.
+    """
 
     every = 20.0
 
@@ -212,7 +250,9 @@ class TextView:
 
 
 class WidgetView:
-    """A bar with the time to go, a Stop button, a figure with a panel for each kind of number, and completions. All of it in `box`."""
+    """A bar with the time to go, a Stop button, a figure with a panel for each kind of number, and
+    completions. All of it in `box`.
+    """
 
     def __init__(self, progress: Watched) -> None:
         import ipywidgets
@@ -222,17 +262,24 @@ class WidgetView:
 
         self.progress = progress
         margin = {"l": 60, "r": 20, "t": 30, "b": 40}
-        # From the start, before there is anything to draw: the page loads plotly while the work has not begun to keep the cores busy.
-        self.figure = LiveFigure(go.Figure(layout={"height": 300, "margin": margin, "template": "plotly_white"}))
+        # From the start, before there is anything to draw: the page loads plotly while the work has
+        # not begun to keep the cores busy.
+        self.figure = LiveFigure(
+            go.Figure(layout={"height": 300, "margin": margin, "template": "plotly_white"})
+        )
         self.panels: list[str] = []
         self.drawn: dict[int, int] = {}  # loop → points drawn of it
         self.traces: dict[tuple[int, str], Any] = {}  # loop, series → its line
         self.bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
         self.label = ipywidgets.Label()  # shows text, never HTML
-        self.button = ipywidgets.Button(description="Stop", tooltip="Give up the current step; what is finished is kept")
+        self.button = ipywidgets.Button(
+            description="Stop", tooltip="Give up the current step; what is finished is kept"
+        )
         self.button.on_click(self.stop)
         self.texts, self.written = ipywidgets.HTML(), self.progress.shown
-        self.box = ipywidgets.VBox([ipywidgets.HBox([self.bar, self.label, self.button]), self.figure, self.texts])
+        self.box = ipywidgets.VBox(
+            [ipywidgets.HBox([self.bar, self.label, self.button]), self.figure, self.texts]
+        )
 
     def stop(self, _: Any = None) -> None:
         self.progress.stop.set()
@@ -247,13 +294,20 @@ class WidgetView:
         to_go = loop.to_go() if loop.ended is None and not self.progress.stop.is_set() else None
         parts = [" › ".join(each.title for each in running), f"{loop.done}/{loop.total}"]
         parts += [f"about {duration(to_go)} to go"] if to_go else []
-        self.label.value = " · ".join([*parts, f"{duration(time.monotonic() - self.progress.began)} in all"])
-        if not self.progress.stop.is_set():  # making the figure takes a moment, and Stop answers first
+        self.label.value = " · ".join(
+            [*parts, f"{duration(time.monotonic() - self.progress.began)} in all"]
+        )
+        # making the figure takes a moment, and Stop answers first
+        if not self.progress.stop.is_set():
             self.draw_results()
 
     def draw_results(self) -> None:
         """Bring the figure and the completions up to date."""
-        grown = [(n, loop) for n, loop in enumerate(list(self.progress.loops)) if len(loop.points) > self.drawn.get(n, 0)]
+        grown = [
+            (n, loop)
+            for n, loop in enumerate(list(self.progress.loops))
+            if len(loop.points) > self.drawn.get(n, 0)
+        ]
         for number, loop in grown:
             self.drawn[number] = len(loop.points)
             self.draw_numbers(number, loop)
@@ -282,16 +336,32 @@ class WidgetView:
         if panel not in self.panels:
             self.panels.append(panel)
             width = 1 / len(self.panels)
-            for i, text in enumerate(self.panels):  # side by side, each narrower than its share: the next one's title and numbers fit
+            # side by side, each narrower than its share: the next one's title and numbers fit
+            for i, text in enumerate(self.panels):
                 span = [i * width, (i + 0.75) * width]
-                figure.layout[f"xaxis{axes[i]}"] = {"domain": span, "anchor": f"y{axes[i]}", "title": "step"}
-                figure.layout[f"yaxis{axes[i]}"] = {"anchor": f"x{axes[i]}", "title": html.escape(text)}
+                figure.layout[f"xaxis{axes[i]}"] = {
+                    "domain": span,
+                    "anchor": f"y{axes[i]}",
+                    "title": "step",
+                }
+                figure.layout[f"yaxis{axes[i]}"] = {
+                    "anchor": f"x{axes[i]}",
+                    "title": html.escape(text),
+                }
         axis = axes[self.panels.index(panel)]
-        line = {"color": PALETTE[number % len(PALETTE)], "dash": "dot" if name == "kl_sft" else "solid"}
+        line = {
+            "color": PALETTE[number % len(PALETTE)],
+            "dash": "dot" if name == "kl_sft" else "solid",
+        }
         figure.add_scatter(
-            name=html.escape(title), legendgroup=str(number), showlegend=not any(n == number for n, _ in self.traces),
-            xaxis=f"x{axis}", yaxis=f"y{axis}", line=line, mode="lines",
-        )  # fmt: skip
+            name=html.escape(title),
+            legendgroup=str(number),
+            showlegend=not any(n == number for n, _ in self.traces),
+            xaxis=f"x{axis}",
+            yaxis=f"y{axis}",
+            line=line,
+            mode="lines",
+        )
         self.traces[number, name] = figure.data[-1]
 
     def close(self) -> None:
@@ -306,4 +376,7 @@ def completions(rows: Sequence[tuple[str, float]]) -> str:
     """Completions and their r̃ as HTML. They are a model's text, so every one is escaped."""
     cells = [f"<td><b>{reward:+.2f}</b></td><td>{html.escape(text)}</td>" for text, reward in rows]
     body = "".join(f"<tr style='vertical-align:top'>{row}</tr>" for row in cells)
-    return f"<small>From the latest step, with their r̃:</small><table style='line-height:1.4'>{body}</table>"
+    return (
+        "<small>From the latest step, with their r̃:</small><table"
+        f" style='line-height:1.4'>{body}</table>"
+    )

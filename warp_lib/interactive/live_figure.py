@@ -1,8 +1,9 @@
 """A plotly figure in the page that follows the kernel and answers clicks.
 
-plotly's own ``FigureWidget`` brings 5 MB of plotly.js with every figure, in a module that anywidget gives two seconds to load; on busy
-cores it often takes longer, and then the figure drops every later change and stays empty. Here plotly.js is sent once for a page, what is
-drawn lies in a plain widget model, which has no such deadline, and a figure that cannot be drawn says so.
+plotly's own ``FigureWidget`` brings 5 MB of plotly.js with every figure, in a module that anywidget
+gives two seconds to load; on busy cores it often takes longer, and then the figure drops every
+later change and stays empty. Here plotly.js is sent once for a page, what is drawn lies in a plain
+widget model, which has no such deadline, and a figure that cannot be drawn says so.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class LiveFigure(anywidget.AnyWidget):
 
     Args:
         figure: what is shown first.
-        clicked: called with a point's ``customdata`` when someone clicks it; points without any are passed over.
+        clicked: called with a point's ``customdata`` when someone clicks it; points without any are
+            passed over.
     """
 
     _esm = Path(__file__).with_suffix(".js")

@@ -1,4 +1,6 @@
-"""WARP's knobs: a panel of the settings that says what a run costs here, starts and stops it, and how a terminal does the same."""
+"""WARP's knobs: a panel of the settings that says what a run costs here, starts and stops it, and
+how a terminal does the same.
+"""
 
 import asyncio
 import dataclasses
@@ -22,14 +24,24 @@ from .live import StoppedByHand, Watched, WidgetView, follow, front_end
 from .live_figure import LiveFigure
 
 SYMBOLS = {
-    "iterations": "I", "runs": "M", "steps": "T", "mu": "μ", "beta": "β", "eta": "η", "temperature": "τ", "learning_rate": "",
-    "seed": "", "merge": "", "name": "",
-}  # fmt: skip
+    "iterations": "I",
+    "runs": "M",
+    "steps": "T",
+    "mu": "μ",
+    "beta": "β",
+    "eta": "η",
+    "temperature": "τ",
+    "learning_rate": "",
+    "seed": "",
+    "merge": "",
+    "name": "",
+}
 NOTEBOOK = "03_warp"
 
 
 def knobs(experiment: Experiment, rewards: dict[str, Reward]) -> widgets.Widget | Markdown:
-    """The panel where someone can turn widgets; elsewhere what these settings cost, and the command that runs others.
+    """The panel where someone can turn widgets; elsewhere what these settings cost, and the command
+    that runs others.
 
     Args:
         experiment: whose models and reviews are used; its settings are what the knobs begin at.
@@ -37,14 +49,17 @@ def knobs(experiment: Experiment, rewards: dict[str, Reward]) -> widgets.Widget 
     """
     if front_end():
         return Panel(experiment, rewards).box
+    price = cost(experiment.under(experiment.settings), rewards)
     return Markdown(
-        "In JupyterLab and Voilà knobs stand here; without them, a terminal turns them. "
-        f"These settings: {cost(experiment.under(experiment.settings), rewards)}\n\n```\n{command(experiment.settings)}\n```"
+        "In JupyterLab and Voilà knobs stand here; without them, a terminal turns them. These"
+        f" settings: {price}\n\n```\n{command(experiment.settings)}\n```"
     )
 
 
 def command(settings: Settings) -> str:
-    """The papermill command that runs notebook 03 with these settings: the profile that is nearest, and what differs from it."""
+    """The papermill command that runs notebook 03 with these settings: the profile that is nearest,
+    and what differs from it.
+    """
     wanted = settings.asdict()
     others = {}
     for profile in PROFILES:
@@ -53,12 +68,15 @@ def command(settings: Settings) -> str:
     nearest = min(others, key=lambda profile: len(others[profile]))
     words = ["papermill", f"notebooks/{NOTEBOOK}.ipynb", "out.ipynb", "-k", "python3"]
     for name, value in ({"profile": nearest} | others[nearest]).items():
-        words += ["-r" if isinstance(value, str) else "-p", name, str(value)]  # -r: a name like 007 stays a name
+        # -r: a name like 007 stays a name
+        words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
     return shlex.join(words)
 
 
 def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> go.Figure:
-    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does with these settings. Returns its front's figure."""
+    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does with these
+    settings. Returns its front's figure.
+    """
     rewards = experiment.standardised(rewards, progress)
     trained = experiment.warp(experiment.aligner(rewards["reward"], progress))
     points = warp_points(experiment.theta_sft, trained, experiment.settings)
@@ -67,7 +85,9 @@ def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) 
 
 
 class Panel:
-    """The controls, what is said of their values, Start, and below it the run: its bar with Stop, its figure, its front."""
+    """The controls, what is said of their values, Start, and below it the run: its bar with Stop,
+    its figure, its front.
+    """
 
     def __init__(self, experiment: Experiment, rewards: dict[str, Reward]) -> None:
         self.experiment, self.rewards = experiment, rewards
@@ -79,20 +99,31 @@ class Panel:
         wide = widgets.Layout(width="100%")
         self.said = widgets.HTML(layout=wide)
         self.command = widgets.Textarea(
-            description="in a terminal", tooltip="the same settings for the whole notebook, to copy", rows=3, layout=wide,
+            description="in a terminal",
+            tooltip="the same settings for the whole notebook, to copy",
+            rows=3,
+            layout=wide,
             style={"description_width": "8em"},
-        )  # fmt: skip
-        self.start = widgets.Button(description="Start", tooltip="Train with these settings; what is stored is not trained again")
+        )
+        self.start = widgets.Button(
+            description="Start",
+            tooltip="Train with these settings; what is stored is not trained again",
+        )
         self.start.on_click(lambda _: asyncio.get_running_loop().create_task(self.train()))
         self.ended = widgets.HTML(layout=wide)
         self.area = widgets.VBox()
-        rows = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        rows = widgets.HBox(
+            list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap")
+        )
         self.box = widgets.VBox([rows, self.said, self.command, self.start, self.ended, self.area])
         self.tell()
 
     def settings(self) -> Settings:
         """What the controls say. Raises ValueError in one sentence."""
-        return dataclasses.replace(self.experiment.settings, **{name: typed(name, c.value.strip()) for name, c in self.controls.items()})
+        return dataclasses.replace(
+            self.experiment.settings,
+            **{name: typed(name, c.value.strip()) for name, c in self.controls.items()},
+        )
 
     def tell(self) -> None:
         """Say what the controls' values cost, or why there is no such run; then Start is off."""
@@ -107,20 +138,27 @@ class Panel:
         self.start.disabled = False
 
     async def train(self) -> None:
-        """Run what the controls say in a thread, with its progress below them, until it ends or Stop ends it."""
+        """Run what the controls say in a thread, with its progress below them, until it ends or
+        Stop ends it.
+        """
         settings = self.settings()
         progress = Watched()
         view = WidgetView(progress)
         self.ended.value, self.area.children = "", (view.box,)
         self.enable(False)
         try:
-            front = await follow(partial(run, self.experiment.under(settings), self.rewards), progress, view, "WARP")
+            front = await follow(
+                partial(run, self.experiment.under(settings), self.rewards), progress, view, "WARP"
+            )
         except StoppedByHand:
             self.ended.value = "Stopped. What is finished is kept; Start goes on from there."
         except Exception as error:  # whatever it is, it is said here: no cell awaits it
             self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
         else:
-            self.ended.value = f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, and in the explorer of notebook 5."
+            self.ended.value = (
+                f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, and in"
+                " the explorer of notebook 5."
+            )
             self.area.children = (view.box, LiveFigure(front))
         finally:
             self.enable(True)
@@ -133,11 +171,15 @@ class Panel:
 
 
 def _control(f: dataclasses.Field, value: Any) -> widgets.Widget:
-    """A list for a setting that is one of a few, else a line of text, so that a bad value is refused in words and not silently mended."""
+    """A list for a setting that is one of a few, else a line of text, so that a bad value is
+    refused in words and not silently mended.
+    """
     about = {
-        "description": f"{SYMBOLS[f.name]} {f.name}".strip(), "tooltip": f.metadata["doc"], "style": {"description_width": "8em"},
+        "description": f"{SYMBOLS[f.name]} {f.name}".strip(),
+        "tooltip": f.metadata["doc"],
+        "style": {"description_width": "8em"},
         "layout": widgets.Layout(width="19em"),
-    }  # fmt: skip
+    }
     if among := f.metadata["among"]:
         return widgets.Dropdown(options=among, value=value, **about)
     return widgets.Text(value=f"{value}", continuous_update=False, **about)

@@ -1,4 +1,6 @@
-"""Policies to play with: weights anywhere between SFT and trained policies, what they write, and where each word departs from SFT."""
+"""Policies to play with: weights anywhere between SFT and trained policies, what they write, and
+where each word departs from SFT.
+"""
 
 import asyncio
 import html
@@ -27,13 +29,16 @@ from .live_figure import LiveFigure
 COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
 TOLD = 3  # tokens of a completion that are also named in words, those of the largest KL
-SETTLED = 0.15  # seconds without a change before new texts are written: a slider held down asks once
+# seconds without a change before new texts are written: a slider held down asks once
+SETTLED = 0.15
 SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"[.!?…\"')\]]")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Weights: SLERP from the policy `first` towards `second` by the share λ, and LITI from SFT to that by η."""
+    """Weights: SLERP from the policy `first` towards `second` by the share λ, and LITI from SFT to
+    that by η.
+    """
 
     first: str
     second: str
@@ -41,15 +46,18 @@ class Place:
     eta: float
 
     def __str__(self) -> str:
-        return f"η = {self.eta:g} of {self.first}" + (f", λ = {self.share:g} towards {self.second}" if self.share else "")
+        return f"η = {self.eta:g} of {self.first}" + (
+            f", λ = {self.share:g} towards {self.second}" if self.share else ""
+        )
 
 
 @dataclass(frozen=True)
 class Completion:
     """One completion, token by token and sentence by sentence.
 
-    prompt: its text; pieces: the tokens' texts; kl, log_ratio: of each token, to SFT, in nats (see `by_token`); reward: r̃ of the whole;
-    sentences: where each ends (tokens before its end) and what it adds to r̃; before: r̃ of the prompt alone.
+    prompt: its text; pieces: the tokens' texts; kl, log_ratio: of each token, to SFT, in nats (see
+    `by_token`); reward: r̃ of the whole; sentences: where each ends (tokens before its end) and
+    what it adds to r̃; before: r̃ of the prompt alone.
     """
 
     prompt: str
@@ -67,31 +75,50 @@ class Playground:
     def __init__(self, experiment: Experiment, deltas: dict[str, Weights], reward: Reward):
         """deltas: name → task vector θ − θ_sft of the experiment's policy."""
         self.experiment, self.reward = experiment, reward
-        self.finals = {name: {n: t + delta[n] for n, t in experiment.theta_sft.items()} for name, delta in deltas.items()}
+        self.finals = {
+            name: {n: t + delta[n] for n, t in experiment.theta_sft.items()}
+            for name, delta in deltas.items()
+        }
 
     def target(self, place: Place) -> Weights:
         """The weights at η = 1."""
-        return between(self.experiment.theta_sft, self.finals[place.first], self.finals[place.second], place.share)
+        return between(
+            self.experiment.theta_sft,
+            self.finals[place.first],
+            self.finals[place.second],
+            place.share,
+        )
 
     def theta(self, place: Place) -> Weights:
         """The weights at a place."""
         return interpolate(self.experiment.theta_sft, self.target(place), place.eta)
 
     def layers(self, place: Place) -> list[dict[str, Any]]:
-        """Angles and norms, layer by layer, of the two task vectors (1 and 2) and of the one at `place` (3); see `merging.geometry`."""
-        return geometry(self.experiment.theta_sft, [self.finals[place.first], self.finals[place.second], self.theta(place)])
+        """Angles and norms, layer by layer, of the two task vectors (1 and 2) and of the one at
+        `place` (3); see `merging.geometry`.
+        """
+        return geometry(
+            self.experiment.theta_sft,
+            [self.finals[place.first], self.finals[place.second], self.theta(place)],
+        )
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """A prompt's tokens. Raises ValueError when there are none, or more than the policy's context has room for."""
+        """A prompt's tokens. Raises ValueError when there are none, or more than the policy's
+        context has room for.
+        """
         policy, new = self.experiment.policy, self.experiment.settings.max_new_tokens
         ids = policy.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         longest = policy.model.config.max_position_embeddings - new
         if not 1 <= len(ids) <= longest:
-            raise ValueError(f"a prompt must have from 1 to {longest} tokens (about {longest * 3 // 4} words), not {len(ids)}.")
+            raise ValueError(
+                f"a prompt must have from 1 to {longest} tokens (about {longest * 3 // 4} words),"
+                f" not {len(ids)}."
+            )
         return ids
 
     def write(self, prompt: str, place: Place, take: int = 0) -> list[Completion]:
-        """Completions of a prompt by the policy at a place, scored. The same `take` draws the same random numbers at every place.
+        """Completions of a prompt by the policy at a place, scored. The same `take` draws the same
+        random numbers at every place.
 
         Raises ValueError for a prompt that is empty or too long.
         """
@@ -103,29 +130,50 @@ class Playground:
         start = policy.tokenizer.decode(ids)
         pieces = [split(policy, ids, completion) for completion in y.completions.tolist()]
         ends = [sentence_ends(some) for some in pieces]
-        texts = [start] + [start + "".join(some[:end]) for some, them in zip(pieces, ends, strict=True) for end in them]
+        texts = [start] + [
+            start + "".join(some[:end])
+            for some, them in zip(pieces, ends, strict=True)
+            for end in them
+        ]
         before, *rewards = self.reward(texts).tolist()
         told = []
         for k, (some, them) in enumerate(zip(pieces, ends, strict=True)):
             after, rewards = rewards[: len(them)], rewards[len(them) :]
             gains = [now - then for then, now in zip([before, *after], after, strict=False)]
             told.append(
-                Completion(start, some, kl[k].tolist(), log_ratio[k].tolist(), after[-1], before, list(zip(them, gains, strict=True)))
+                Completion(
+                    start,
+                    some,
+                    kl[k].tolist(),
+                    log_ratio[k].tolist(),
+                    after[-1],
+                    before,
+                    list(zip(them, gains, strict=True)),
+                )
             )
         return told
 
 
 @torch.no_grad()
-def by_token(policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL(π‖π_sft) over the vocabulary before each sampled token, and log π − log π_sft of the token itself: (n, new) each, nats."""
+def by_token(
+    policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """KL(π‖π_sft) over the vocabulary before each sampled token, and log π − log π_sft of the token
+    itself: (n, new) each, nats.
+    """
     logits_p, logits_q = policy.logits(rollouts), sft.logits(rollouts)
-    log_p, log_q = policy.log_distribution(logits_p, temperature), sft.log_distribution(logits_q, temperature)
+    log_p, log_q = (
+        policy.log_distribution(logits_p, temperature),
+        sft.log_distribution(logits_q, temperature),
+    )
     log_ratio = (log_p - log_q).gather(-1, rollouts.completions[..., None])[..., 0]
     return kl_by_token(log_p.exp(), log_p, log_q).cpu(), log_ratio.cpu()
 
 
 def split(policy: Policy, prompt: Sequence[int], completion: Sequence[int]) -> list[str]:
-    """The text that each token of a completion adds to what stands before it; a letter of several tokens comes with the last of them."""
+    """The text that each token of a completion adds to what stands before it; a letter of several
+    tokens comes with the last of them.
+    """
     told, pieces = policy.tokenizer.decode(prompt), []
     for k in range(1, len(completion) + 1):
         text = policy.tokenizer.decode([*prompt, *completion[:k]])
@@ -145,38 +193,56 @@ def sentence_ends(pieces: Sequence[str]) -> list[int]:
     return ends
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is shown
+# ------------------------------------------------------------------------------------ what is shown
 
 
 def page(completions: Sequence[Completion]) -> str:
-    """Completions as HTML, every text escaped: a token's KL is its background, what a sentence adds to r̃ stands after it."""
+    """Completions as HTML, every text escaped: a token's KL is its background, what a sentence adds
+    to r̃ stands after it.
+    """
     return "".join(_paragraph(one) for one in completions)
 
 
 def _paragraph(one: Completion) -> str:
     gains, words = dict(one.sentences), []
-    for k, (piece, kl, log_ratio) in enumerate(zip(one.pieces, one.kl, one.log_ratio, strict=True), 1):
-        # Orange on whatever the page's background is: one hue, and the text keeps the theme's colour.
-        colour, tip = f"rgba(213, 94, 0, {0.7 * min(1.0, kl / FULL):.2f})", f"KL {kl:.2f} nats, log π/π_sft {log_ratio:+.2f}"
-        words.append(f'<span style="background: {colour}" title="{tip}">{html.escape(piece)}</span>')
+    for k, (piece, kl, log_ratio) in enumerate(
+        zip(one.pieces, one.kl, one.log_ratio, strict=True), 1
+    ):
+        # Orange on whatever the page's background is: one hue, and the text keeps the theme's
+        # colour.
+        colour, tip = (
+            f"rgba(213, 94, 0, {0.7 * min(1.0, kl / FULL):.2f})",
+            f"KL {kl:.2f} nats, log π/π_sft {log_ratio:+.2f}",
+        )
+        words.append(
+            f'<span style="background: {colour}" title="{tip}">{html.escape(piece)}</span>'
+        )
         if k in gains:
             words.append(f' <sub title="what this sentence adds to r̃">{gains[k]:+.2f}</sub>')
-    furthest = [k for k in sorted(range(len(one.kl)), key=lambda k: -one.kl[k])[:TOLD] if one.kl[k] >= 0.005]
+    furthest = [
+        k for k in sorted(range(len(one.kl)), key=lambda k: -one.kl[k])[:TOLD] if one.kl[k] >= 0.005
+    ]
     named = ", ".join(f"“{html.escape(one.pieces[k].strip())}” {one.kl[k]:.2f}" for k in furthest)
     return (
-        f'<p style="line-height: 1.6"><b>r̃ {one.reward:+.2f} · KL {sum(one.kl):.2f} nats</b> · furthest from SFT: {named or "nowhere"}<br>'
-        f'{html.escape(one.prompt)} <sub title="r̃ of the prompt alone">{one.before:+.2f}</sub>{"".join(words)}</p>'
+        f'<p style="line-height: 1.6"><b>r̃ {one.reward:+.2f} · KL {sum(one.kl):.2f} nats</b> ·'
+        f' furthest from SFT: {named or "nowhere"}<br>{html.escape(one.prompt)} <sub title="r̃ of'
+        f' the prompt alone">{one.before:+.2f}</sub>{"".join(words)}</p>'
     )
 
 
-def still(playground: Playground, prompt: str, place: Place, etas: Sequence[float] = (0.0, 0.5, 1.0)) -> str:
+def still(
+    playground: Playground, prompt: str, place: Place, etas: Sequence[float] = (0.0, 0.5, 1.0)
+) -> str:
     """What the sliders would show, as HTML for where there are none: a prompt at several η."""
     places = [replace(place, eta=eta) for eta in etas]
-    return "".join(f"<h4>{html.escape(str(p))}</h4>{page(playground.write(prompt, p)[:1])}" for p in places)
+    return "".join(
+        f"<h4>{html.escape(str(p))}</h4>{page(playground.write(prompt, p)[:1])}" for p in places
+    )
 
 
 class Desk:
-    """What the notebook shows: `texts`, the controls with what the policy writes, and `layers`, which follows the same controls.
+    """What the notebook shows: `texts`, the controls with what the policy writes, and `layers`,
+    which follows the same controls.
 
     Without a front end both stand still: a prompt at three η, and the layers at `place`.
     """
@@ -196,14 +262,33 @@ class Desk:
         return [place.first, place.second, "merged"]
 
     def _controls(self, prompt: str, place: Place) -> ipywidgets.Widget:
-        names, slide = list(self.playground.finals), {"min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
-        look = {"layout": ipywidgets.Layout(width="min(100%, 48em)"), "style": {"description_width": "7em"}}
+        names, slide = (
+            list(self.playground.finals),
+            {
+                "min": 0.0,
+                "max": 1.0,
+                "step": 0.05,
+                "continuous_update": False,
+            },
+        )
+        look = {
+            "layout": ipywidgets.Layout(width="min(100%, 48em)"),
+            "style": {"description_width": "7em"},
+        }
         self.prompt = ipywidgets.Text(prompt, description="prompt", continuous_update=False, **look)
-        self.first = ipywidgets.Dropdown(options=names, value=place.first, description="policy", **look)
+        self.first = ipywidgets.Dropdown(
+            options=names, value=place.first, description="policy", **look
+        )
         self.eta = ipywidgets.FloatSlider(place.eta, description="η (0: SFT)", **slide, **look)
-        self.second = ipywidgets.Dropdown(options=names, value=place.second, description="towards", **look)
-        self.share = ipywidgets.FloatSlider(place.share, description="λ (0: policy)", **slide, **look)
-        self.again = ipywidgets.Button(description="Other samples", tooltip="The same weights, other random numbers")
+        self.second = ipywidgets.Dropdown(
+            options=names, value=place.second, description="towards", **look
+        )
+        self.share = ipywidgets.FloatSlider(
+            place.share, description="λ (0: policy)", **slide, **look
+        )
+        self.again = ipywidgets.Button(
+            description="Other samples", tooltip="The same weights, other random numbers"
+        )
         self.said, self.shown = ipywidgets.HTML(), ipywidgets.HTML()
         self.trail = LiveFigure(plots.trail())
         for control in (self.prompt, self.first, self.eta, self.second, self.share):
@@ -223,7 +308,9 @@ class Desk:
         self._later()
 
     def _later(self, _: Any = None) -> None:
-        """Draw once the controls rest: changes that arrive while texts are written are one change."""
+        """Draw once the controls rest: changes that arrive while texts are written are one
+        change.
+        """
         if self.waiting:
             self.waiting.cancel()
         self.waiting = asyncio.get_running_loop().call_later(SETTLED, self.draw)
@@ -237,18 +324,35 @@ class Desk:
             self.said.value = html.escape(str(error))
             return
         took = time.perf_counter() - began
-        reward, kl = (torch.tensor(values).double() for values in ([w.reward for w in written], [sum(w.kl) for w in written]))
-        twice = {name: (2 * x.std() / len(x) ** 0.5).item() for name, x in (("reward", reward), ("kl", kl))}
+        reward, kl = (
+            torch.tensor(values).double()
+            for values in ([w.reward for w in written], [sum(w.kl) for w in written])
+        )
+        twice = {
+            name: (2 * x.std() / len(x) ** 0.5).item()
+            for name, x in (("reward", reward), ("kl", kl))
+        }
         reward, kl = reward.mean().item(), kl.mean().item()
         where = html.escape(str(place))
         self.said.value = (
-            f"<b>{where}: r̃ {reward:+.2f} ± {twice['reward']:.2f}, KL {kl:.2f} ± {twice['kl']:.2f} nats</b> "
-            f"(mean of {len(written)} completions ± 2 standard errors, {took:.1f} s; {READ} of them:)"
+            f"<b>{where}: r̃ {reward:+.2f} ± {twice['reward']:.2f}, KL {kl:.2f} ± {twice['kl']:.2f}"
+            f" nats</b> (mean of {len(written)} completions ± 2 standard errors, {took:.1f} s;"
+            f" {READ} of them:)"
         )
         self.shown.value = page(written[:READ])
         visited, here = self.trail.figure.data
-        visited.x, visited.y, visited.text = (*visited.x, kl), (*visited.y, reward), (*visited.text, where)
-        visited.error_x.array, visited.error_y.array = (*visited.error_x.array, twice["kl"]), (*visited.error_y.array, twice["reward"])
+        visited.x, visited.y, visited.text = (
+            (*visited.x, kl),
+            (*visited.y, reward),
+            (*visited.text, where),
+        )
+        visited.error_x.array, visited.error_y.array = (
+            (*visited.error_x.array, twice["kl"]),
+            (
+                *visited.error_y.array,
+                twice["reward"],
+            ),
+        )
         here.x, here.y = [kl], [reward]
         self.trail.draw()
         self.layers.figure = plots.layers(self.playground.layers(place), self.names(place))

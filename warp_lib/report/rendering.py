@@ -1,4 +1,6 @@
-"""How figures leave Python: interactive with a still image beside in notebooks, and as files for the README."""
+"""How figures leave Python: interactive with a still image beside in notebooks, and as files for
+the README.
+"""
 
 import re
 import threading
@@ -19,25 +21,37 @@ _one_at_a_time = threading.Lock()
 
 
 class StillRenderer(PngRenderer):
-    """A PNG of each figure, for viewers that run no JavaScript, where a Chromium is there to draw it."""
+    """A PNG of each figure, for viewers that run no JavaScript, where a Chromium is there to draw
+    it.
+    """
 
     def to_mimebundle(self, fig_dict: dict) -> dict:
         return super().to_mimebundle(fig_dict) if can_draw() else {}
 
 
 def use_renderer() -> None:
-    """Show figures interactively, with a still image beside. The browser that draws it starts in the background, for the first figure."""
+    """Show figures interactively, with a still image beside. The browser that draws it starts in
+    the background, for the first figure.
+    """
     threading.Thread(target=_browser, daemon=True).start()
     pio.renderers["still"] = StillRenderer(width=WIDTH)
     pio.renderers.default = "plotly_mimetype+still"
 
 
 def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
-    """Write ``stem.html`` and, with Chromium, ``stem.svg`` and ``stem.png``. All pages of a folder share the plotly.min.js beside them."""
+    """Write ``stem.html`` and, with Chromium, ``stem.svg`` and ``stem.png``. All pages of a folder
+    share the plotly.min.js beside them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    fig.write_html(folder / f"{stem}.html", include_plotlyjs="directory", div_id=stem, config={"displaylogo": False})
+    fig.write_html(
+        folder / f"{stem}.html",
+        include_plotlyjs="directory",
+        div_id=stem,
+        config={"displaylogo": False},
+    )
     if can_draw():
-        # plotly.js names lines and clips at random; named here, the same figure gives the same file.
+        # plotly.js names lines and clips at random; named here, the same figure gives the same
+        # file.
         fig = go.Figure(fig)
         for number, trace in enumerate(fig.data):
             trace.uid = f"-{stem}-{number}"
@@ -58,7 +72,10 @@ def can_draw() -> bool:
 
 @cache
 def _say_that_there_is_none() -> None:
-    print("No Chromium or Chrome draws images here: figures are interactive only, without PNG and SVG.")
+    print(
+        "No Chromium or Chrome draws images here: figures are interactive only, without PNG and"
+        " SVG."
+    )
 
 
 def _browser() -> bool:
@@ -71,19 +88,28 @@ def _browser() -> bool:
 def _draws() -> bool:
     """Start a browser and have it draw an image.
 
-    The browser stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its sandbox, so it works as root in a container,
-    and MathJax is left out, which would come from the network.
+    The browser stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its
+    sandbox, so it works as root in a container, and MathJax is left out, which would come from the
+    network.
     """
     drawn: list[bytes] = []
     with suppress(ChromeNotFoundError):
         kaleido.Kaleido(mathjax=False)  # opens nothing; raises where no browser is found
-        pio.defaults.headers = None  # for map tiles only, and a running server warns about them with each image
+        # for map tiles only, and a running server warns about them with each image
+        pio.defaults.headers = None
         kaleido.start_sync_server(mathjax=False, silence_warnings=True)
-        # Kaleido waits without end for a browser that was found and does not start. So the trial has its own thread, and a server that
-        # failed is forgotten, through its private name: closing it at exit would wait as well.
+        # Kaleido waits without end for a browser that was found and does not start. So the trial
+        # has its own thread, and a server that failed is forgotten, through its private name:
+        # closing it at exit would wait as well.
         server = kaleido._global_server
-        # A plain dict: a Figure looks for arrays of numpy and pandas, which a notebook may be half through importing.
-        trial = threading.Thread(target=lambda: drawn.append(pio.to_image({"data": [], "layout": {}}, "png", validate=False)), daemon=True)
+        # A plain dict: a Figure looks for arrays of numpy and pandas, which a notebook may be half
+        # through importing.
+        trial = threading.Thread(
+            target=lambda: drawn.append(
+                pio.to_image({"data": [], "layout": {}}, "png", validate=False)
+            ),
+            daemon=True,
+        )
         trial.start()
         until = time.monotonic() + PATIENCE
         while trial.is_alive() and server._thread.is_alive() and time.monotonic() < until:

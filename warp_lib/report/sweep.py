@@ -1,4 +1,6 @@
-"""A grid over any parameters of a notebook: a papermill job for each combination, resumed where it stopped, collected in one table."""
+"""A grid over any parameters of a notebook: a papermill job for each combination, resumed where it
+stopped, collected in one table.
+"""
 
 import hashlib
 import json
@@ -28,7 +30,9 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One combination: what varies, everything that the notebook is given, and where it is executed."""
+    """One combination: what varies, everything that the notebook is given, and where it is
+    executed.
+    """
 
     varied: Values
     parameters: Values
@@ -48,8 +52,9 @@ class Job:
 def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -> list[Job]:
     """The jobs of the sweep `name`: each combination of the grid's values, with `fixed` for all.
 
-    Each job is a run of its own, named after the sweep and the combination, so that no two write the same tables. Raises ValueError in one
-    sentence for a notebook that is not there, an unknown parameter or a value that is not allowed, before anything runs.
+    Each job is a run of its own, named after the sweep and the combination, so that no two write
+    the same tables. Raises ValueError in one sentence for a notebook that is not there, an unknown
+    parameter or a value that is not allowed, before anything runs.
     """
     if notebook.suffix != ".ipynb" or not notebook.is_file():
         raise ValueError(f"sweep needs a notebook that is there, and {notebook} is not one.")
@@ -62,24 +67,36 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
     jobs: dict[str, Job] = {}
     for values in product(*grid.values()):
         varied = dict(zip(grid, values, strict=True))
-        slug = re.sub(r"[^\w.-]", "_", "-".join(f"{k}-{v}" for k, v in varied.items()))[-100:].lstrip(".")
+        slug = re.sub(r"[^\w.-]", "_", "-".join(f"{k}-{v}" for k, v in varied.items()))[
+            -100:
+        ].lstrip(".")
         if slug in jobs:
-            raise ValueError(f"two combinations of the grid are called {slug}; leave one of them out.")
+            raise ValueError(
+                f"two combinations of the grid are called {slug}; leave one of them out."
+            )
         parameters = fixed | varied | {"name": f"{name}-{slug}"}
         if len(parameters["name"].encode()) > LONGEST_NAME:  # shortened, and still its own
-            parameters["name"] = f"{name[:40]}-{hashlib.sha256(parameters['name'].encode()).hexdigest()[:24]}"
+            parameters["name"] = (
+                f"{name[:40]}-{hashlib.sha256(parameters['name'].encode()).hexdigest()[:24]}"
+            )
         Settings.profile(**parameters)  # refuses what is not allowed
-        jobs[slug] = Job(varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb")
+        jobs[slug] = Job(
+            varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb"
+        )
     return list(jobs.values())
 
 
-def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, jobs_at_once: int = 1) -> tuple[Path | None, list[Job]]:
+def sweep(
+    notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, jobs_at_once: int = 1
+) -> tuple[Path | None, list[Job]]:
     """Execute the jobs of `plan`, and collect the rows of their results tables.
 
-    A job that an earlier sweep finished with the same notebook, parameters, library and policy is not executed again; one that fails does
-    not stop the others. Several jobs at a time share the processors evenly.
+    A job that an earlier sweep finished with the same notebook, parameters, library and policy is
+    not executed again; one that fails does not stop the others. Several jobs at a time share the
+    processors evenly.
 
-    Returns the table ``runs/<name>/<notebook>.csv`` (None when no job wrote results), and the jobs that failed.
+    Returns the table ``runs/<name>/<notebook>.csv`` (None when no job wrote results), and the jobs
+    that failed.
     """
     jobs = plan(notebook, name, grid, fixed)
     _refuse_other_parameters(name, fixed)
@@ -97,18 +114,33 @@ def sweep(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, 
         ended.append(title)
         job, seconds, done = titled[title], time.monotonic() - began, len(ended)
         failed.extend([job] if error else [])
-        left = f"about {duration(seconds / done * (len(todo) - done))} to go" if done < len(todo) else f"{duration(seconds)} in all"
-        print(f"[{done}/{len(todo)}] {title}: {f'FAILED, see {job.log}' if error else 'done'}, {left}", flush=True)
+        left = (
+            f"about {duration(seconds / done * (len(todo) - done))} to go"
+            if done < len(todo)
+            else f"{duration(seconds)} in all"
+        )
+        print(
+            f"[{done}/{len(todo)}] {title}: {f'FAILED, see {job.log}' if error else 'done'},"
+            f" {left}",
+            flush=True,
+        )
 
     titled = {job.title: job for job in todo}
     with paths.locked(name, "sweep"), together() as running, kernel_environment():
-        calls = {title: partial(_execute, job, notebook, environment, running) for title, job in titled.items()}
+        calls = {
+            title: partial(_execute, job, notebook, environment, running)
+            for title, job in titled.items()
+        }
         running.run(calls, jobs_at_once, tell)
-    return _collect([job for job in jobs if job not in failed], notebook, name), [job for job in jobs if job in failed]
+    return _collect([job for job in jobs if job not in failed], notebook, name), [
+        job for job in jobs if job in failed
+    ]
 
 
 def _refuse_other_parameters(name: str, fixed: Values) -> None:
-    """Raise Explained if the sweep `name` was begun with other parameters for all its jobs: both would write into the same folders."""
+    """Raise Explained if the sweep `name` was begun with other parameters for all its jobs: both
+    would write into the same folders.
+    """
     file = paths.folder(name) / "sweep.json"
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -116,12 +148,17 @@ def _refuse_other_parameters(name: str, fixed: Values) -> None:
         before = fixed
     if before != fixed:
         words = ", ".join(f"{key}={value}" for key, value in before.items()) or "no -p"
-        raise Explained(f"the sweep {name!r} was begun with {words}; give this one another --name, or remove {file.parent}.")
+        raise Explained(
+            f"the sweep {name!r} was begun with {words}; give this one another --name, or remove"
+            f" {file.parent}."
+        )
     paths.write_whole(file, json.dumps(fixed))
 
 
 def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
-    """One table of the results that the jobs wrote, with a column for each parameter that varies."""
+    """One table of the results that the jobs wrote, with a column for each parameter that
+    varies.
+    """
     tables = []
     for job in jobs:
         rows = paths.RUNS / job.parameters["name"] / "results" / f"{notebook.stem}.csv"
@@ -137,8 +174,8 @@ def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
 
 
 def _execute(job: Job, notebook: Path, environment: dict[str, str], running: Jobs) -> None:
-    """Run one job in a process of its own. Only when it has come to its end is its notebook put where `_finished` looks; else this raises
-    RuntimeError."""
+    """Run one job in a process of its own. Only when it has come to its end is its notebook put
+    where `_finished` looks; else this raises RuntimeError."""
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     unfinished = job.executed.with_suffix(".part.ipynb")
     command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished)]
@@ -152,17 +189,26 @@ def _execute(job: Job, notebook: Path, environment: dict[str, str], running: Job
 
 
 def _finished(job: Job, notebook: Path) -> bool:
-    """Whether the job was executed from this notebook, with these parameters, since library and policy last changed."""
+    """Whether the job was executed from this notebook, with these parameters, since library and
+    policy last changed.
+    """
     try:
         executed = nbformat.read(job.executed, 4)
     except (OSError, ValueError):  # not there, or damaged
         return False
-    made_from = [*(paths.ROOT / "warp_lib").rglob("*.py"), *(paths.ROOT / "data" / "policy").iterdir()]
+    made_from = [
+        *(paths.ROOT / "warp_lib").rglob("*.py"),
+        *(paths.ROOT / "data" / "policy").iterdir(),
+    ]
     if job.executed.stat().st_mtime < max(file.stat().st_mtime for file in made_from):
         return False
-    return executed.metadata["papermill"]["parameters"] == job.parameters and _code(executed) == _code(nbformat.read(notebook, 4))
+    return executed.metadata["papermill"]["parameters"] == job.parameters and _code(
+        executed
+    ) == _code(nbformat.read(notebook, 4))
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[str]:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [cell.source for cell in code if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return [
+        cell.source for cell in code if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]

@@ -1,4 +1,6 @@
-"""Where an unfinished training stands, so that it goes on after a stop or a kill, on as many threads exactly as if nothing had happened."""
+"""Where an unfinished training stands, so that it goes on after a stop or a kill, on as many
+threads exactly as if nothing had happened.
+"""
 
 import json
 import math
@@ -38,17 +40,20 @@ class NotFinite(Explained):
 
 
 class Checkpoint:
-    """The modules and optimisers of a training, with the history of its steps, in one file that is found intact or not at all.
+    """The modules and optimisers of a training, with the history of its steps, in one file that is
+    found intact or not at all.
 
-    It vouches for the folder's other files too, such as weights kept along the way: when one of them is gone or changed, the training
-    starts over.
+    It vouches for the folder's other files too, such as weights kept along the way: when one of
+    them is gone or changed, the training starts over.
     Steps draw from streams named by their number (`seeds`), so there is no random state to keep.
 
-    As a context it is saved when Stopped or NotFinite leaves the block, be it between two steps or within one, before anything of it was
-    learnt.
+    As a context it is saved when Stopped or NotFinite leaves the block, be it between two steps or
+    within one, before anything of it was learnt.
     """
 
-    def __init__(self, folder: Path, modules: dict[str, nn.Module], optimisers: list[torch.optim.Optimizer]):
+    def __init__(
+        self, folder: Path, modules: dict[str, nn.Module], optimisers: list[torch.optim.Optimizer]
+    ):
         self.file = folder / CHECKPOINT
         self.modules, self.optimisers = modules, optimisers
         self.history: list[dict[str, float]] = []
@@ -56,7 +61,9 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def steps(self, progress: Progress, total: int, title: str) -> Iterator[int]:
-        """The steps still to do; the body appends one row a step to `history`. Saved once a minute."""
+        """The steps still to do; the body appends one row a step to `history`. Saved once a
+        minute.
+        """
         self.title, done = title, len(self.history)
         for step in progress.track(range(done, total), title, done, total):
             yield step
@@ -71,39 +78,67 @@ class Checkpoint:
             self.save()
 
     def refuse_not_finite(self, loss: Tensor, numbers: dict[str, float]) -> None:
-        """Raise NotFinite if anything that the optimiser is about to learn from is not a finite number: the last place where nothing of the
-        step remains. A gradient whose norm overflows counts: Adam would square it."""
-        of = next((f"its {name.replace('_', ' ')} is {value}" for name, value in numbers.items() if not math.isfinite(value)), None)
+        """Raise NotFinite if anything that the optimiser is about to learn from is not a finite
+        number: the last place where nothing of the step remains. A gradient whose norm overflows
+        counts: Adam would square it."""
+        of = next(
+            (
+                f"its {name.replace('_', ' ')} is {value}"
+                for name, value in numbers.items()
+                if not math.isfinite(value)
+            ),
+            None,
+        )
         if of is None:
-            gradients = [p.grad for o in self.optimisers for group in o.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [
+                p.grad
+                for o in self.optimisers
+                for group in o.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
             norm = nn.utils.get_total_norm(gradients)
             if torch.isfinite(loss.detach() + norm):
                 return
             of = f"its {'gradient overflows' if torch.isfinite(loss) else f'loss is {loss.item()}'}"
         done = len(self.history)
         raise NotFinite(
-            f"{self.title} stopped before step {done + 1}: {of}. The {done} steps before it are kept, and nothing is stored as finished. "
-            "A smaller learning rate, or a reward that gives finite numbers, avoids it."
+            f"{self.title} stopped before step {done + 1}: {of}. The {done} steps before it are"
+            " kept, and nothing is stored as finished. A smaller learning rate, or a reward that"
+            " gives finite numbers, avoids it."
         )
 
     def save(self) -> None:
         """Replace the file by the present state."""
-        tensors = {f"module/{m}/{name}": t for m, module in self.modules.items() for name, t in weights_of(module).items()}
+        tensors = {
+            f"module/{m}/{name}": t
+            for m, module in self.modules.items()
+            for name, t in weights_of(module).items()
+        }
         for k, optimiser in enumerate(self.optimisers):
             for p, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser/{k}/{p}/{name}": value for name, value in values.items()}
         state = json.dumps(self.history)
         kept = json.dumps({file.name: file_digest(file) for file in _others(self.file)})
-        save_tensors(self.file, tensors, {"history": state, "kept": kept, "digest": digest(tensors, state, kept)})
+        save_tensors(
+            self.file,
+            tensors,
+            {"history": state, "kept": kept, "digest": digest(tensors, state, kept)},
+        )
         self.saved = time.monotonic()
 
     def remove(self) -> None:
-        """Forget it: the training is done, and what came of it is kept. The store does that for what it remembers."""
-        for file in self.file.parent.glob(f"{self.file.name}*"):  # with what a kill left half written
+        """Forget it: the training is done, and what came of it is kept. The store does that for
+        what it remembers.
+        """
+        # with what a kill left half written
+        for file in self.file.parent.glob(f"{self.file.name}*"):
             file.unlink()
 
     def _resume(self) -> None:
-        """Take over the file's state; a missing or damaged file leaves everything at its beginning."""
+        """Take over the file's state; a missing or damaged file leaves everything at its
+        beginning.
+        """
         if not (found := _read(self.file)):
             return
         tensors, self.history = found
@@ -124,14 +159,19 @@ def steps_done(folder: Path) -> int:
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:
-    """The tensors and the history in a checkpoint's file; None if it, or one of the files it vouches for, is missing or damaged."""
+    """The tensors and the history in a checkpoint's file; None if it, or one of the files it
+    vouches for, is missing or damaged.
+    """
     try:
         tensors = load_file(checkpoint)
         with safe_open(checkpoint, "pt") as opened:
             metadata = opened.metadata()
         kept = json.loads(metadata["kept"])
         there = {file.name: file_digest(file) for file in _others(checkpoint) if file.name in kept}
-        whole = metadata["digest"] == digest(tensors, metadata["history"], metadata["kept"]) and there == kept
+        whole = (
+            metadata["digest"] == digest(tensors, metadata["history"], metadata["kept"])
+            and there == kept
+        )
         return (tensors, json.loads(metadata["history"])) if whole else None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None

@@ -1,4 +1,6 @@
-"""Errors whose message is the whole story: one sentence that says what is wrong and what to do, without a traceback."""
+"""Errors whose message is the whole story: one sentence that says what is wrong and what to do,
+without a traceback.
+"""
 
 import os
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 
 
 class Explained(ValueError):
-    """The cause is the person's to mend and the message says how. Notebooks show the sentence alone."""
+    """The cause is the person's to mend and the message says how. Notebooks show the sentence
+    alone.
+    """
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
@@ -27,12 +31,18 @@ def writing(file: Path) -> Iterator[None]:
     except Unwritable:
         raise
     except OSError as error:
-        raise Unwritable(f"{file} cannot be written: {reason(error)}. Mend that, and the same command goes on.") from error
+        raise Unwritable(
+            f"{file} cannot be written: {reason(error)}. Mend that, and the same command goes on."
+        ) from error
 
 
 def reason(error: OSError) -> str:
     """Why the system refused, in its own words."""
-    return error.strerror or (os.strerror(error.errno) if error.errno else str(error)) or type(error).__name__
+    return (
+        error.strerror
+        or (os.strerror(error.errno) if error.errno else str(error))
+        or type(error).__name__
+    )
 
 
 @cache

@@ -1,4 +1,6 @@
-"""The model hub: what is downloaded already is not asked for, and the hub is asked once, for its libraries retry for minutes."""
+"""The model hub: what is downloaded already is not asked for, and the hub is asked once, for its
+libraries retry for minutes.
+"""
 
 import difflib
 import errno
@@ -22,14 +24,22 @@ from huggingface_hub.utils import validate_repo_id
 
 from .model_files import FILES, INDEX, SINGLE, Unfit, is_whole, reason
 
-CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")  # libraries through which the hub is spoken to
+# libraries through which the hub is spoken to
+CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
 SECONDS = 5  # to wait for the hub's first answer
 
 
-def model_folder(name: str, bundled: Sequence[str] = (), whole: Callable[[Path], bool] = is_whole, also: Sequence[str] = ()) -> Path:
-    """The folder of the model called `name`: a local one, what an earlier session has downloaded, or a download.
+def model_folder(
+    name: str,
+    bundled: Sequence[str] = (),
+    whole: Callable[[Path], bool] = is_whole,
+    also: Sequence[str] = (),
+) -> Path:
+    """The folder of the model called `name`: a local one, what an earlier session has downloaded,
+    or a download.
 
-    A download that is complete is taken as it is, without asking the hub, so that it needs no network and stays the same.
+    A download that is complete is taken as it is, without asking the hub, so that it needs no
+    network and stays the same.
 
     Args:
         name: a local folder or a hub id.
@@ -47,15 +57,20 @@ def model_folder(name: str, bundled: Sequence[str] = (), whole: Callable[[Path],
     patterns = [*FILES, *also]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
-        if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file() and not (folder / "adapter_config.json").is_file():
+        if (
+            not (folder / SINGLE).is_file()
+            and not (folder / INDEX).is_file()
+            and not (folder / "adapter_config.json").is_file()
+        ):
             from transformers.safetensors_conversion import get_conversion_pr_reference
 
-            try:  # a model of before safetensors: the hub's own converter offers them as a pull request
+            # a model of before safetensors: the hub's own converter offers them as a pull request
+            try:
                 revision = get_conversion_pr_reference(HfApi(), name)
             except Exception as error:
                 raise Unfit(
-                    "has no safetensors weights on the hub (.bin files can run code when opened): download it elsewhere, save it with "
-                    "save_pretrained and name that folder"
+                    "has no safetensors weights on the hub (.bin files can run code when opened):"
+                    " download it elsewhere, save it with save_pretrained and name that folder"
                 ) from error
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Unfit:
@@ -66,7 +81,9 @@ def model_folder(name: str, bundled: Sequence[str] = (), whole: Callable[[Path],
 
 
 def local_folder(name: str, bundled: Sequence[str] = ()) -> Path | None:
-    """The local folder called `name`, or None if it may be a hub id. Raises Unfit if it can be neither."""
+    """The local folder called `name`, or None if it may be a hub id. Raises Unfit if it can be
+    neither.
+    """
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
@@ -74,7 +91,10 @@ def local_folder(name: str, bundled: Sequence[str] = ()) -> Path | None:
         if folder.exists():
             raise Unfit("is a file: name the folder that holds it")
     except (RuntimeError, OSError) as error:  # ~nobody; a name of a thousand letters
-        raise Unfit(f"is not a folder that can be opened ({getattr(error, 'strerror', None) or reason(error)})") from error
+        raise Unfit(
+            "is not a folder that can be opened"
+            f" ({getattr(error, 'strerror', None) or reason(error)})"
+        ) from error
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -88,11 +108,17 @@ def _meant(name: str, bundled: Sequence[str]) -> str:
 
 
 def _downloaded(name: str, whole: Callable[[Path], bool]) -> Path | None:
-    """A complete download of a model, if there is one: its main branch, or the hub's conversion of it."""
+    """A complete download of a model, if there is one: its main branch, or the hub's conversion of
+    it.
+    """
     refs = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "refs")
     for revision in ("main", *sorted(f"refs/pr/{file.name}" for file in refs.glob("refs/pr/*"))):
         try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), local_files_only=True))
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, allow_patterns=list(FILES), local_files_only=True
+                )
+            )
         except (OSError, ValueError):  # nothing there, or a part only
             continue
         if whole(folder):
@@ -108,11 +134,21 @@ def reach(name: str, kind: str, bundled: Sequence[str] = ()) -> None:
         bundled: names that would have been known before.
     """
     part = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}").is_dir()
-    here = "is downloaded in part only" if part else f"is neither a bundled name nor a local folder{_meant(name, bundled)}"
+    here = (
+        "is downloaded in part only"
+        if part
+        else f"is neither a bundled name nor a local folder{_meant(name, bundled)}"
+    )
     if constants.HF_HUB_OFFLINE:
-        raise Unfit(f"{here}, and HF_HUB_OFFLINE forbids to ask the hub: unset it, or download it elsewhere and name its folder")
+        raise Unfit(
+            f"{here}, and HF_HUB_OFFLINE forbids to ask the hub: unset it, or download it elsewhere"
+            " and name its folder"
+        )
     if (error := unreachable()) is not None:
-        raise Unfit(f"{here}, and the hub cannot be reached ({error}): check the {'network' if part else 'name and the network'}")
+        raise Unfit(
+            f"{here}, and the hub cannot be reached ({error}): check the"
+            f" {'network' if part else 'name and the network'}"
+        )
 
 
 def unreachable() -> str | None:
@@ -129,7 +165,8 @@ def unreachable() -> str | None:
 
 @contextmanager
 def dataset_access(name: str) -> Iterator[None]:
-    """Where the data set called `name` can be loaded: from the hub, or offline if it is downloaded and the hub cannot be reached.
+    """Where the data set called `name` can be loaded: from the hub, or offline if it is downloaded
+    and the hub cannot be reached.
 
     Raises Unfit if neither will do, at once; and for what goes wrong inside with the hub.
     """
@@ -159,19 +196,35 @@ def cause(error: BaseException, kind: str) -> str:
     while error is not None and error not in chain:
         chain.append(error)
         error = error.__cause__ or error.__context__
-    statuses = [e.response.status_code for e in chain if isinstance(e, HfHubHTTPError) and e.response is not None]
+    statuses = [
+        e.response.status_code
+        for e in chain
+        if isinstance(e, HfHubHTTPError) and e.response is not None
+    ]
     status = statuses[0] if statuses else None
-    absent = any(isinstance(e, RepositoryNotFoundError) or type(e).__name__ == "DatasetNotFoundError" for e in chain)
+    absent = any(
+        isinstance(e, RepositoryNotFoundError) or type(e).__name__ == "DatasetNotFoundError"
+        for e in chain
+    )
     if any(isinstance(e, GatedRepoError) for e in chain):
         return "is gated: accept its terms on its page at the hub, then log in with `hf auth login`"
     if absent or status in (401, 404):
         if any(isinstance(e, RevisionNotFoundError) for e in chain):
             return "is empty on the hub: it has no main branch"
-        return f"is not a local folder, and the hub has no such {kind} or keeps it private: check the name, or log in with `hf auth login`"
+        return (
+            f"is not a local folder, and the hub has no such {kind} or keeps it private: check the"
+            " name, or log in with `hf auth login`"
+        )
     if status == 403:
-        return "is refused by the hub (403): log in with `hf auth login`, with a token that may read it"
+        return (
+            "is refused by the hub (403): log in with `hf auth login`, with a token that may"
+            " read it"
+        )
     if status == 429:
-        return "cannot be downloaded now: the hub has had too many requests from here (429); wait some minutes and start again"
+        return (
+            "cannot be downloaded now: the hub has had too many requests from here (429); wait some"
+            " minutes and start again"
+        )
     if status is not None and status >= 500:
         return f"cannot be downloaded now: the hub itself fails ({status}); try again later"
     if any(getattr(e, "errno", None) == errno.ENOSPC for e in chain):
@@ -179,15 +232,26 @@ def cause(error: BaseException, kind: str) -> str:
     if any(isinstance(e, PermissionError) for e in chain):
         return f"cannot be downloaded: {constants.HF_HUB_CACHE} cannot be written"
     if any(isinstance(e, OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(e) for e in chain):
-        return "is not completely downloaded, and the hub is not to be asked or cannot be reached: start again with a network"
+        return (
+            "is not completely downloaded, and the hub is not to be asked or cannot be reached:"
+            " start again with a network"
+        )
     if broken := [e for e in chain if _interrupted(e)]:
-        return f"was not downloaded completely ({reason(broken[0])}): start again, and it goes on where it stopped"
+        return (
+            f"was not downloaded completely ({reason(broken[0])}): start again, and it goes on"
+            " where it stopped"
+        )
     return f"cannot be loaded from the hub ({type(chain[0]).__name__}: {reason(chain[0])})"
 
 
 def _interrupted(error: BaseException) -> bool:
     """Whether it is a connection that broke or stalled, in any of the libraries that download."""
     module, name = type(error).__module__.split(".")[0], type(error).__name__
-    if isinstance(error, ConnectionError | TimeoutError) or name in ("XetDownloadError", "IncompleteSnapshotError"):
+    if isinstance(error, ConnectionError | TimeoutError) or name in (
+        "XetDownloadError",
+        "IncompleteSnapshotError",
+    ):
         return True
-    return "Consistency check failed" in str(error) or (module in CLIENTS and not isinstance(error, HfHubHTTPError))
+    return "Consistency check failed" in str(error) or (
+        module in CLIENTS and not isinstance(error, HfHubHTTPError)
+    )

@@ -1,4 +1,6 @@
-"""What a tokenizer and a person's own function are, for keys of the store: two that do different things never share one."""
+"""What a tokenizer and a person's own function are, for keys of the store: two that do different
+things never share one.
+"""
 
 import json
 from collections.abc import Callable
@@ -17,32 +19,53 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of all that a tokenizer does to a text: normaliser, splitting, merges, added tokens, decoding; not its vocabulary alone."""
-    around = {"side": tokenizer.padding_side, "clean up": bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))}
+    """A digest of all that a tokenizer does to a text: normaliser, splitting, merges, added tokens,
+    decoding; not its vocabulary alone.
+    """
+    around = {
+        "side": tokenizer.padding_side,
+        "clean up": bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
+    }
     around["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         whole = json.loads(backend.to_str())
-        return digest({k: v for k, v in whole.items() if k not in ("truncation", "padding")}, around)  # these two are the last call's
-    settings = {k: repr(v) for k, v in tokenizer.init_kwargs.items() if isinstance(v, PLAIN) and not k.startswith(("name", "vocab_file"))}
+        # these two are the last call's
+        return digest(
+            {k: v for k, v in whole.items() if k not in ("truncation", "padding")}, around
+        )
+    settings = {
+        k: repr(v)
+        for k, v in tokenizer.init_kwargs.items()
+        if isinstance(v, PLAIN) and not k.startswith(("name", "vocab_file"))
+    }
     return digest(type(tokenizer).__qualname__, tokenizer.get_vocab(), settings, around)
 
 
 def function_identity(function: Callable) -> str:
-    """A name that tells a function from every other: this project's own by their names, all others by what they compute, too.
+    """A name that tells a function from every other: this project's own by their names, all others
+    by what they compute, too.
 
-    Two functions of one name, such as two lambdas, differ in code, defaults, or the values that they take from around them.
+    Two functions of one name, such as two lambdas, differ in code, defaults, or the values that
+    they take from around them.
 
-    Raises ValueError for one that uses what has no digest; an attribute `identity`, a string that changes with what it computes, helps.
+    Raises ValueError for one that uses what has no digest; an attribute `identity`, a string that
+    changes with what it computes, helps.
     """
     if isinstance(identity := getattr(function, "identity", None), str):
         return identity
     if isinstance(function, partial):
         inner = function_identity(function.func)
-        return f"{inner}-{digest([_value(a, inner, ()) for a in function.args], _values(function.keywords, inner, ()))}"
+        bound = [_value(a, inner, ()) for a in function.args]
+        return f"{inner}-{digest(bound, _values(function.keywords, inner, ()))}"
     if not isinstance(function, FunctionType):
-        raise ValueError(f"{type(function).__name__} objects as a loss or a ranking need an attribute `identity`, a string for the store.")
-    if function.__module__.startswith(PACKAGE) and function.__qualname__ == function.__name__.strip("<>"):
+        raise ValueError(
+            f"{type(function).__name__} objects as a loss or a ranking need an attribute"
+            " `identity`, a string for the store."
+        )
+    if function.__module__.startswith(PACKAGE) and function.__qualname__ == function.__name__.strip(
+        "<>"
+    ):
         return function.__name__
     return f"{function.__name__}-{digest(_function(function, ()))}"
 
@@ -52,16 +75,42 @@ def _function(function: FunctionType, seen: tuple) -> list:
     if function in seen:
         return ["again", seen.index(function)]
     seen, name = (*seen, function), function.__name__
-    closure = dict(zip(function.__code__.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
-    read = {n: function.__globals__[n] for n in sorted(_names(function.__code__)) if n in function.__globals__}
-    given = {"defaults": function.__defaults__ or (), "keyword defaults": function.__kwdefaults__ or {}}
-    return [_code(function.__code__), _values(closure, name, seen), _values(read, name, seen), _values(given, name, seen)]
+    closure = dict(
+        zip(
+            function.__code__.co_freevars,
+            (cell.cell_contents for cell in function.__closure__ or ()),
+            strict=True,
+        )
+    )
+    read = {
+        n: function.__globals__[n]
+        for n in sorted(_names(function.__code__))
+        if n in function.__globals__
+    }
+    given = {
+        "defaults": function.__defaults__ or (),
+        "keyword defaults": function.__kwdefaults__ or {},
+    }
+    return [
+        _code(function.__code__),
+        _values(closure, name, seen),
+        _values(read, name, seen),
+        _values(given, name, seen),
+    ]
 
 
 def _code(code: CodeType) -> list:
-    """Instructions, names and constants, those of functions inside included; neither file nor line."""
+    """Instructions, names and constants, those of functions inside included; neither file nor
+    line.
+    """
     constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), list(code.co_freevars), constants]
+    return [
+        code.co_code.hex(),
+        list(code.co_names),
+        list(code.co_varnames),
+        list(code.co_freevars),
+        constants,
+    ]
 
 
 def _names(code: CodeType) -> set[str]:
@@ -73,7 +122,9 @@ def _values(values: dict[str, Any], of: str, seen: tuple) -> dict[str, Any]:
 
 
 def _value(value: Any, of: str, seen: tuple) -> Any:
-    """A value that a function reads, as JSON. A library's function, class or module stands for itself, by name."""
+    """A value that a function reads, as JSON. A library's function, class or module stands for
+    itself, by name.
+    """
     if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
@@ -89,10 +140,19 @@ def _value(value: Any, of: str, seen: tuple) -> Any:
     if isinstance(identity := getattr(value, "identity", None), str):
         return identity
     if isinstance(value, partial):
-        return [_value(value.func, of, seen), _value(value.args, of, seen), _value(value.keywords, of, seen)]
-    if isinstance(value, FunctionType) and ("<locals>" in value.__qualname__ or "<lambda>" in value.__qualname__):
+        return [
+            _value(value.func, of, seen),
+            _value(value.args, of, seen),
+            _value(value.keywords, of, seen),
+        ]
+    if isinstance(value, FunctionType) and (
+        "<locals>" in value.__qualname__ or "<lambda>" in value.__qualname__
+    ):
         return _function(value, seen)
     if name := getattr(value, "__qualname__", None) or getattr(value, "__name__", None):
         return [str(getattr(value, "__module__", "")), name]
     kind = type(value).__name__
-    raise ValueError(f"{of} uses a {kind}, which the store cannot tell from another: give {of} an attribute `identity`, a string.")
+    raise ValueError(
+        f"{of} uses a {kind}, which the store cannot tell from another: give {of} an attribute"
+        " `identity`, a string."
+    )

@@ -1,9 +1,11 @@
-"""Running jobs: several at a time, each after those it needs, and all their processes ended together.
+"""Running jobs: several at a time, each after those it needs, and all their processes ended
+together.
 
-Whatever is started inside `together` carries a mark in its environment, which what it starts inherits: kernels, their browsers, processes
-in sessions of their own. Who carries it is ended when the block is left, by whatever way; and should this process die without leaving it,
-a watcher ends them, which notices that the pipe from here has closed. The watcher is this file run as a program: nothing but the standard
-library is imported here.
+Whatever is started inside `together` carries a mark in its environment, which what it starts
+inherits: kernels, their browsers, processes in sessions of their own. Who carries it is ended when
+the block is left, by whatever way; and should this process die without leaving it, a watcher ends
+them, which notices that the pipe from here has closed. The watcher is this file run as a program:
+nothing but the standard library is imported here.
 """
 
 import os
@@ -21,7 +23,8 @@ from types import FrameType
 
 MARK = "WARP_JOBS"
 GRACE = 1.5  # seconds between asking a process to end and ending it
-SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # SIGINT raises KeyboardInterrupt already
+# SIGINT raises KeyboardInterrupt already
+SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class Jobs:
@@ -31,13 +34,18 @@ class Jobs:
         self.mark, self.ended = mark, False
 
     def run(
-        self, jobs: Mapping[str, Callable[[], object]], at_once: int, tell: Callable[[str, BaseException | None], None],
+        self,
+        jobs: Mapping[str, Callable[[], object]],
+        at_once: int,
+        tell: Callable[[str, BaseException | None], None],
         after: Mapping[str, Collection[str]] | None = None,
-    ) -> None:  # fmt: skip
-        """Run jobs in threads, `at_once` at a time, in their order but each after those that `after` names for it.
+    ) -> None:
+        """Run jobs in threads, `at_once` at a time, in their order but each after those that
+        `after` names for it.
 
-        `tell` is called here, with a job's name and its error or None, when it has ended. Raises what `tell` raises, and KeyboardInterrupt,
-        when the processes of all jobs have been ended and no further one begins.
+        `tell` is called here, with a job's name and its error or None, when it has ended. Raises
+        what `tell` raises, and KeyboardInterrupt, when the processes of all jobs have been ended
+        and no further one begins.
         """
         after, waiting, running = after or {}, dict(jobs), dict[Future, str]()
         with ThreadPoolExecutor(at_once) as pool:
@@ -56,11 +64,20 @@ class Jobs:
                     wait(running, timeout=0.2)
                 raise
 
-    def command(self, words: list[str], env: Mapping[str, str], log: Path | None = None) -> tuple[int, str]:
-        """Run a command out of Ctrl-C's reach: its exit code, and the end of what it said where that does not go to `log`."""
+    def command(
+        self, words: list[str], env: Mapping[str, str], log: Path | None = None
+    ) -> tuple[int, str]:
+        """Run a command out of Ctrl-C's reach: its exit code, and the end of what it said where
+        that does not go to `log`.
+        """
         if self.ended:
             return 1, "stopped before it began"
-        around = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "env": os.environ | env, "process_group": 0}
+        around = {
+            "stdin": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT,
+            "env": os.environ | env,
+            "process_group": 0,
+        }
         if log:
             with log.open("w", encoding="utf-8") as file:
                 return subprocess.run(words, stdout=file, **around).returncode, ""
@@ -70,13 +87,16 @@ class Jobs:
 
 @contextmanager
 def together() -> Iterator[Jobs]:
-    """Every process that begins inside ends with the block: at its end, by an error, Ctrl-C, SIGTERM or SIGHUP (both raise
-    KeyboardInterrupt here), or this process's death."""
+    """Every process that begins inside ends with the block: at its end, by an error, Ctrl-C,
+    SIGTERM or SIGHUP (both raise KeyboardInterrupt here), or this process's death."""
     mark, before = uuid.uuid4().hex, os.environ.get(MARK)
     watcher = subprocess.Popen(
-        [sys.executable, "-IS", __file__, mark], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, "-IS", __file__, mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
+    )
     os.environ[MARK] = f"{before or ''} {mark}"
     try:
         with interrupted_by_signals():
@@ -91,11 +111,18 @@ def together() -> Iterator[Jobs]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP do what Ctrl-C does. Only the main thread can hear them; elsewhere nothing changes."""
+    """Inside, SIGTERM and SIGHUP do what Ctrl-C does. Only the main thread can hear them; elsewhere
+    nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _interrupt) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}  # nohup
+    # nohup
+    before = {
+        number: signal.signal(number, _interrupt)
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -131,12 +158,18 @@ def marked(mark: str) -> set[int]:
                     found.add(int(environ.parent.name))
     else:  # macOS and the BSDs
         said = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True).stdout
-        found = {int(line.split()[0]) for line in said.splitlines() if needle in line and __file__.encode() not in line}
+        found = {
+            int(line.split()[0])
+            for line in said.splitlines()
+            if needle in line and __file__.encode() not in line
+        }
     return found - {os.getpid()}
 
 
 def _watch(mark: str) -> None:
-    """Wait until the pipe closes, as it does when the process at its other end is gone, and end who carries the mark."""
+    """Wait until the pipe closes, as it does when the process at its other end is gone, and end who
+    carries the mark.
+    """
     for number in (signal.SIGINT, *SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()

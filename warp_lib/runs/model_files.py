@@ -1,4 +1,5 @@
-"""A model's files, looked at without opening the model: what is wrong with them, in one sentence. No torch here, for `hub` reads them.
+"""A model's files, looked at without opening the model: what is wrong with them, in one sentence.
+No torch here, for `hub` reads them.
 
 Only safetensors are read, for the other formats can run code or hold no plain weights.
 """
@@ -19,28 +20,47 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers calls them
 BESIDE = (  # a model's files other than its weights
-    "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "additional_chat_templates/*",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
-)  # fmt: skip
-FILES = (SINGLE, INDEX, "model-*.safetensors", *BESIDE, "adapter_config.json")  # what is downloaded of a model
-TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")  # a tokenizer has at least one of them
+    "config.json",
+    "generation_config.json",
+    "*processor_config.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+# what is downloaded of a model
+FILES = (SINGLE, INDEX, "model-*.safetensors", *BESIDE, "adapter_config.json")
+# a tokenizer has at least one of them
+TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 OTHERS = {  # weights that are not read
-    "*.bin": ".bin files can run code when opened", "*.pt": ".pt files can run code when opened",
-    "*.pth": ".pth files can run code when opened", "*.gguf": "GGUF files hold quantised weights",
-    "*.h5": ".h5 files are TensorFlow's", "*.msgpack": ".msgpack files are Flax's",
-}  # fmt: skip
+    "*.bin": ".bin files can run code when opened",
+    "*.pt": ".pt files can run code when opened",
+    "*.pth": ".pth files can run code when opened",
+    "*.gguf": "GGUF files hold quantised weights",
+    "*.h5": ".h5 files are TensorFlow's",
+    "*.msgpack": ".msgpack files are Flax's",
+}
 CONVERT = "open it where it was made and save it with save_pretrained, which writes safetensors"
 LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 POINTER = b"version https://git-lfs"
 
 
 class Unfit(ValueError):
-    """What is wrong with something that was to be loaded, as the rest of a sentence whose subject is its name."""
+    """What is wrong with something that was to be loaded, as the rest of a sentence whose subject
+    is its name.
+    """
 
 
 @contextmanager
 def said_of(subject: str) -> Iterator[None]:
-    """Complete the sentence of an `Unfit` that is raised inside: Explained, "{subject} {what is wrong}."."""
+    """Complete the sentence of an `Unfit` that is raised inside: Explained, "{subject} {what is
+    wrong}.".
+    """
     try:
         yield
     except Unfit as error:
@@ -51,7 +71,9 @@ def reason(error: BaseException, longest: int = 160) -> str:
     """What a library's error says, in one line without its full stop, to be put into a sentence."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[0].split()) if lines else type(error).__name__
-    return (text if len(text) <= longest else f"{text[:longest].rsplit(' ', 1)[0]} …").rstrip(".:; ")
+    return (text if len(text) <= longest else f"{text[:longest].rsplit(' ', 1)[0]} …").rstrip(
+        ".:; "
+    )
 
 
 def read_json(file: Path) -> Any:
@@ -64,18 +86,24 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(raw.decode("utf-8"))
     except ValueError as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "it is not UTF-8"
+        where = (
+            f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "it is not UTF-8"
+        )
         raise Unfit(f"has a damaged {file.name}: it is not valid JSON ({where})") from error
 
 
 def _refuse_pointer(file: Path, raw: bytes) -> None:
     if raw.startswith(POINTER):
-        raise Unfit(f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder")
+        raise Unfit(
+            f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder"
+        )
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file: its type as the header spells it, and the byte of the file at which it begins."""
+    """A tensor in a safetensors file: its type as the header spells it, and the byte of the file at
+    which it begins.
+    """
 
     file: Path
     dtype: str
@@ -84,7 +112,9 @@ class Stored:
 
 
 def tensors(folder: Path) -> dict[str, Stored]:
-    """Where each tensor of a model lies, read from headers alone. Raises Unfit where weights are missing, damaged or not safetensors."""
+    """Where each tensor of a model lies, read from headers alone. Raises Unfit where weights are
+    missing, damaged or not safetensors.
+    """
     if (folder / SINGLE).is_file():
         found = _header(folder / SINGLE)
         if not found:
@@ -97,10 +127,20 @@ def tensors(folder: Path) -> dict[str, Stored]:
     if not places or not isinstance(places, dict):
         raise Unfit(f"has a damaged {INDEX}: it has no weight_map")
     for file in places.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise Unfit(f"has a damaged {INDEX}: it names {file!r}, which is not a safetensors file beside it")
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or not file.endswith(".safetensors")
+        ):
+            raise Unfit(
+                f"has a damaged {INDEX}: it names {file!r}, which is not a safetensors file"
+                " beside it"
+            )
     if absent := sorted(file for file in set(places.values()) if not (folder / file).is_file()):
-        raise Unfit(f"lacks {absent[0]}, one of {len(set(places.values()))} files that its index names: copy it there or download it again")
+        raise Unfit(
+            f"lacks {absent[0]}, one of {len(set(places.values()))} files that its index names:"
+            " copy it there or download it again"
+        )
     shards = [_header(folder / file) for file in sorted(set(places.values()))]
     found = [(name, stored.file.name) for shard in shards for name, stored in shard.items()]
     if odd := sorted(places.items() ^ set(found)):
@@ -111,31 +151,47 @@ def tensors(folder: Path) -> dict[str, Stored]:
 def _other_weights(folder: Path) -> str:
     """What a folder without safetensors as transformers names them has instead."""
     for pattern, why in OTHERS.items():
-        if others := sorted(file.name for file in folder.glob(pattern) if file.name != "training_args.bin"):
+        if others := sorted(
+            file.name for file in folder.glob(pattern) if file.name != "training_args.bin"
+        ):
             return f"has no {SINGLE}, only {others[0]} ({why}): {CONVERT}"
     if others := sorted(file.name for file in folder.glob("*.safetensors")):
-        return f"has {others[0]} but neither {SINGLE} nor {INDEX}: give the files the names that save_pretrained gives"
+        return (
+            f"has {others[0]} but neither {SINGLE} nor {INDEX}: give the files the names that"
+            " save_pretrained gives"
+        )
     return f"has no weights: there is neither {SINGLE} nor {INDEX} in it"
 
 
 def _header(file: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file, from its header: eight bytes that hold its length, JSON, then the numbers. Raises Unfit."""
+    """The tensors of one safetensors file, from its header: eight bytes that hold its length, JSON,
+    then the numbers. Raises Unfit.
+    """
     try:
         with file.open("rb") as opened:
             size, begin = file.stat().st_size, opened.read(8)
             _refuse_pointer(file, begin + opened.read(len(POINTER) - 8))
             length = int.from_bytes(begin, "little")
             if size < 8 or (length <= LARGEST_HEADER and 8 + length > size):
-                raise Unfit(f"has an incomplete {file.name}: it ends after {size:,} bytes, in its header; copy or download it again")
+                raise Unfit(
+                    f"has an incomplete {file.name}: it ends after {size:,} bytes, in its header;"
+                    " copy or download it again"
+                )
             if length > LARGEST_HEADER:
                 raise Unfit(f"has a damaged {file.name}: it is not a safetensors file")
             opened.seek(8)
             header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
-        found = {n: Stored(file, t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0]) for n, t in header.items()}
+        found = {
+            n: Stored(file, t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0])
+            for n, t in header.items()
+        }
         end = 8 + length + max((t["data_offsets"][1] for t in header.values()), default=0)
         if size < end:
-            raise Unfit(f"has an incomplete {file.name}: {size:,} of its {end:,} bytes are there; copy or download it again")
+            raise Unfit(
+                f"has an incomplete {file.name}: {size:,} of its {end:,} bytes are there; copy or"
+                " download it again"
+            )
         with safe_open(file, framework="numpy"):  # which refuses whatever else is wrong
             pass
     except OSError as error:
@@ -148,7 +204,9 @@ def _header(file: Path) -> dict[str, Stored]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has a configuration, all files of its weights and a tokenizer, whatever is in them."""
+    """Whether a folder has a configuration, all files of its weights and a tokenizer, whatever is
+    in them.
+    """
     if not (folder / "config.json").is_file() or not has_tokenizer(folder):
         return False
     try:
@@ -164,23 +222,37 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """A folder's config.json. Raises Unfit where there is none, or where it is not that of a model with plain weights of its own."""
+    """A folder's config.json. Raises Unfit where there is none, or where it is not that of a model
+    with plain weights of its own.
+    """
     if (folder / "adapter_config.json").is_file():
         adapter = read_json(folder / "adapter_config.json")
         base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
         of = f" for {base!r}" if isinstance(base, str) else ""
-        raise Unfit(f"is a LoRA adapter{of}, not a whole model: merge it into its base (peft's merge_and_unload) and save the result")
+        raise Unfit(
+            f"is a LoRA adapter{of}, not a whole model: merge it into its base (peft's"
+            " merge_and_unload) and save the result"
+        )
     if not (folder / "config.json").is_file():
         inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-        hint = f": did you mean its subfolder {inside[0]!r}?" if inside else ", so it is not a folder that save_pretrained wrote"
+        hint = (
+            f": did you mean its subfolder {inside[0]!r}?"
+            if inside
+            else ", so it is not a folder that save_pretrained wrote"
+        )
         raise Unfit(f"has no config.json{hint.rstrip('?') if inside else hint}")
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise Unfit("has a config.json without a model_type, so nobody can tell what kind of model it is")
+        raise Unfit(
+            "has a config.json without a model_type, so nobody can tell what kind of model it is"
+        )
     if config.get("quantization_config"):
         method = config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else None
-        raise Unfit(f"is quantised ({method or 'its config.json says so'}): give the weights from before, which can be trained and merged")
+        raise Unfit(
+            f"is quantised ({method or 'its config.json says so'}): give the weights from before,"
+            " which can be trained and merged"
+        )
     return config
 
 

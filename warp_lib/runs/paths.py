@@ -1,4 +1,6 @@
-"""Where things lie: the repository, and the folder of everything that is generated, with its size."""
+"""Where things lie: the repository, and the folder of everything that is generated, with its
+size.
+"""
 
 import os
 from collections.abc import Iterator
@@ -34,13 +36,18 @@ def folder(name: str) -> Path:
 
 @contextmanager
 def locked(name: str, command: str) -> Iterator[None]:
-    """Inside, no other process runs this command under this name. Raises Explained at once where one does."""
+    """Inside, no other process runs this command under this name. Raises Explained at once where
+    one does.
+    """
     lock = FileLock(folder(name) / f"{command}.lock", blocking=False)
     with writing(Path(lock.lock_file)):
         try:
             lock.acquire()
         except Timeout:  # an OSError too
-            raise Explained(f"another {command} called {name!r} is running; wait for it, or give this one another --name.") from None
+            raise Explained(
+                f"another {command} called {name!r} is running; wait for it, or give this one"
+                " another --name."
+            ) from None
     try:
         yield
     finally:
@@ -51,4 +58,7 @@ def size_line() -> str:
     """How much the stored runs take, and how to free it."""
     files = [f for f in RUNS.rglob("*") if f.is_file()]
     entries = len(list((RUNS / "store").glob("*/record.json")))
-    return f"{RUNS.name}/ holds {entries} stored results in {sum(f.stat().st_size for f in files) / 1e6:,.0f} MB; `make clean` frees it."
+    return (
+        f"{RUNS.name}/ holds {entries} stored results in"
+        f" {sum(f.stat().st_size for f in files) / 1e6:,.0f} MB; `make clean` frees it."
+    )

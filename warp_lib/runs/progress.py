@@ -1,7 +1,8 @@
 """What a long computation says while it runs, and how it is asked to stop.
 
-Library code takes a `Progress` and calls `track` around its loop, `log` and `show` inside it, and `check` where a step is long. This one is
-silent; `TerminalProgress` draws bars, and `live` holds those of notebooks.
+Library code takes a `Progress` and calls `track` around its loop, `log` and `show` inside it, and
+`check` where a step is long. This one is silent; `TerminalProgress` draws bars, and `live` holds
+those of notebooks.
 """
 
 import sys
@@ -15,7 +16,9 @@ LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
 
 
 class Stopped(Exception):
-    """The person asked to stop. Everything finished is kept, and the same call goes on from there."""
+    """The person asked to stop. Everything finished is kept, and the same call goes on from
+    there.
+    """
 
 
 class Progress:
@@ -24,8 +27,12 @@ class Progress:
     def __init__(self) -> None:
         self.stop = threading.Event()
 
-    def track(self, steps: Iterable[T], title: str, done: int = 0, total: int | None = None) -> Iterator[T]:
-        """Yield from `steps`, of which `done` of `total` were finished earlier. Raises Stopped between two steps once `stop` is set."""
+    def track(
+        self, steps: Iterable[T], title: str, done: int = 0, total: int | None = None
+    ) -> Iterator[T]:
+        """Yield from `steps`, of which `done` of `total` were finished earlier. Raises Stopped
+        between two steps once `stop` is set.
+        """
         steps = list(steps) if total is None else steps
         total = done + len(steps) if total is None else total
         self.begin(title, done, total)
@@ -36,7 +43,9 @@ class Progress:
         self.end()
 
     def check(self) -> None:
-        """Raises Stopped once `stop` is set. Cheap enough for every token; what the current step has not finished is lost."""
+        """Raises Stopped once `stop` is set. Cheap enough for every token; what the current step
+        has not finished is lost.
+        """
         if self.stop.is_set():
             raise Stopped("stopped")
 
@@ -53,7 +62,9 @@ class Progress:
         """Numbers of the current step, e.g. ``log(reward=0.3, kl=0.1)``."""
 
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
-        """Completions of the current step, prompts included, (n,), and their r̃, (n,): a model's text, to be escaped by whoever shows it."""
+        """Completions of the current step, prompts included, (n,), and their r̃, (n,): a model's
+        text, to be escaped by whoever shows it.
+        """
 
 
 class TerminalProgress(Progress):
@@ -67,7 +78,9 @@ class TerminalProgress(Progress):
         from tqdm import tqdm
 
         pace = 0.1 if sys.stderr.isatty() else 20.0
-        self.bars.append(tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, mininterval=pace))
+        self.bars.append(
+            tqdm(total=total, initial=done, desc=title, dynamic_ncols=True, mininterval=pace)
+        )
 
     def advance(self) -> None:
         self.bars[-1].update()
@@ -77,7 +90,9 @@ class TerminalProgress(Progress):
 
     def log(self, **numbers: float) -> None:
         if self.bars:
-            self.bars[-1].set_postfix({label(name): f"{value:.3g}" for name, value in numbers.items()}, refresh=False)
+            self.bars[-1].set_postfix(
+                {label(name): f"{value:.3g}" for name, value in numbers.items()}, refresh=False
+            )
 
 
 def label(name: str) -> str:

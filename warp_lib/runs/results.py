@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from .errors import Explained, reason, say_once
 from .paths import folder, write_whole
 
-# What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge), liti (where the next iteration begins),
-# warp (the final front: η from SFT to the last merge); reinforce (along the baseline's way), reinforce-liti (its own line to SFT).
-# In the study also dpo and dpo-liti, and for lines through other merges lerp and slerp-layer, slerp-tensor, slerp-model.
+# What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge),
+# liti (where the next iteration begins), warp (the final front: η from SFT to the last merge);
+# reinforce (along the baseline's way), reinforce-liti (its own line to SFT). In the study also dpo
+# and dpo-liti, and for lines through other merges lerp and slerp-layer, slerp-tensor, slerp-model.
 COLUMNS = {
     "method": "what was evaluated",
     "seed": "seed of the whole pipeline",
@@ -30,7 +31,10 @@ COLUMNS = {
     "reward_se": "its standard error, clustered by prompt",
     "kl": "KL(π‖π_sft) per completion, nats",
     "kl_se": "",
-    "judge": "full-encoder judge on the other half of the labels, standardised like r̃ (empty without judge_steps)",
+    "judge": (
+        "full-encoder judge on the other half of the labels, standardised like r̃ (empty without"
+        " judge_steps)"
+    ),
     "judge_se": "",
     "judge_tfidf": "TF-IDF judge, standardised like r̃",
     "judge_tfidf_se": "",
@@ -40,20 +44,34 @@ COLUMNS = {
     "distinct2_se": "",
     "perplexity": "of SFT on the completions",
     "perplexity_se": "",
-    "completions": "completions sampled and scored to get there (empty for DPO, which samples before it trains)",
-    "seconds": "training time to get there, runs one after the other, on its share of the machine; pauses included",
+    "completions": (
+        "completions sampled and scored to get there (empty for DPO, which samples before it"
+        " trains)"
+    ),
+    "seconds": (
+        "training time to get there, runs one after the other, on its share of the machine; pauses"
+        " included"
+    ),
 }
 
 
 def write_results(
-    name: str, part: str, rows: list[dict], scores: Mapping[str, np.ndarray], completions: list[dict], scorers: dict[str, str]
+    name: str,
+    part: str,
+    rows: list[dict],
+    scores: Mapping[str, np.ndarray],
+    completions: list[dict],
+    scorers: dict[str, str],
 ) -> pd.DataFrame:
-    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the rows as a table.
+    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the
+    rows as a table.
 
-    scores: reward, kl and what else was measured → its mean over each prompt's completions, (rows, prompts). They are what `matched` reads.
+    scores: reward, kl and what else was measured → its mean over each prompt's completions, (rows,
+    prompts). They are what `matched` reads.
 
-    For the explorer: completions of some prompts, each with point (place of its row), prompt, completion, reward (the prompt's mean r̃);
-    scorers: the reward's and each judge's name → its digest.
+    For the explorer: completions of some prompts, each with point (place of its row), prompt,
+    completion, reward (the prompt's mean r̃); scorers: the reward's and each judge's name → its
+    digest.
     """
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     parts = folder(name) / "results"
@@ -63,7 +81,10 @@ def write_results(
     save_file(dict(scores), unfinished)
     unfinished.replace(parts / f"{part}.safetensors")
     with FileLock(parts / "together.lock"):  # notebooks may be run side by side
-        write_whole(parts / f"{part}.json", json.dumps({"scorers": scorers, "completions": completions, "table": _digest(text)}))
+        write_whole(
+            parts / f"{part}.json",
+            json.dumps({"scorers": scorers, "completions": completions, "table": _digest(text)}),
+        )
         write_whole(parts / f"{part}.csv", text)
         together = pd.concat([rows for _, rows, _ in readable(sorted(parts.glob("*.csv")))])
         write_whole(folder(name) / "results.csv", together.to_csv(index=False))
@@ -71,7 +92,9 @@ def write_results(
 
 
 def readable(tables: Iterable[Path]) -> Iterator[tuple[Path, pd.DataFrame, dict[str, Any]]]:
-    """Tables of results that are whole: file, rows, and what the JSON file beside it says. A damaged one is passed over and named once."""
+    """Tables of results that are whole: file, rows, and what the JSON file beside it says. A
+    damaged one is passed over and named once.
+    """
     for file in tables:
         try:
             yield file, *read_table(file)
@@ -80,12 +103,18 @@ def readable(tables: Iterable[Path]) -> Iterator[tuple[Path, pd.DataFrame, dict[
 
 
 def read_table(file: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table of results and what the JSON file beside it says ({} if there is none). Raises Explained if either is damaged."""
+    """A table of results and what the JSON file beside it says ({} if there is none). Raises
+    Explained if either is damaged.
+    """
     try:
         text, beside = file.read_text(encoding="utf-8"), file.with_suffix(".json")
         said = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         rows = pd.read_csv(io.StringIO(text))
-        whole = text.endswith("\n") and isinstance(said, dict) and said.get("table") in (None, _digest(text))
+        whole = (
+            text.endswith("\n")
+            and isinstance(said, dict)
+            and said.get("table") in (None, _digest(text))
+        )
         if not whole or not {"method", "kl", "reward"} <= set(rows.columns):
             raise ValueError("it is not what was written")
         pd.to_numeric(rows["kl"]), pd.to_numeric(rows["reward"])
@@ -100,35 +129,57 @@ def _digest(text: str) -> str:
 
 
 def read_results(name: str) -> pd.DataFrame:
-    """The table of the run called `name`. Raises ValueError when the notebooks that fill it have not run."""
+    """The table of the run called `name`. Raises ValueError when the notebooks that fill it have
+    not run.
+    """
     file = folder(name) / "results.csv"
-    missing = [n for n in ("03_warp", "04_reinforce_baseline") if not (folder(name) / "results" / f"{n}.csv").exists()]
+    missing = [
+        n
+        for n in ("03_warp", "04_reinforce_baseline")
+        if not (folder(name) / "results" / f"{n}.csv").exists()
+    ]
     if missing:
-        raise Explained(f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or `make report`) first.")
+        raise Explained(
+            f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or"
+            " `make report`) first."
+        )
     try:
         return read_table(file)[0]
     except Explained as error:
-        raise Explained(f"{error} Run 03_warp and 04_reinforce_baseline again: what is stored is not trained again.") from None
+        raise Explained(
+            f"{error} Run 03_warp and 04_reinforce_baseline again: what is stored is not trained"
+            " again."
+        ) from None
 
 
 def read_scores(name: str) -> dict[str, np.ndarray]:
-    """What `matched` compares: reward and kl of each test prompt, (rows, prompts), the rows as in `read_results`.
+    """What `matched` compares: reward and kl of each test prompt, (rows, prompts), the rows as in
+    `read_results`.
 
-    Raises ValueError when a notebook ran before these were kept beside its table, or on other test prompts than the other one.
+    Raises ValueError when a notebook ran before these were kept beside its table, or on other test
+    prompts than the other one.
     """
-    tables = [file for file, *_ in readable(sorted((folder(name) / "results").glob("*.csv")))]  # those whose rows are in the table
+    # those whose rows are in the table
+    tables = [file for file, *_ in readable(sorted((folder(name) / "results").glob("*.csv")))]
     if old := [table.stem for table in tables if not table.with_suffix(".safetensors").exists()]:
         why = "was made before rewards were kept prompt by prompt, which comparing methods needs"
         raise ValueError(f"name={name!r} {why}: run {' and '.join(old)} again.")
     parts = [load_file(table.with_suffix(".safetensors")) for table in tables]
     if len({part["reward"].shape[1] for part in parts}) > 1:
         again = " and ".join(table.stem for table in tables)
-        raise ValueError(f"name={name!r} has results on different numbers of test prompts: run {again} again.")
-    return {score: np.concatenate([part[score] for part in parts]).astype(float) for score in ("reward", "kl")}
+        raise ValueError(
+            f"name={name!r} has results on different numbers of test prompts: run {again} again."
+        )
+    return {
+        score: np.concatenate([part[score] for part in parts]).astype(float)
+        for score in ("reward", "kl")
+    }
 
 
 def real_positive(name: str) -> dict[str, float]:
-    """Where real positive reviews lie on the reward axis: mean and p99, in r̃ (`Experiment.real_positive` wrote it)."""
+    """Where real positive reviews lie on the reward axis: mean and p99, in r̃
+    (`Experiment.real_positive` wrote it).
+    """
     file = folder(name) / "real_positive.json"
     try:
         return {key: float(value) for key, value in json.loads(file.read_text()).items()}

@@ -1,8 +1,9 @@
 """One seed, many independent random streams.
 
-Every random choice in the project draws from its own stream, named by its role: ``stream(seed, "sampling", i, m, t)`` has nothing
-in common with ``stream(seed, "prompts", i, m)``. Two runs can therefore not share a shuffle by accident, and a run that is resumed at
-step t needs no stored random state: the stream of step t is a function of its name.
+Every random choice in the project draws from its own stream, named by its role: ``stream(seed,
+"sampling", i, m, t)`` has nothing in common with ``stream(seed, "prompts", i, m)``. Two runs can
+therefore not share a shuffle by accident, and a run that is resumed at step t needs no stored
+random state: the stream of step t is a function of its name.
 """
 
 import hashlib

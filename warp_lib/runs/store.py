@@ -1,8 +1,10 @@
-"""The memory of runs: what was computed once under a key made of its inputs is never computed again.
+"""The memory of runs: what was computed once under a key made of its inputs is never computed
+again.
 
-An entry is a folder ``runs/store/<kind>-<key>`` with safetensors files and a ``record.json`` that holds the inputs, the results and the
-files' digests. It is made in ``….part`` and renamed when complete, under one lock per key: a reader sees all of it or nothing. A damaged
-entry is moved aside, to ``….damaged``, and made anew.
+An entry is a folder ``runs/store/<kind>-<key>`` with safetensors files and a ``record.json`` that
+holds the inputs, the results and the files' digests. It is made in ``….part`` and renamed when
+complete, under one lock per key: a reader sees all of it or nothing. A damaged entry is moved
+aside, to ``….damaged``, and made anew.
 """
 
 import hashlib
@@ -26,7 +28,8 @@ from .errors import Explained, Unwritable, reason, say_once, writing
 from .paths import RUNS, write_whole
 
 FORMAT = 7  # raised when the same inputs give other results than before
-CHECKPOINT = "checkpoint.safetensors"  # where a computation may leave what it goes on from; no part of its result
+# where a computation may leave what it goes on from; no part of its result
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,26 @@ def digest(*parts: Any) -> str:
 
 
 def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Entry:
-    """The stored result of the computation `kind` on `inputs`, computed by `make` if it is not there yet.
+    """The stored result of the computation `kind` on `inputs`, computed by `make` if it is not
+    there yet.
 
     Args:
         kind: a word for people who look into the folder, e.g. "run".
-        inputs: JSON values that determine the result; the machine's device, dtype and torch version are added.
-        make: computes into the folder it is given and returns the JSON record. The folder outlives an interruption, so `make` may leave
-            what it goes on from there, in a file called `CHECKPOINT`; it is removed when the record is written, not before.
+        inputs: JSON values that determine the result; the machine's device, dtype and torch version
+            are added.
+        make: computes into the folder it is given and returns the JSON record. The folder outlives
+            an interruption, so `make` may leave what it goes on from there, in a file called
+            `CHECKPOINT`; it is removed when the record is written, not before.
 
-    Damaged entries (a missing file, another digest, a record that is none) are moved aside, which is said, and made anew. Raises Explained
-    for an entry that cannot be read, and before anything is computed for a store that cannot be written; inside `only_stored` NotStored.
+    Damaged entries (a missing file, another digest, a record that is none) are moved aside, which
+    is said, and made anew. Raises Explained for an entry that cannot be read, and before anything
+    is computed for a store that cannot be written; inside `only_stored` NotStored.
     """
     inputs = inputs | surroundings()
     key = f"{kind}-{digest(inputs)}"
     folder, part = RUNS / "store" / key, RUNS / "store" / f"{key}.part"
-    if record := _intact(folder):  # without the lock: an entry appears whole, and a store that only is read need not be writable
+    # without the lock: an entry appears whole, and a store that only is read need not be writable
+    if record := _intact(folder):
         return Entry(folder, record["result"])
     if _ask_only.get():
         raise NotStored(kind, part)
@@ -95,18 +103,34 @@ def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str,
         return Entry(folder, record["result"])
 
 
-def _record(kind: str, inputs: dict[str, Any], result: dict[str, Any], part: Path) -> dict[str, Any]:
-    """Write the record of what was computed into `part`, and return it as a later reader gets it."""
-    kept = [f for f in sorted(part.iterdir()) if f.suffix != ".tmp" and f.name not in ("record.json", CHECKPOINT)]
+def _record(
+    kind: str, inputs: dict[str, Any], result: dict[str, Any], part: Path
+) -> dict[str, Any]:
+    """Write the record of what was computed into `part`, and return it as a later reader gets
+    it.
+    """
+    kept = [
+        f
+        for f in sorted(part.iterdir())
+        if f.suffix != ".tmp" and f.name not in ("record.json", CHECKPOINT)
+    ]
     files = {f.name: file_digest(f) for f in kept}
-    record = {"kind": kind, "inputs": inputs, "threads": torch.get_num_threads(), "result": result, "files": files}
+    record = {
+        "kind": kind,
+        "inputs": inputs,
+        "threads": torch.get_num_threads(),
+        "result": result,
+        "files": files,
+    }
     record = json.loads(json.dumps(record))
     write_json(part / "record.json", record | {"digest": digest(record)})
     return record
 
 
 class NotStored(Exception):
-    """Asked for inside `only_stored`, and not there. part: where its computation left what it goes on from, if it was begun."""
+    """Asked for inside `only_stored`, and not there. part: where its computation left what it goes
+    on from, if it was begun.
+    """
 
     def __init__(self, kind: str, part: Path):
         super().__init__(f"{kind} is not stored")
@@ -118,7 +142,9 @@ _ask_only: ContextVar[bool] = ContextVar("only_stored", default=False)
 
 @contextmanager
 def only_stored() -> Iterator[None]:
-    """Inside, the store answers and nothing is computed, written or waited for: what is not in it raises NotStored."""
+    """Inside, the store answers and nothing is computed, written or waited for: what is not in it
+    raises NotStored.
+    """
     before = _ask_only.set(True)
     try:
         yield
@@ -127,7 +153,9 @@ def only_stored() -> Iterator[None]:
 
 
 def _move_aside(folder: Path) -> None:
-    """Give a damaged entry another name, under which nobody looks for it but a person, and say so."""
+    """Give a damaged entry another name, under which nobody looks for it but a person, and say
+    so.
+    """
     if folder.exists():
         names = (folder.with_name(f"{folder.name}.damaged{number or ''}") for number in count())
         aside = next(name for name in names if not name.exists())
@@ -144,16 +172,25 @@ def _try_writing(store: Path, part: Path) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """What every result depends on beside its inputs. Other processors and numbers of threads round the same passes
-    otherwise: weights give the same numbers but for the last digits, a training samples other tokens from the first of them on."""
+    """What every result depends on beside its inputs. Other processors and numbers of threads round
+    the same passes otherwise: weights give the same numbers but for the last digits, a training
+    samples other tokens from the first of them on."""
     return {
-        "format": FORMAT, "torch": torch.__version__, "device": machine.device_name(), "dtype": str(machine.fast_dtype()),
-    }  # fmt: skip
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "device": machine.device_name(),
+        "dtype": str(machine.fast_dtype()),
+    }
 
 
 def records(kind: str) -> Iterator[dict[str, Any]]:
-    """The records (inputs, result) of all stored computations of a kind, the latest first. Their other files are not looked at."""
-    files = [file for file in (RUNS / "store").glob(f"{kind}-*/record.json") if not file.parent.suffix]  # none in the making or moved aside
+    """The records (inputs, result) of all stored computations of a kind, the latest first. Their
+    other files are not looked at.
+    """
+    # none in the making or moved aside
+    files = [
+        file for file in (RUNS / "store").glob(f"{kind}-*/record.json") if not file.parent.suffix
+    ]
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             record = _read_record(file.parent)
@@ -167,24 +204,38 @@ def records(kind: str) -> Iterator[dict[str, Any]]:
 
 
 def _intact(folder: Path) -> dict | None:
-    """The record of a whole, undamaged entry; None if there is none or it is damaged. Raises Explained if that cannot be found out."""
+    """The record of a whole, undamaged entry; None if there is none or it is damaged. Raises
+    Explained if that cannot be found out.
+    """
     try:
         record = _read_record(folder)
-        return record if record and all(file_digest(folder / name) == expected for name, expected in record["files"].items()) else None
+        return (
+            record
+            if record
+            and all(
+                file_digest(folder / name) == expected for name, expected in record["files"].items()
+            )
+            else None
+        )
     except FileNotFoundError:
         return None
     except OSError as error:
         raise Explained(
-            f"{folder} cannot be read: {reason(error)}. It is left as it is; make it readable, or remove it to have it computed again."
+            f"{folder} cannot be read: {reason(error)}. It is left as it is; make it readable, or"
+            " remove it to have it computed again."
         ) from error
 
 
 def _read_record(folder: Path) -> dict | None:
-    """An entry's record, None if there is none or it is not what was written. Raises OSError if it cannot be read."""
+    """An entry's record, None if there is none or it is not what was written. Raises OSError if it
+    cannot be read.
+    """
     try:
         record = json.loads((folder / "record.json").read_text())
         whole = record.pop("digest") == digest(record)
-        return record if whole and isinstance(record["files"], dict) and "result" in record else None
+        return (
+            record if whole and isinstance(record["files"], dict) and "result" in record else None
+        )
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
@@ -200,12 +251,18 @@ def write_json(file: Path, value: Any) -> None:
     write_whole(file, json.dumps(value, indent=1))
 
 
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically."""
     whole = file.with_name(f"{file.name}.tmp")
     with writing(file):
         try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, whole, metadata)
+            save_file(
+                {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+                whole,
+                metadata,
+            )
         except SafetensorError as error:  # how it reports a full disk
             raise Unwritable(f"{file} cannot be written: {error}.") from error
         whole.replace(file)

@@ -1,1 +1,3 @@
-"""The experiments as a list, their runner, and what they found. Reading what they found needs no torch."""
+"""The experiments as a list, their runner, and what they found. Reading what they found needs no
+torch.
+"""

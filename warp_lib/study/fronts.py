@@ -1,5 +1,5 @@
-"""Reward/KL fronts compared: which points make a front, its mean reward over a range of KL, and the difference of two over seeds and
-prompts.
+"""Reward/KL fronts compared: which points make a front, its mean reward over a range of KL, and the
+difference of two over seeds and prompts.
 
 A front is read linearly between its points and never beyond them. Reading it needs no torch.
 """
@@ -18,7 +18,9 @@ DRAWS = 2000  # resamplings of a bootstrap
 
 
 def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
-    """The points that no other one beats (at least as much reward at no more KL), by increasing KL."""
+    """The points that no other one beats (at least as much reward at no more KL), by increasing
+    KL.
+    """
     best, chosen = -math.inf, []
     for k in sorted(range(len(kl)), key=lambda k: (kl[k], -reward[k])):
         if reward[k] > best:
@@ -28,21 +30,30 @@ def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
 
 
 def hypervolume(kl: Sequence[float], score: Sequence[float], corner: tuple[float, float]) -> float:
-    """Area between the points' front and a corner (KL, score) that is worse than all of them: the best score at no more than each KL,
-    above the corner's, summed over KL up to the corner's. Points beyond the corner count nothing.
+    """Area between the points' front and a corner (KL, score) that is worse than all of them: the
+    best score at no more than each KL, above the corner's, summed over KL up to the corner's.
+    Points beyond the corner count nothing.
 
     Args:
-        kl, score: of the points, (points,), in nats and in any unit. The area is in nats times that unit.
+        kl, score: of the points, (points,), in nats and in any unit. The area is in nats times that
+            unit.
     """
     inside = [k for k in pareto(kl, score) if kl[k] < corner[0] and score[k] > corner[1]]
     ends = [kl[k] for k in inside] + [corner[0]]
-    return float(sum((score[k] - corner[1]) * (end - start) for k, (start, end) in zip(inside, pairwise(ends), strict=True)))
+    return float(
+        sum(
+            (score[k] - corner[1]) * (end - start)
+            for k, (start, end) in zip(inside, pairwise(ends), strict=True)
+        )
+    )
 
 
 def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
-    """How much each point of a front counts in its mean reward over KL ∈ [low, high] nats: (points,), of sum 1.
+    """How much each point of a front counts in its mean reward over KL ∈ [low, high] nats:
+    (points,), of sum 1.
 
-    The mean of the line through the points is linear in their rewards, so the same shares hold for every prompt's reward by itself.
+    The mean of the line through the points is linear in their rewards, so the same shares hold for
+    every prompt's reward by itself.
 
     Args:
         kl: the points' KL, in any order, (points,), nats.
@@ -52,18 +63,22 @@ def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
     kl = np.asarray(kl, dtype=float)
     if not (kl.min() <= low < high <= kl.max()):
         raise ValueError(
-            f"a mean from {low:g} to {high:g} nats needs points on both sides, and these go from {kl.min():g} to {kl.max():g}."
+            f"a mean from {low:g} to {high:g} nats needs points on both sides, and these go from"
+            f" {kl.min():g} to {kl.max():g}."
         )
-    grid = np.union1d(kl[(low < kl) & (kl < high)], [low, high])  # between two of these every line is straight
+    # between two of these every line is straight
+    grid = np.union1d(kl[(low < kl) & (kl < high)], [low, high])
     return np.trapezoid(weights(kl, grid), grid, axis=1) / (high - low)
 
 
 def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
-    """How much each point counts where the line through them is read: (points, places), each column of sum 1.
+    """How much each point counts where the line through them is read: (points, places), each column
+    of sum 1.
 
     Args:
         kl: the points' KL, in any order, (points,), nats.
-        at: the KLs to read at, (places,), nats; outside of the points' the nearest of them counts alone.
+        at: the KLs to read at, (places,), nats; outside of the points' the nearest of them counts
+            alone.
     """
     kl = np.asarray(kl, dtype=float)
     order = np.argsort(kl, kind="stable")
@@ -72,7 +87,9 @@ def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` paired differences and its 95% interval (Student's t): low and high are nan where there is none."""
+    """A mean over `n` paired differences and its 95% interval (Student's t): low and high are nan
+    where there is none.
+    """
 
     mean: float
     low: float
@@ -83,12 +100,18 @@ class Interval:
     def of(cls, differences: Sequence[float]) -> "Interval":
         """The interval of independent differences, one a seed (or one a prompt)."""
         x = np.asarray(differences, dtype=float)
-        half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.nan
+        half = (
+            stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x))
+            if len(x) > 1
+            else math.nan
+        )
         return cls(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
     @property
     def side(self) -> int:
-        """1 or −1 where the interval lies on one side of 0, else 0; without an interval there is no side."""
+        """1 or −1 where the interval lies on one side of 0, else 0; without an interval there is no
+        side.
+        """
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
@@ -99,11 +122,12 @@ class Interval:
 def half_width(table: np.ndarray) -> np.ndarray:
     """Half of the 95% interval of a table's mean, over other seeds and other prompts at once.
 
-    A two-way random-effects model: a value is the mean, plus an effect of its seed, plus one of its prompt, plus the rest (interaction and
-    sampling noise). The variance of the seeds' means / seeds and that of the prompts' means / prompts each hold the rest once, so their sum
-    less the rest / (seeds · prompts) is the variance of the mean. Each part has the t quantile of its own degrees of freedom: seeds − 1 for
-    what the seeds add, prompts − 1 for the prompts' means. The interval is never narrower than the one over seeds alone or over prompts
-    alone.
+    A two-way random-effects model: a value is the mean, plus an effect of its seed, plus one of its
+    prompt, plus the rest (interaction and sampling noise). The variance of the seeds' means / seeds
+    and that of the prompts' means / prompts each hold the rest once, so their sum less the rest /
+    (seeds · prompts) is the variance of the mean. Each part has the t quantile of its own degrees
+    of freedom: seeds − 1 for what the seeds add, prompts − 1 for the prompts' means. The interval
+    is never narrower than the one over seeds alone or over prompts alone.
 
     Args:
         table: values in any unit, (…, seeds, prompts), at least two each.
@@ -113,7 +137,9 @@ def half_width(table: np.ndarray) -> np.ndarray:
     """
     seeds, prompts = table.shape[-2:]
     by_seed, by_prompt = table.mean(-1), table.mean(-2)
-    rest = table - by_seed[..., None] - by_prompt[..., None, :] + table.mean((-1, -2))[..., None, None]
+    rest = (
+        table - by_seed[..., None] - by_prompt[..., None, :] + table.mean((-1, -2))[..., None, None]
+    )
     rest = (rest**2).sum((-1, -2)) / ((seeds - 1) * (prompts - 1)) / (seeds * prompts)
     of_seeds, of_prompts = by_seed.var(-1, ddof=1) / seeds, by_prompt.var(-1, ddof=1) / prompts
     t_seeds, t_prompts = stdtrit(seeds - 1, 0.975), stdtrit(prompts - 1, 0.975)
@@ -122,20 +148,22 @@ def half_width(table: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(number: Callable[[np.ndarray], float], prompts: int) -> Interval:
-    """The 95% interval over prompts of a number that is no plain mean over them, as a front's reward at a KL is, whose points' KL is a mean
-    over the same prompts too.
+    """The 95% interval over prompts of a number that is no plain mean over them, as a front's
+    reward at a KL is, whose points' KL is a mean over the same prompts too.
 
-    The prompts are drawn anew `DRAWS` times, always the same ones, and the number's standard deviation over the draws is its error. For a
-    plain mean that is `Interval.of`.
+    The prompts are drawn anew `DRAWS` times, always the same ones, and the number's standard
+    deviation over the draws is its error. For a plain mean that is `Interval.of`.
 
     Args:
-        number: what it is when each prompt counts as much as these shares say, (prompts,), of sum 1.
+        number: what it is when each prompt counts as much as these shares say, (prompts,), of sum
+            1.
         prompts: how many there are.
     """
     equal = np.full(prompts, 1 / prompts)
     drawn = np.random.default_rng(0).multinomial(prompts, equal, DRAWS) / prompts
     mean, error = number(equal), np.std([number(share) for share in drawn])
-    half = stdtrit(prompts - 1, 0.975) * error * math.sqrt(prompts / (prompts - 1))  # drawn n of n, a mean varies (n − 1)/n too little
+    # drawn n of n, a mean varies (n − 1)/n too little
+    half = stdtrit(prompts - 1, 0.975) * error * math.sqrt(prompts / (prompts - 1))
     return Interval(mean, mean - half, mean + half, prompts)
 
 
@@ -143,8 +171,8 @@ def bootstrap(number: Callable[[np.ndarray], float], prompts: int) -> Interval:
 class Effect:
     """A number measured on each seed and prompt, with its errors over both.
 
-    With fewer than `FEWEST` seeds each seed stands by itself, with its interval over prompts, and there is no interval for other seeds: two
-    say next to nothing of how far apart seeds are.
+    With fewer than `FEWEST` seeds each seed stands by itself, with its interval over prompts, and
+    there is no interval for other seeds: two say next to nothing of how far apart seeds are.
 
     by_prompt: seed → the number on each prompt, (prompts,), on the same prompts for all seeds.
     """
@@ -178,45 +206,67 @@ class Effect:
 
     @property
     def both(self) -> Interval:
-        """The 95% interval over seeds and prompts together (see `half_width`); its n is of seeds. There is none for fewer than `FEWEST`."""
+        """The 95% interval over seeds and prompts together (see `half_width`); its n is of seeds.
+        There is none for fewer than `FEWEST`.
+        """
         table = self._table
         mean, half = float(table.mean()), math.nan if self.few else float(half_width(table))
         return Interval(mean, mean - half, mean + half, len(table))
 
     @property
     def widest(self) -> Interval:
-        """The interval of most that there is: over seeds and prompts, or over the prompts of a single seed; two seeds have none."""
+        """The interval of most that there is: over seeds and prompts, or over the prompts of a
+        single seed; two seeds have none.
+        """
         return self.over_prompts if len(self.by_prompt) == 1 else self.both
 
     @property
     def side(self) -> int:
-        """1 or −1 where the interval over seeds and prompts lies on one side of 0, else 0, as with fewer than `FEWEST` seeds."""
+        """1 or −1 where the interval over seeds and prompts lies on one side of 0, else 0, as with
+        fewer than `FEWEST` seeds.
+        """
         return self.both.side
 
     def __str__(self) -> str:
         mean, found = f"{self.both.mean:+z.3f}", self.widest
         if len(self.by_prompt) == 2:
-            each = "; ".join(f"seed {seed} {i.mean:+z.3f}, {i.low:+z.3f} to {i.high:+z.3f}" for seed, i in self.by_seed.items())
+            each = "; ".join(
+                f"seed {seed} {i.mean:+z.3f}, {i.low:+z.3f} to {i.high:+z.3f}"
+                for seed, i in self.by_seed.items()
+            )
             return f"{mean} ({each}; each over prompts, and two seeds decide nothing)"
         over = "prompts, one seed" if self.few else f"seeds and prompts, n = {found.n}"
         return f"{mean} ({found.low:+z.3f} to {found.high:+z.3f} over {over})"
 
     def rows(self, name: str) -> dict[str, Interval]:
-        """For a figure: its interval over seeds and prompts, or each of too few seeds over prompts."""
+        """For a figure: its interval over seeds and prompts, or each of too few seeds over
+        prompts.
+        """
         if self.few:
-            return {f"{name}, seed {seed}, over prompts": interval for seed, interval in self.by_seed.items()}
+            return {
+                f"{name}, seed {seed}, over prompts": interval
+                for seed, interval in self.by_seed.items()
+            }
         return {f"{name} (n = {len(self.by_prompt)})": self.both}
 
     def named(self, name: str) -> dict[str, Interval]:
-        """For a figure: its intervals over prompts, over seeds, and over both; or each of too few seeds over prompts."""
+        """For a figure: its intervals over prompts, over seeds, and over both; or each of too few
+        seeds over prompts.
+        """
         if self.few:
             return self.rows(name)
-        return {f"{name}, over prompts": self.over_prompts, f"{name}, over seeds": self.over_seeds, f"{name}, over both": self.both}
+        return {
+            f"{name}, over prompts": self.over_prompts,
+            f"{name}, over seeds": self.over_seeds,
+            f"{name}, over both": self.both,
+        }
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The difference of two methods' rewards at one KL, in r̃, on one seed: its mean and its 95% interval over test prompts."""
+    """The difference of two methods' rewards at one KL, in r̃, on one seed: its mean and its 95%
+    interval over test prompts.
+    """
 
     kl: float
     difference: Interval
@@ -224,34 +274,57 @@ class Matched:
     def __str__(self) -> str:
         """The difference in words, with what its interval allows to say."""
         verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[self.difference.side]
-        return f"{self.difference.mean:+z.2f} ({self.difference.low:+z.2f} to {self.difference.high:+z.2f}), {verdict} it"
+        return (
+            f"{self.difference.mean:+z.2f} ({self.difference.low:+z.2f} to"
+            f" {self.difference.high:+z.2f}), {verdict} it"
+        )
 
 
-def matched(results: pd.DataFrame, scores: Mapping[str, np.ndarray], first: str, second: str, kl: float | None = None) -> Matched:
-    """The rewards of two methods at one KL, each read linearly between its points, of which SFT is the first; paired by test prompt.
+def matched(
+    results: pd.DataFrame,
+    scores: Mapping[str, np.ndarray],
+    first: str,
+    second: str,
+    kl: float | None = None,
+) -> Matched:
+    """The rewards of two methods at one KL, each read linearly between its points, of which SFT is
+    the first; paired by test prompt.
 
-    The interval is over test prompts, by a bootstrap in which rewards and KLs of all points are means over the same drawn prompts.
+    The interval is over test prompts, by a bootstrap in which rewards and KLs of all points are
+    means over the same drawn prompts.
 
     Args:
         results: a table (`read_results`).
-        scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts) (`read_scores`).
-        kl: where to compare, nats; None for the largest KL that both reach, which every draw of prompts finds for itself.
+        scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts)
+            (`read_scores`).
+        kl: where to compare, nats; None for the largest KL that both reach, which every draw of
+            prompts finds for itself.
 
     Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
     """
-    methods = {method: results["method"].isin(["sft", method]).to_numpy() for method in (first, second)}
-    reward, own_kl = ([scores[score][rows] for rows in methods.values()] for score in ("reward", "kl"))
+    methods = {
+        method: results["method"].isin(["sft", method]).to_numpy() for method in (first, second)
+    }
+    reward, own_kl = (
+        [scores[score][rows] for rows in methods.values()] for score in ("reward", "kl")
+    )
 
     def end(shares: np.ndarray) -> float:
         return min((points @ shares).max() for points in own_kl) if kl is None else kl
 
     def difference(shares: np.ndarray) -> float:
-        a, b = (weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares) for k, r in zip(own_kl, reward, strict=True))
+        a, b = (
+            weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares)
+            for k, r in zip(own_kl, reward, strict=True)
+        )
         return a - b
 
     prompts = reward[0].shape[1]
     at = float(end(np.full(prompts, 1 / prompts)))
     for method, points in zip(methods, own_kl, strict=True):
         if not 0 <= at <= (reach := points.mean(1).max()) + 1e-9:
-            raise ValueError(f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not {at:.2f}.")
+            raise ValueError(
+                f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not"
+                f" {at:.2f}."
+            )
     return Matched(at, bootstrap(difference, prompts))

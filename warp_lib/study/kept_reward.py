@@ -1,7 +1,8 @@
-"""The study's reward model, kept in the repository: whatever machine goes on with the study, its units are rewarded alike.
+"""The study's reward model, kept in the repository: whatever machine goes on with the study, its
+units are rewarded alike.
 
-Two machines that train it from the same seed get two reward models, for they round differently; what was rewarded by different ones cannot
-be compared.
+Two machines that train it from the same seed get two reward models, for they round differently;
+what was rewarded by different ones cannot be compared.
 """
 
 import json
@@ -20,12 +21,21 @@ from ..settings import Settings
 from . import outcomes
 
 # What it depends on: its training, and the completions over which it is standardised.
-MADE_BY = ("encoder", "reviews", "reward_layers", "reward_trained", "reward_steps", "reward_learning_rate")
+MADE_BY = (
+    "encoder",
+    "reviews",
+    "reward_layers",
+    "reward_trained",
+    "reward_steps",
+    "reward_learning_rate",
+)
 MADE_BY += ("policy", "max_new_tokens", "temperature")
 
 
 def file() -> Path:
-    """Where it lies: the tensors that training changed, and beside them in the metadata what it was made by and its standardisation."""
+    """Where it lies: the tensors that training changed, and beside them in the metadata what it was
+    made by and its standardisation.
+    """
     return outcomes.FOLDER / "reward_model.safetensors"
 
 
@@ -36,8 +46,17 @@ def write(reward: Reward, settings: Settings) -> None:
         if file().exists():
             return
         trained, before = weights_of(reward.raw.model), weights_of(_untrained(settings).model)
-        changed = {name: weight for name, weight in trained.items() if not torch.equal(weight, before[name])}
-        said = {"mean": reward.mean, "sd": reward.sd, "identity": reward.identity, "settings": _made_by(settings)}
+        changed = {
+            name: weight
+            for name, weight in trained.items()
+            if not torch.equal(weight, before[name])
+        }
+        said = {
+            "mean": reward.mean,
+            "sd": reward.sd,
+            "identity": reward.identity,
+            "settings": _made_by(settings),
+        }
         file().parent.mkdir(parents=True, exist_ok=True)
         save_tensors(file(), changed, {"record": json.dumps(said)})
 
@@ -45,7 +64,8 @@ def write(reward: Reward, settings: Settings) -> None:
 def read(settings: Settings) -> Reward | None:
     """The kept reward model; None if there is none, or if these settings make another.
 
-    Raises ValueError when the file, or the encoder that it belongs to, is not the one that was kept.
+    Raises ValueError when the file, or the encoder that it belongs to, is not the one that was
+    kept.
     """
     if not file().exists():
         return None
@@ -57,7 +77,10 @@ def read(settings: Settings) -> Reward | None:
     load(scorer.model, weights_of(scorer.model) | load_file(file()))
     reward = Reward(EncoderScorer(scorer.model, scorer.tokenizer, []), said["mean"], said["sd"])
     if reward.identity != said["identity"]:
-        raise ValueError(f"the reward model read from {file().name} is not the one that was kept: it, or its encoder, has changed.")
+        raise ValueError(
+            f"the reward model read from {file().name} is not the one that was kept: it, or its"
+            " encoder, has changed."
+        )
     return reward
 
 

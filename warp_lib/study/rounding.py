@@ -1,4 +1,5 @@
-"""What rounding weights to bfloat16 does, from the study's experiment `precision`: to what a pass measures, and to training.
+"""What rounding weights to bfloat16 does, from the study's experiment `precision`: to what a pass
+measures, and to training.
 
 Needs no torch.
 """
@@ -13,7 +14,8 @@ import pandas as pd
 from .fronts import Effect, shares, weights
 from .outcomes import Outcome, finished_seeds, outcome
 
-LINES = {"warp": "WARP", "reinforce-liti": "REINFORCE of T steps"}  # method: whose line from SFT it is
+# method: whose line from SFT it is
+LINES = {"warp": "WARP", "reinforce-liti": "REINFORCE of T steps"}
 PASSES = {"float32": "float32", "split": "two bfloat16 parts", "bfloat16": "rounded to bfloat16"}
 LOW = 0.5  # nats from which fronts are compared
 STAGES = {  # of WARP, in words → its points: method and iteration
@@ -38,8 +40,9 @@ def trained(how: str, seed: int) -> Outcome:
 def by_pass(among: Iterable[int]) -> pd.DataFrame:
     """What each pass measures of the same weights: a row for each line, η and pass.
 
-    Columns: method, eta, passed; kl and reward over seeds and prompts, with their 95% intervals' half widths (`…_half`); stays, the share
-    of weights that round to SFT's own; pass_kl, KL of the float32 policy to the pass (both means over seeds).
+    Columns: method, eta, passed; kl and reward over seeds and prompts, with their 95% intervals'
+    half widths (`…_half`); stays, the share of weights that round to SFT's own; pass_kl, KL of the
+    float32 policy to the pass (both means over seeds).
     """
     units, rows = {seed: trained("split", seed) for seed in among}, []
     for method, passed in product(LINES, PASSES):
@@ -48,37 +51,53 @@ def by_pass(among: Iterable[int]) -> pd.DataFrame:
         for k, eta in enumerate(next(iter(points.values()))["eta"]):
             row: dict[str, Any] = {"method": method, "eta": eta, "passed": passed}
             for column in ("kl", "reward"):
-                values = {seed: units[seed].scores[f"{split}.{column}"][some.index[k]] for seed, some in points.items()}
+                values = {
+                    seed: units[seed].scores[f"{split}.{column}"][some.index[k]]
+                    for seed, some in points.items()
+                }
                 whole = Effect(values).widest
                 row |= {column: whole.mean, f"{column}_half": whole.high - whole.mean}
-            means = pd.DataFrame([some.iloc[k] for some in points.values()])[["stays", "pass_kl"]].astype(float).mean()
+            means = (
+                pd.DataFrame([some.iloc[k] for some in points.values()])[["stays", "pass_kl"]]
+                .astype(float)
+                .mean()
+            )
             rows.append(row | means.to_dict())
     return pd.DataFrame(rows)
 
 
 def by_training(among: Iterable[int]) -> dict[str, tuple[Effect, Effect]]:
-    """Stage of WARP → what training with rounded weights has more than with two parts, in r̃ and in KL, both measured in float32."""
+    """Stage of WARP → what training with rounded weights has more than with two parts, in r̃ and in
+    KL, both measured in float32.
+    """
     found = {}
     for words, (method, iteration) in STAGES.items():
         both: tuple[dict[int, np.ndarray], ...] = ({}, {})
         for seed in among:
             rounded, split = (trained(how, seed) for how in ("bfloat16", "split"))
             for column, differences in zip(("reward", "kl"), both, strict=True):
-                differences[seed] = _mean(rounded, method, iteration, column) - _mean(split, method, iteration, column)
+                differences[seed] = _mean(rounded, method, iteration, column) - _mean(
+                    split, method, iteration, column
+                )
         found[words] = (Effect(both[0]), Effect(both[1]))
     return found
 
 
 def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
-    """Mean r̃ along WARP's final line from `LOW` nats as far as all reach: trained with rounded weights less with two parts; and how far."""
-    lines = {(how, seed): _line(trained(how, seed)) for how in ("bfloat16", "split") for seed in among}
+    """Mean r̃ along WARP's final line from `LOW` nats as far as all reach: trained with rounded
+    weights less with two parts; and how far.
+    """
+    lines = {
+        (how, seed): _line(trained(how, seed)) for how in ("bfloat16", "split") for seed in among
+    }
     high = min(kl.max() for kl, _ in lines.values())
     means = {key: shares(kl, LOW, high) @ reward for key, (kl, reward) in lines.items()}
     return Effect({seed: means["bfloat16", seed] - means["split", seed] for seed in among}), high
 
 
 def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
-    """KL in float32, nats → method → the share of it that rounding hides where the method's line from SFT has that KL.
+    """KL in float32, nats → method → the share of it that rounding hides where the method's line
+    from SFT has that KL.
 
     At the largest KL that all lines reach, and at a third of it.
     """
@@ -95,18 +114,32 @@ def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
         exact, rounded = kls[method, seed, "test"], kls[method, seed, "test in bfloat16"]
         return weights(exact.mean(1), [at])[:, 0] @ (exact - rounded) / at
 
-    return {at: {method: Effect({seed: share(method, seed, at) for seed in among}) for method in LINES} for at in (reach, reach / 3)}
+    return {
+        at: {method: Effect({seed: share(method, seed, at) for seed in among}) for method in LINES}
+        for at in (reach, reach / 3)
+    }
 
 
 def angles(among: Iterable[int]) -> list[dict[str, Any]]:
-    """Angle between the runs of each iteration and the norm of their task vectors over the whole model, trained both ways."""
+    """Angle between the runs of each iteration and the norm of their task vectors over the whole
+    model, trained both ways.
+    """
     rows = []
     for how in ("split", "bfloat16"):
-        found = pd.DataFrame([row for seed in among for row in trained(how, seed).record["geometry"] if row["layer"] == "model"])
+        found = pd.DataFrame(
+            [
+                row
+                for seed in among
+                for row in trained(how, seed).record["geometry"]
+                if row["layer"] == "model"
+            ]
+        )
         for iteration, some in found.groupby("iteration"):
             norm = (some["norm_a"] + some["norm_b"]) / 2
             place = {"trained with weights": PASSES[how], "iteration": iteration}
-            rows.append(place | {"Ω, degrees": some["degrees"].mean(), "norm of a task vector": norm.mean()})
+            rows.append(
+                place | {"Ω, degrees": some["degrees"].mean(), "norm of a task vector": norm.mean()}
+            )
     return rows
 
 
@@ -117,10 +150,22 @@ def table(measured: pd.DataFrame) -> list[dict[str, Any]]:
         if not eta:
             continue
         by = {row["passed"]: row for row in some.to_dict("records")}
-        row = {"policy": f"{LINES[method]}, η = {eta:g}", "weights that round to SFT's": f"{by['float32']['stays']:.0%}"}
+        row = {
+            "policy": f"{LINES[method]}, η = {eta:g}",
+            "weights that round to SFT's": f"{by['float32']['stays']:.0%}",
+        }
         for column, name in (("kl", "KL, nats"), ("reward", "r̃")):
-            row |= {f"{name}: {PASSES[p]}": f"{r[column]:.2f} ± {r[f'{column}_half']:.2f}" for p, r in by.items()}
-        rows.append(row | {f"KL to the pass: {PASSES[p]}": f"{by[p]['pass_kl']:.3f}" for p in ("split", "bfloat16")})
+            row |= {
+                f"{name}: {PASSES[p]}": f"{r[column]:.2f} ± {r[f'{column}_half']:.2f}"
+                for p, r in by.items()
+            }
+        rows.append(
+            row
+            | {
+                f"KL to the pass: {PASSES[p]}": f"{by[p]['pass_kl']:.3f}"
+                for p in ("split", "bfloat16")
+            }
+        )
     return rows
 
 
@@ -131,17 +176,25 @@ def _along(rows: pd.DataFrame, method: str) -> pd.DataFrame:
 def _mean(one: Outcome, method: str, iteration: int, column: str) -> np.ndarray:
     """Of each prompt, (prompts,): over the points of a method in an iteration."""
     rows = one.of("test")
-    return one.scores[f"test.{column}"][rows.index[(rows["method"] == method) & (rows["iteration"] == iteration)]].mean(0)
+    return one.scores[f"test.{column}"][
+        rows.index[(rows["method"] == method) & (rows["iteration"] == iteration)]
+    ].mean(0)
 
 
 def _line(one: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """WARP's final line over η in float32: KL (points,) and r̃ of each prompt, (points, prompts)."""
+    """WARP's final line over η in float32: KL (points,) and r̃ of each prompt, (points,
+    prompts).
+    """
     rows = one.along_eta("warp")
     return rows["kl"].to_numpy(), one.scores["test.reward"][rows.index]
 
 
 def answer(
-    measured: pd.DataFrame, shares: dict[float, dict[str, Effect]], effects: dict[str, tuple[Effect, Effect]], level: Effect, high: float
+    measured: pd.DataFrame,
+    shares: dict[float, dict[str, Effect]],
+    effects: dict[str, tuple[Effect, Effect]],
+    level: Effect,
+    high: float,
 ) -> str:
     """The notebook's answer, from `by_pass`, `hidden`, `by_training` and `at_equal_kl`."""
 
@@ -156,20 +209,30 @@ def answer(
 
     kl, low = shares
     more = [
-        Effect({seed: of["warp"].by_prompt[seed] - of["reinforce-liti"].by_prompt[seed] for seed in of["warp"].by_prompt}).side
+        Effect(
+            {
+                seed: of["warp"].by_prompt[seed] - of["reinforce-liti"].by_prompt[seed]
+                for seed in of["warp"].by_prompt
+            }
+        ).side
         for of in shares.values()
     ]
     merged = ", and more of it from a merged policy at the same KL" if min(more) > 0 else ""
-    hides = {at: [span(of[method], ".0%") for method in ("reinforce-liti", "warp")] for at, of in shares.items()}
+    hides = {
+        at: [span(of[method], ".0%") for method in ("reinforce-liti", "warp")]
+        for at, of in shares.items()
+    }
     shown = [stage for stage, both in effects.items() if any(effect.side for effect in both)]
     seeds = f"{len(level.by_prompt)} seed{'s' * (len(level.by_prompt) > 1)}"
     verdict = f"shows in {'; '.join(shown)}" if shown else f"shows nowhere with {seeds}"
     (_, of_run), *_, (_, of_merge) = effects.items()
     return (
-        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL{merged}: where float32 has {kl:.1f} nats, {hides[kl][0]} of "
-        f"REINFORCE's and {hides[kl][1]} of WARP's; where it has {low:.1f}, {hides[low][0]} and {hides[low][1]}. Two bfloat16 parts read "
-        f"{kl:.1f} nats of WARP as {read('warp', kl, 'split'):.1f}. What rounding does to *training* {verdict}: r̃ of a run of T steps "
-        f"changes by {span(of_run[0], '+z.2f')}, WARP's last merge by {span(of_merge[0], '+z.2f')}, its KL by "
-        f"{span(of_merge[1], '+z.2f')} nats, and WARP's r̃ at equal KL, "
-        f"{LOW:g} to {high:.1f} nats, by {span(level, '+z.3f')}. 95% intervals over seeds and prompts."
+        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL{merged}: where float32"
+        f" has {kl:.1f} nats, {hides[kl][0]} of REINFORCE's and {hides[kl][1]} of WARP's; where it"
+        f" has {low:.1f}, {hides[low][0]} and {hides[low][1]}. Two bfloat16 parts read {kl:.1f}"
+        f" nats of WARP as {read('warp', kl, 'split'):.1f}. What rounding does to *training*"
+        f" {verdict}: r̃ of a run of T steps changes by {span(of_run[0], '+z.2f')}, WARP's last"
+        f" merge by {span(of_merge[0], '+z.2f')}, its KL by {span(of_merge[1], '+z.2f')} nats, and"
+        f" WARP's r̃ at equal KL, {LOW:g} to {high:.1f} nats, by {span(level, '+z.3f')}. 95%"
+        " intervals over seeds and prompts."
     )

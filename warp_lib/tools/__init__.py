@@ -1,1 +1,3 @@
-"""Beside the report: merging folders, packing task vectors, pre-training the bundled policy, verifying a run."""
+"""Beside the report: merging folders, packing task vectors, pre-training the bundled policy,
+verifying a run.
+"""

