@@ -42,6 +42,7 @@ from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import untrained
 from warp_lib.runs import hub
+from warp_lib.runs.errors import Explained
 from warp_lib.runs.model_files import INDEX, SINGLE
 
 VOCABULARY = 12
@@ -274,6 +275,10 @@ FILES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("no config.json", "'last'"),
     ),
     "config cut off": (cut("config.json", 40), ("damaged config.json", "not valid JSON (line ")),
+    "config nested without end": (
+        write("config.json", "[" * 100_000),
+        ("damaged config.json", "not valid JSON (maximum recursion depth"),
+    ),
     "config in Latin-1": (
         write("config.json", '{"model_type": "é"}'.encode("latin-1")),
         ("config.json", "UTF-8"),
@@ -713,6 +718,10 @@ ROWS += [
         merge(name, *FILES[name][:1], *FILES[name][1], base=True)
         for name in ("no config", "weights cut off", "a pickle only")
     ),
+    *(
+        merge(f"{name} cut off", cut(name, 10), f"damaged {name}: it is not valid JSON", base=True)
+        for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    ),
     merge("NaN", fill(FIRST, float("nan")), f"holds NaN in {FIRST}"),
     merge("NaN", fill(FIRST, float("nan")), f"holds NaN in {FIRST}", base=True),
     merge("infinity", fill(FIRST, float("inf")), f"holds infinity in {FIRST}"),
@@ -889,14 +898,14 @@ def test_there_are_enough() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_bad_input(row: Row, tmp_path, capfd) -> None:
-    """A ValueError, or an exit code other than 0; one line that ends with a full stop and holds
-    what the row says.
+    """An Explained, which notebooks show without its traceback, or an exit code other than 0; one
+    line that ends with a full stop and holds what the row says.
     """
     (folder := tmp_path / "given").mkdir()
     began = time.monotonic()
     try:
         code = row.call(folder)
-    except ValueError as error:
+    except Explained as error:
         sentence = str(error)
     else:
         assert code, "it was accepted"

@@ -72,6 +72,22 @@ def test_runs_that_cannot_be_a_folder(tmp_path, words, kind):
     assert code and said.count("\n") == 1 and "cannot be written: " in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["report", "--profile", "smoke"], ["sweep", "notebooks/03_warp.ipynb", "-g", "runs=1"]],
+)
+def test_a_name_that_is_in_use(store, capsys, monkeypatch, words):
+    """Guards: two reports, or sweeps, that write the same notebooks at once."""
+    monkeypatch.chdir(paths.ROOT)
+    with paths.locked("both", words[0]):
+        assert main([*words, "--name", "both"]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said == (
+        f"another {words[0]} called 'both' is running; wait for it, or give this one another"
+        " --name.\n"
+    )
+
+
 def test_a_user_that_does_not_exist(monkeypatch):
     """Guards: a traceback of pathlib's from ~nosuchuser."""
     monkeypatch.setattr("warp_lib.runs.hub.urlopen", lambda *_, **__: _raise(OSError("no network")))

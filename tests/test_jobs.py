@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from warp_lib.runs import jobs, paths
@@ -37,6 +38,30 @@ words = [sys.executable, sys.argv[1], "parent"]
 with together() as running:
     jobs = {name: partial(running.command, words, {}) for name in "ab"}
     running.run(jobs, 2, lambda name, error: None)
+"""
+
+# What people start, whose jobs begin such processes.
+STUDY = """
+import sys
+from warp_lib.settings import Settings
+from warp_lib.study import study
+study._command = lambda unit: [sys.executable, sys.argv[1], "parent"]
+settings = [Settings.profile("smoke", seed=seed) for seed in range(2)]
+units = [study.Training("e", "warp", s, study.by_warp) for s in settings]
+study._run_side_by_side(units, 2)
+"""
+SWEEP = """
+import sys
+from warp_lib.__main__ import main
+grid = ["-g", "runs=1,2", "-p", "profile=smoke", "--jobs", "2"]
+sys.exit(main(["sweep", sys.argv[1].replace(".py", ".ipynb"), *grid]))
+"""
+CELL = """
+import os, subprocess, sys, time
+for number in (os.getpid(), os.getppid()):
+    open(f"{script}.{number}", "w").close()
+subprocess.Popen([sys.executable, script, "parent"], start_new_session=True)
+time.sleep(600)
 """
 
 
@@ -77,6 +102,50 @@ def test_all_ends_within_five_seconds(tmp_path, how):
         time.sleep(0.05)
     assert time.monotonic() - sent < 5
     assert parent.wait(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
+@pytest.mark.parametrize(
+    "command, how, processes",
+    [(STUDY, "SIGINT", 6), (STUDY, "SIGKILL", 6), (SWEEP, "SIGTERM", 10)],
+    ids=["study-SIGINT", "study-SIGKILL", "sweep-SIGTERM"],
+)
+def test_a_study_and_a_sweep_end_with_their_processes(tmp_path, command, how, processes):
+    """Guards: a command that starts its processes elsewhere than in `together`: units that all
+    others follow, papermill and kernels that go on.
+    """
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+    cells = [
+        nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"script = {str(script)!r}\n{CELL}"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), script.with_suffix(".ipynb"))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", command, str(script)],
+        cwd=paths.ROOT,
+        env=os.environ | {"WARP_RUNS": str(tmp_path / "runs")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 120
+    while (
+        len(begun := [int(file.suffix[1:]) for file in tmp_path.glob("stubborn.py.*")]) < processes
+        and time.monotonic() < until
+    ):
+        time.sleep(0.1)
+    try:
+        assert len(begun) == len(alive(begun)) == processes
+        parent.send_signal(getattr(signal, how))
+        sent = time.monotonic()
+        while alive(begun) and time.monotonic() < sent + 30:
+            time.sleep(0.05)
+        assert time.monotonic() - sent < 5
+        assert parent.wait(10)
+    finally:
+        for number in alive(begun):
+            os.kill(number, signal.SIGKILL)
 
 
 def test_jobs_wait_for_those_they_need():

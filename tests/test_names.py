@@ -3,6 +3,7 @@ classes, and every name that is no good.
 """
 
 import csv
+import json
 import shutil
 import time
 
@@ -13,12 +14,14 @@ import torch
 from conftest import WORDS, tiny_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
 from warp_lib import reward as reward_module
 from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
+from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 
@@ -37,9 +40,9 @@ def settings(folders: dict[str, str], **overrides) -> Settings:
 
 
 def refused(says: str, call, *args) -> None:
-    """One sentence, at once."""
+    """One sentence, at once, which notebooks show without its traceback."""
     began = time.monotonic()
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Explained) as error:
         call(*args)
     sentence = str(error.value)
     assert sentence.startswith(says), sentence
@@ -233,6 +236,33 @@ def test_smollm2_says_why_not(monkeypatch):
         Policy.from_name,
         "smollm2",
     )
+
+
+@pytest.mark.parametrize(
+    "kind, find",
+    [("policy", Policy.from_name), ("encoder", lambda name: reward_module.untrained(name, 1, "s"))],
+)
+def test_nobody_is_asked_whether_to_run_a_folders_code(folders, tmp_path, monkeypatch, kind, find):
+    """Guards: transformers' own default, which is to ask the person at the terminal."""
+    folder, answers = copied(folders[kind], tmp_path / kind), []
+    for file in ("config.json", "tokenizer_config.json"):
+        known = json.loads((tmp_path / kind / file).read_text())
+        names = ("Config", "Tokenizer", "ModelForCausalLM", "ModelForSequenceClassification")
+        own = {
+            f"Auto{name}": ["own.Own", None] if name == "Tokenizer" else "own.Own" for name in names
+        }
+        (tmp_path / kind / file).write_text(json.dumps(known | {"auto_map": own}))
+    (tmp_path / kind / "own.py").write_text("raise SystemExit('I was run')")
+    for module in (auto_factory, configuration_auto, tokenization_auto):
+        usual = module.resolve_trust_remote_code
+
+        def resolve(trust, *args, usual=usual, **kwargs):
+            answers.append(trust)
+            return usual(trust, *args, **kwargs)
+
+        monkeypatch.setattr(module, "resolve_trust_remote_code", resolve)
+    find(folder)
+    assert answers and not any(trust is not False for trust in answers), answers
 
 
 def test_too_many_test_prompts(folders):

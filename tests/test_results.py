@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from warp_lib.experiment import Experiment, warp_points
 from warp_lib.interactive.points import all_points
 from warp_lib.runs import paths
+from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.results import COLUMNS, read_results, read_scores, real_positive, write_results
 from warp_lib.settings import Settings
@@ -209,6 +210,10 @@ def test_a_damaged_own_table_is_one_sentence(store):
     (store / "own" / "results.csv").write_text("method,kl")
     with pytest.raises(ValueError, match="results.csv cannot be read.* Run 03_warp"):
         read_results("own")
+    scores = store / "own" / "results" / "03_warp.safetensors"
+    scores.write_bytes(scores.read_bytes()[:50])
+    with pytest.raises(Explained, match="03_warp.safetensors is damaged: run 03_warp again.$"):
+        read_scores("own")
     (store / "own" / "real_positive.json").write_text("{")
     with pytest.raises(ValueError, match="real_positive.json cannot be read"):
         real_positive("own")

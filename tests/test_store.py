@@ -29,6 +29,7 @@ from warp_lib.policy import Policy
 from warp_lib.runs import checkpoint, paths
 from warp_lib.runs import store as memory
 from warp_lib.runs.checkpoint import Checkpoint, weights_of
+from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress, Stopped
 from warp_lib.runs.store import NotStored, digest, only_stored, remember, save_tensors, write_json
 from warp_lib.settings import Settings
@@ -880,6 +881,26 @@ def test_no_damage_to_a_checkpoint_is_believed(tmp_path):
         file.write_bytes(damaged)
         resumed, again = _trained(tmp_path, 0)
         assert resumed.history == [] and torch.equal(again.weight, start)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_checkpoint_that_cannot_be_read_is_left_alone(store, policy_folder, monkeypatch, number):
+    """Guards: a training that starts over, and writes over its checkpoint, because the disk, or a
+    permission, refused for a moment.
+    """
+    with pytest.raises(Stopped):
+        train_run(policy_folder, Watch(2))
+    (file,) = store.rglob("checkpoint.safetensors")
+    before = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint, "load_file", lambda _: _raise(OSError(number, os.strerror(number)))
+        )
+        with pytest.raises(Explained, match=f"^{file} cannot be read: {os.strerror(number)}"):
+            train_run(policy_folder, Progress())
+    assert file.read_bytes() == before
+    train_run(policy_folder, watch := Watch())
+    assert watch.began == [2]
 
 
 def test_checkpoint_once_a_minute(tmp_path, monkeypatch):

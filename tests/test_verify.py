@@ -283,6 +283,13 @@ def test_a_run_that_is_not_there(run, models, capsys):
     refused(capsys, "run 'verified' has no saved policies; notebooks 03_warp", run)
 
 
+def test_a_table_that_is_cut_off(run, models, capsys):
+    """Guards: a KeyError of the column that is gone."""
+    table = models.parent / "results.csv"
+    table.write_text(table.read_text()[:20])
+    refused(capsys, f"{table} cannot be read", run)
+
+
 def test_policies_that_do_not_say_what_they_are(run, models, capsys):
     file = models / "warp" / REPORT
     record = json.loads(file.read_text())

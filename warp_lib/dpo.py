@@ -19,6 +19,7 @@ from .merging import Weights
 from .policy import Policy, Rollouts, together
 from .reinforce import batch
 from .reward import Reward
+from .runs.errors import Explained
 from .runs.identities import function_identity
 from .runs.progress import Progress
 from .runs.seeds import numpy_stream, torch_stream
@@ -114,7 +115,7 @@ def make_pairs(
     """
     s, n = settings, settings.pair_completions
     if count > len(prompts):
-        raise ValueError(
+        raise Explained(
             f"pairs of {count} prompts need as many, and there are {len(prompts)}: lower"
             " pair_prompts."
         )
@@ -149,7 +150,7 @@ def make_pairs(
         rewards, y = torch.cat(scores), together(parts)
         prompt, better, worse = rank(rewards).unbind(1)
         if not len(prompt):
-            raise ValueError(
+            raise Explained(
                 "no pairs: all completions of a prompt have the same reward; ask for more"
                 " pair_completions."
             )
@@ -229,7 +230,7 @@ def dpo(
     """
     s = settings
     if not s.beta:
-        raise ValueError("beta must be above 0 for DPO: at 0 no pair is worth anything.")
+        raise Explained("beta must be above 0 for DPO: at 0 no pair is worth anything.")
     given, count = pairs(theta_init, seed), steps or s.steps
     used = {name: getattr(s, name) for name in ("temperature", "batch_size", "beta", "precision")}
     inputs = used | {"pairs": given.identity, "loss": function_identity(loss)}

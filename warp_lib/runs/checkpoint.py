@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .errors import Explained
+from .errors import Explained, reason
 from .progress import Progress, Stopped
 from .store import CHECKPOINT, digest, file_digest, save_tensors
 
@@ -160,7 +160,7 @@ def steps_done(folder: Path) -> int:
 
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:
     """The tensors and the history in a checkpoint's file; None if it, or one of the files it
-    vouches for, is missing or damaged.
+    vouches for, is missing or damaged. Raises Explained if that cannot be found out.
     """
     try:
         tensors = load_file(checkpoint)
@@ -173,7 +173,14 @@ def _read(checkpoint: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]] 
             and there == kept
         )
         return (tensors, json.loads(metadata["history"])) if whole else None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Explained(
+            f"{checkpoint} cannot be read: {reason(error)}. It is left as it is; make it readable,"
+            " or remove it to have its training start over."
+        ) from error
+    except (SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -85,9 +85,13 @@ def read_json(file: Path) -> Any:
     _refuse_pointer(file, raw)
     try:
         return json.loads(raw.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         where = (
-            f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "it is not UTF-8"
+            f"line {error.lineno}"
+            if isinstance(error, json.JSONDecodeError)
+            else "it is not UTF-8"
+            if isinstance(error, UnicodeDecodeError)
+            else reason(error)
         )
         raise Unfit(f"has a damaged {file.name}: it is not valid JSON ({where})") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .errors import Explained, reason, say_once
@@ -156,18 +157,23 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
     """What `matched` compares: reward and kl of each test prompt, (rows, prompts), the rows as in
     `read_results`.
 
-    Raises ValueError when a notebook ran before these were kept beside its table, or on other test
-    prompts than the other one.
+    Raises Explained when a notebook ran before these were kept beside its table, on other test
+    prompts than the other one, or when they are damaged.
     """
     # those whose rows are in the table
     tables = [file for file, *_ in readable(sorted((folder(name) / "results").glob("*.csv")))]
     if old := [table.stem for table in tables if not table.with_suffix(".safetensors").exists()]:
         why = "was made before rewards were kept prompt by prompt, which comparing methods needs"
-        raise ValueError(f"name={name!r} {why}: run {' and '.join(old)} again.")
-    parts = [load_file(table.with_suffix(".safetensors")) for table in tables]
+        raise Explained(f"name={name!r} {why}: run {' and '.join(old)} again.")
+    parts = []
+    for file in (table.with_suffix(".safetensors") for table in tables):
+        try:
+            parts.append(load_file(file))
+        except SafetensorError as error:
+            raise Explained(f"{file} is damaged: run {file.stem} again.") from error
     if len({part["reward"].shape[1] for part in parts}) > 1:
         again = " and ".join(table.stem for table in tables)
-        raise ValueError(
+        raise Explained(
             f"name={name!r} has results on different numbers of test prompts: run {again} again."
         )
     return {

@@ -44,6 +44,7 @@ from ..runs.model_files import (
     Stored,
     Unfit,
     configuration,
+    read_json,
     refuse_non_finite,
     said_of,
 )
@@ -539,6 +540,10 @@ def _beside(theta: Model) -> list[Path]:
                 f"{theta.name!r} cannot be a merge's base: its {name} is a link to"
                 f" {file.resolve()}, outside of the folder; replace it by a copy, or remove it."
             )
+    with said_of(repr(theta.name)):
+        for file in files:
+            if file.is_file() and file.suffix == ".json":
+                read_json(file)  # a damaged one would make a folder that cannot be opened
     return [file for file in files if file.is_file()]
 
 

@@ -194,11 +194,13 @@ def check(
     settings, prompts, eos = record["settings"], record["prompts"], record["eos"]
     try:
         model = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
             .to(sft.device)
             .eval()
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers has a dozen of them
         raise ValueError(f"transformers cannot open {folder} ({type(error).__name__}).") from error
     same = kl_per_completion(
@@ -284,9 +286,8 @@ def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, An
     """The name, folder, row of the table and warp_report.json of each saved policy of a run. Raises
     ValueError as `verify` does.
     """
-    import pandas as pd
-
     from ..experiment import REPORT
+    from ..runs.results import read_table
     from ..settings import TAKEN
 
     runs = [
@@ -315,7 +316,7 @@ def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, An
         raise ValueError(
             f"run {run!r} has no results.csv; notebooks 03_warp and 04_reinforce_baseline write it."
         )
-    results = pd.read_csv(table)
+    results, _ = read_table(table)
     for folder in folders:
         try:
             record = json.loads((folder / REPORT).read_text())
