@@ -382,6 +382,16 @@ def test_loss_is_in_the_key_and_runs_see_other_orders(store):
         assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
+def test_two_lambdas_are_two_functions(store):
+    """Guards: a loss or a ranking whose results are those of another one of its name."""
+    ranks = (lambda r: best_against_worst(r), lambda r: best_against_worst(r)[:2])
+    first, second = (made(rank=rank) for rank in ranks)
+    assert len(first) > len(second) == 2
+    losses = (lambda h, beta: (1 - h).square(), lambda h, beta: (1 + h).square())
+    a, b = (aligned(first, loss=loss, steps=1).weights for loss in losses)
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
 def test_warp_runs_dpo_as_it_is(store):
     """Pairs are re-made before each iteration and shared by its runs; WARP knows nothing of it."""
     policy, asked = tiny_policy(), []
