@@ -52,7 +52,7 @@ class Pairs:
         """
         decode, new = policy.tokenizer.batch_decode, self.chosen.new
         starts = [
-            tokens[mask][:-new]
+            tokens[mask][:-new].tolist()
             for tokens, mask in zip(
                 self.chosen.tokens[:count], self.chosen.mask[:count], strict=True
             )

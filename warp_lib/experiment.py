@@ -462,7 +462,7 @@ class Experiment:
             seen = self.evaluate(theta, rewards)
             texts = self.policy.texts(seen.rollouts)
             for k in range(min(prompts, len(self.test_prompts))):
-                prompt = self.policy.tokenizer.decode(self.test_prompts[k])
+                prompt = str(self.policy.tokenizer.decode(self.test_prompts[k]))
                 completion = texts[k * self.settings.test_samples].removeprefix(prompt)
                 scores = {
                     "reward r̃": seen.scores["reward"][k, 0].item(),
