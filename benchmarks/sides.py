@@ -81,6 +81,7 @@ def train_warp(folder: Path, precision: str) -> None:
     from warp_lib.reinforce import reinforce
     from warp_lib.runs.progress import Progress
     from warp_lib.settings import Settings
+    from warp_lib.warp import RunId
 
     class Paced(Progress):
         def __init__(self) -> None:
@@ -115,7 +116,7 @@ def train_warp(folder: Path, precision: str) -> None:
     settings = Settings.profile("laptop", precision=precision, **given)
     reinforce(
         theta,
-        (0, "bench"),
+        RunId(0, "bench"),
         policy=policy,
         theta_sft=theta,
         prompts=prompts,

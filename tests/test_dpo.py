@@ -28,7 +28,7 @@ from warp_lib.reward import Reward
 from warp_lib.runs.progress import Progress, Stopped
 from warp_lib.runs.store import digest
 from warp_lib.settings import Settings
-from warp_lib.warp import warp
+from warp_lib.warp import RunId, warp
 
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]
 SETTINGS = {
@@ -52,10 +52,11 @@ class Sum:
 
 
 REWARD = Reward(Sum(), 0.0, 1.0)
+ITERATION, FIRST = RunId(0, "warp", 1), RunId(0, "warp", 1, 1)
 
 
 def made(
-    seed=(0, "warp", 1),
+    run_id=ITERATION,
     theta=None,
     rank=best_against_worst,
     prompts=PROMPTS,
@@ -66,7 +67,7 @@ def made(
     policy = tiny_policy()
     return make_pairs(
         policy.weights() if theta is None else theta,
-        seed,
+        run_id,
         policy=policy,
         prompts=prompts,
         count=len(prompts),
@@ -77,12 +78,12 @@ def made(
     )
 
 
-def aligned(pairs, seed=(0, "warp", 1, 1), steps=4, loss=sigmoid_loss, progress=None, **settings):
+def aligned(pairs, run_id=FIRST, steps=4, loss=sigmoid_loss, progress=None, **settings):
     """A run from the tiny policy."""
     policy = tiny_policy()
     return dpo(
         policy.weights(),
-        seed,
+        run_id,
         policy=policy,
         pairs=lambda *_: pairs,
         loss=loss,
@@ -197,7 +198,7 @@ def test_pairs_are_made_once_for_their_inputs(store, monkeypatch):
     first = made()
     other = {name: t + 0.5 for name, t in tiny_policy().weights().items()}
     changes = [
-        dict(seed=(0, "warp", 2)),
+        dict(run_id=RunId(0, "warp", 2)),
         dict(theta=other),
         dict(rank=every_pair),
         dict(prompts=PROMPTS[:-1]),
@@ -218,7 +219,7 @@ def test_no_pairs_is_said(store):
     with pytest.raises(ValueError, match="pair_completions"):
         make_pairs(
             tiny_policy().weights(),
-            (0,),
+            RunId(0, "x"),
             policy=tiny_policy(),
             prompts=PROMPTS,
             count=5,
@@ -300,7 +301,7 @@ def test_run_key(store):
     """Every input of a run is in its key. Guards: runs on other pairs, or with another loss, taken
     for this one.
     """
-    base, other = made(), made(seed=(0, "warp", 2))
+    base, other = made(), made(run_id=RunId(0, "warp", 2))
     first = aligned(base)
     changes = [
         dict(loss=hinge_loss),
@@ -310,7 +311,7 @@ def test_run_key(store):
         dict(mu=0.1),
         dict(learning_rate=0.02),
     ]
-    changes += [dict(steps=3), dict(seed=(0, "warp", 1, 2), batch_size=4)]
+    changes += [dict(steps=3), dict(run_id=RunId(0, "warp", 1, 2), batch_size=4)]
     for run in (aligned(other), *(aligned(base, **change) for change in changes)):
         assert any(
             not torch.equal(run.weights[name], first.weights[name]) for name in first.weights
@@ -323,7 +324,7 @@ def test_bad_input_is_refused_in_words(store):
     with pytest.raises(ValueError, match="lower pair_prompts"):
         make_pairs(
             tiny_policy().weights(),
-            (0,),
+            RunId(0, "x"),
             policy=tiny_policy(),
             prompts=PROMPTS,
             count=6,
@@ -377,7 +378,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(store, mu):
 def test_loss_is_in_the_key_and_runs_see_other_orders(store):
     pairs = made()
     by_loss = [aligned(pairs, loss=loss).weights for loss in (sigmoid_loss, hinge_loss, ipo_loss)]
-    by_run = [aligned(pairs, seed=(0, "warp", 1, m), batch_size=4).weights for m in (1, 2)]
+    by_run = [aligned(pairs, run_id=RunId(0, "warp", 1, m), batch_size=4).weights for m in (1, 2)]
     for a, b in ((by_loss[0], by_loss[1]), (by_loss[0], by_loss[2]), by_run):
         assert any(not torch.equal(a[name], b[name]) for name in a)
 
@@ -421,7 +422,7 @@ def test_warp_runs_dpo_as_it_is(store):
         progress=Progress(),
     )
     iterations = list(warp(sft, align, iterations=2, runs=2, eta=0.5, merge=slerp, seed=0))
-    assert [seed for _, seed in asked] == [(0, "warp", 1)] * 2 + [(0, "warp", 2)] * 2
+    assert [run_id for _, run_id in asked] == [RunId(0, "warp", 1)] * 2 + [RunId(0, "warp", 2)] * 2
     assert (
         len({theta for theta, _ in asked}) == 2
         and asked[0][0] == digest(sft)

@@ -24,6 +24,7 @@ from warp_lib.reviews import load_reviews
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
+from warp_lib.warp import RunId
 
 ABSENT = "warp-tests/no-such-thing"
 
@@ -69,7 +70,9 @@ def test_the_whole_chain_by_name(folders, store):
     assert scores.mean().item() == pytest.approx(
         0, abs=0.01
     ) and scores.std().item() == pytest.approx(1, abs=0.01)
-    run = experiment.aligner(rewards["reward"], Progress())(experiment.theta_sft, (0, "warp", 1, 1))
+    run = experiment.aligner(rewards["reward"], Progress())(
+        experiment.theta_sft, RunId(0, "warp", 1, 1)
+    )
     moved = [n for n, w in run.weights.items() if not torch.equal(w, experiment.theta_sft[n])]
     assert len(moved) == len(run.weights) and len(run.history) == 2
 

@@ -298,6 +298,7 @@ from warp_lib.interactive.live import live
 from warp_lib.interactive.panel import knobs
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
+from warp_lib.warp import RunId
 
 experiment = Experiment(Settings.profile("smoke", iterations=1, runs=1, name="lab", **{folders}))
 rewards = experiment.rewards(Progress())
@@ -305,7 +306,7 @@ rewards = experiment.rewards(Progress())
 LIVE = """
 def train(progress):
     align = experiment.aligner(rewards["reward"], progress)
-    return align(experiment.theta_sft, (0, "cell", 1, 2), steps=9000)
+    return align(experiment.theta_sft, RunId(0, "cell", 1, 2), steps=9000)
 
 
 run = await live(train, title="WARP")

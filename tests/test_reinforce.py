@@ -13,7 +13,6 @@ from conftest import END, every_completion, padded, plain_log_probs, tiny_policy
 from torch import Tensor
 
 import warp_lib.aligner
-from warp_lib.aligner import Run
 from warp_lib.fast import machine
 from warp_lib.policy import Policy, masked
 from warp_lib.reinforce import batch, leave_one_out, policy_gradient_loss, reinforce
@@ -22,6 +21,7 @@ from warp_lib.runs.checkpoint import Checkpoint
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.store import digest
 from warp_lib.settings import Settings
+from warp_lib.warp import Run, RunId
 
 TAU, V = 0.7, 6  # V: a vocabulary so small that the 5² completions of two tokens can be enumerated
 PROMPTS = [[5, 2, 7, 1, 9], [4, 4, 1], [8, 8, 0, 2], [6, 11, 10, 2, 1, 5, 7], [1, 10]]
@@ -48,9 +48,12 @@ class Scores:
         return torch.tensor([float(self.score(ids)) for ids in self.shown[-1]])
 
 
+FIRST = RunId(0, "warp", 1, 1)
+
+
 def train(
     scores: Scores,
-    seed=(0, "warp", 1, 1),
+    run_id=FIRST,
     prompts=PROMPTS,
     init=None,
     sft=None,
@@ -67,7 +70,7 @@ def train(
     settings = Settings(**SETTINGS | settings)
     return reinforce(
         init,
-        seed,
+        run_id,
         policy=policy,
         theta_sft=sft,
         prompts=prompts,
@@ -193,7 +196,7 @@ def test_batch_uses_every_prompt_once_before_any_again():
     every epoch.
     """
     prompts = [[n] for n in range(7)]
-    used = [x for t in range(7) for x in batch(prompts, 6, 2, (0, "warp", 1, 1), t)]
+    used = [x for t in range(7) for x in batch(prompts, 6, 2, RunId(0, "warp", 1, 1), t)]
     assert used[::2] == used[1::2]  # each twice, neighbours
     epochs = [[x[0] for x in used[::2][k : k + 7]] for k in (0, 7, 14)]
     assert [sorted(e) for e in epochs] == [[*range(7)]] * 3 and epochs[0] != epochs[1] != epochs[2]
@@ -202,7 +205,7 @@ def test_batch_uses_every_prompt_once_before_any_again():
 def test_batch_repeats_each_prompt_per_prompt_times():
     """Guards: RLOO groups that hold several prompts."""
     for k in (1, 2, 4):
-        x = batch([[n] for n in range(50)], 8, k, (0, "x"), 3)
+        x = batch([[n] for n in range(50)], 8, k, RunId(0, "x"), 3)
         assert (
             len(x) == 8
             and all(x[j] == x[j - j % k] for j in range(8))
@@ -214,11 +217,11 @@ def test_batch_differs_by_run_and_not_by_anything_else():
     """Guards: M runs on one shuffle; a resumed run on another shuffle than before."""
     prompts = [[n] for n in range(50)]
     roles = [
-        (0, "warp", 1, 1),
-        (0, "warp", 1, 2),
-        (0, "warp", 2, 1),
-        (1, "warp", 1, 1),
-        (0, "reinforce"),
+        RunId(0, "warp", 1, 1),
+        RunId(0, "warp", 1, 2),
+        RunId(0, "warp", 2, 1),
+        RunId(1, "warp", 1, 1),
+        RunId(0, "reinforce"),
     ]
     first = [batch(prompts, 8, 1, role, 2) for role in roles]
     assert all(a != b for k, a in enumerate(first) for b in first[:k])
@@ -305,9 +308,9 @@ def test_anchor_is_the_moving_average_of_the_policy(mu, store, monkeypatch):
     """
     modules, init = spy_on_anchor(monkeypatch), tiny_policy().weights()
     run = train(Scores(), keep_every=1, mu=mu)
-    assert sorted(run.along) == [1, 2, 3] and modules["anchor"] is not modules["policy"]
+    assert sorted(run.checkpoints) == [1, 2, 3] and modules["anchor"] is not modules["policy"]
     ema = {name: t.double() for name, t in init.items()}
-    for theta in run.along.values():
+    for theta in run.checkpoints.values():
         ema = {name: (1 - mu) * ema[name] + mu * theta[name].double() for name in ema}
     anchor = dict(modules["anchor"].named_parameters())
     for name, expected in ema.items():
@@ -326,13 +329,13 @@ def test_a_run_moves_the_policy_and_nothing_else(store):
     copies = deepcopy(init), deepcopy(sft)
     run = train(Scores(), init=init, sft=sft, keep_every=1)
     assert equal(init, copies[0]) and equal(sft, copies[1])
-    thetas = [init, *run.along.values()]
+    thetas = [init, *run.checkpoints.values()]
     assert all(
         (b[name] - a[name]).abs().max() > 1e-4
         for a, b in zip(thetas, thetas[1:], strict=False)
         for name in a
     )
-    assert equal(run.weights, run.along[3]) and len(run.history) == 3
+    assert equal(run.weights, run.checkpoints[3]) and len(run.history) == 3
 
 
 def test_the_policy_starts_at_theta_init_and_not_at_what_it_held(store):
@@ -347,9 +350,9 @@ def test_the_policy_starts_at_theta_init_and_not_at_what_it_held(store):
 def test_runs_differ_in_prompts_and_in_samples_by_their_seed_alone(store):
     """Guards: all M runs on one seed; a run that is not reproducible bit for bit."""
     runs, shown = [], []
-    for seed in ((0, "warp", 1, 1), (0, "warp", 1, 2), (0, "warp", 1, 1)):
+    for run_id in (RunId(0, "warp", 1, 1), RunId(0, "warp", 1, 2), RunId(0, "warp", 1, 1)):
         shutil.rmtree(store / "store", ignore_errors=True)
-        runs.append(train(scores := Scores(), seed=seed))
+        runs.append(train(scores := Scores(), run_id=run_id))
         shown.append(scores.shown)
     openings = [[s[:-4] for s in shown[k][0]] for k in range(3)]
     assert openings[0] != openings[1] and shown[0] != shown[1]
@@ -368,7 +371,7 @@ def test_samples_differ_by_run_and_step_even_on_one_prompt(store):
     for m in (1, 2):
         train(
             scores := Scores(),
-            seed=(0, "warp", 1, m),
+            run_id=RunId(0, "warp", 1, m),
             prompts=[[5, 2, 7]],
             steps=2,
             learning_rate=1e-8,
@@ -390,20 +393,20 @@ def test_training_raises_the_reward_of_its_own_samples(store):
 
 
 def test_beta_keeps_the_policy_near_its_anchor(store, float32):
-    """Guards: β without effect or of the wrong sign: on noise as reward, a huge one keeps the exact
-    KL several times lower.
+    """Guards: β without effect or of the wrong sign: on noise as reward it keeps the exact KL
+    several times lower.
     """
     kl, anchor, y = (
-        {0.0: 0.0, 100.0: 0.0},
+        {0.0: 0.0, 1.0: 0.0},
         tiny_policy(),
         padded(PROMPTS, [[5, 2, 1, 7]] * len(PROMPTS)),
     )
     for beta in kl:
-        for m in (1, 2):
+        for m in range(4):
             noise = partial(torch.randn, (), generator=torch.Generator().manual_seed(m))
             run = train(
                 Scores(lambda ids, noise=noise: noise()),
-                seed=(m,),
+                run_id=RunId(m, "walk"),
                 steps=20,
                 beta=beta,
                 mu=0.0,
@@ -412,8 +415,8 @@ def test_beta_keeps_the_policy_near_its_anchor(store, float32):
             policy = tiny_policy().load(run.weights)
             with torch.no_grad():
                 log_p, log_q = (m.log_distribution(m.logits(y), TAU) for m in (policy, anchor))
-            kl[beta] += (log_p.exp() * (log_p - log_q)).sum(-1).mean().item() / 2
-    assert kl[0.0] > 0.2 and kl[100.0] < kl[0.0] / 3, kl
+            kl[beta] += (log_p.exp() * (log_p - log_q)).sum(-1).mean().item() / 4
+    assert kl[0.0] > 0.2 and kl[1.0] < kl[0.0] / 3, kl
 
 
 def test_a_finished_run_is_not_trained_again(store):
@@ -438,7 +441,7 @@ def test_a_finished_run_is_not_trained_again(store):
         {"batch_size": 4},
         {"completions_per_prompt": 2},
         {"prompts": PROMPTS[1:]},
-        {"seed": (1, "warp", 1, 1)},
+        {"run_id": RunId(1, "warp", 1, 1)},
         {"init": tiny_policy(seed=3).weights()},
         {"sft": tiny_policy(seed=3).weights()},
         {"keep_every": 1},

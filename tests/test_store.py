@@ -33,9 +33,10 @@ from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress, Stopped
 from warp_lib.runs.store import NotStored, digest, only_stored, remember, save_tensors, write_json
 from warp_lib.settings import Settings
+from warp_lib.warp import RunId
 
 STEPS = 7
-SEED = (0, "warp", 1, 1)
+FIRST = RunId(0, "warp", 1, 1)
 PROMPTS = [[1, 2], [4, 5, 6], [7], [8, 9, 10], [11, 0], [2, 2, 2]]
 TINY = Settings.profile(
     "smoke", batch_size=4, max_new_tokens=5, learning_rate=0.03, mu=0.2, beta=0.3
@@ -243,7 +244,7 @@ def test_run_key(policy_folder):
     theta = policy.weights()
     base = dict(
         theta_init=theta,
-        seed=SEED,
+        run_id=FIRST,
         policy=policy,
         theta_sft=theta,
         prompts=PROMPTS,
@@ -268,8 +269,8 @@ def test_run_key(policy_folder):
     changes = [
         dict(theta_init=nudged(theta)),
         dict(theta_sft=nudged(theta)),
-        dict(seed=(0, "warp", 1, 2)),
-        dict(seed=(1, "warp", 1, 1)),
+        dict(run_id=RunId(0, "warp", 1, 2)),
+        dict(run_id=RunId(1, "warp", 1, 1)),
         dict(prompts=PROMPTS[:-1]),
         dict(prompts=PROMPTS[::-1]),
         dict(reward=rewarded),
@@ -667,7 +668,7 @@ def train_run(folder: str, progress: Progress, reward: Reward | None = None) -> 
     sft = policy.weights()
     run = reinforce_module.reinforce(
         {n: 1.1 * w for n, w in sft.items()},
-        SEED,
+        FIRST,
         policy=policy,
         theta_sft=sft,
         prompts=PROMPTS,
@@ -679,7 +680,7 @@ def train_run(folder: str, progress: Progress, reward: Reward | None = None) -> 
     )
     history = [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
     return {"weights": run.weights, "history": history} | {
-        f"after {t}": weights for t, weights in run.along.items()
+        f"after {t}": weights for t, weights in run.checkpoints.items()
     }
 
 

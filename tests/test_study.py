@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from warp_lib.__main__ import main
-from warp_lib.aligner import Run
 from warp_lib.fast import machine
 from warp_lib.interactive.points import all_points
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
@@ -40,6 +39,7 @@ from warp_lib.study.outcomes import (
     trial_rows,
 )
 from warp_lib.tools import task_vectors
+from warp_lib.warp import Run, RunId
 
 
 def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
@@ -317,7 +317,7 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
         return all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
     align = experiment.aligner(reward, Progress())
-    kept = experiment.long_run(align, "reinforce", s.steps).along
+    kept = experiment.long_run(align, "reinforce", s.steps).checkpoints
     found = trained(study.by_averaging_checkpoints)
     assert {runs for method, runs, _ in found if method == "checkpoints"} == {
         1,
@@ -342,7 +342,7 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
     )
     assert same(found["from-init", 2, 0.4], interpolate(first.liti, last.merged, 0.4))
     found = trained(study.by_merging_without_order, runs=3)
-    runs = [align(experiment.theta_sft, (s.seed, "warp", 1, m)).weights for m in (1, 2, 3)]
+    runs = [align(experiment.theta_sft, RunId(s.seed, "warp", 1, m)).weights for m in (1, 2, 3)]
     assert same(
         found["slerp-without-order", 3, 1.0], slerp_without_order(experiment.theta_sft, runs)
     )
@@ -371,7 +371,7 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
         for seed in (6, 8)
     ]
     along = [
-        e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).along
+        e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).checkpoints
         for e in two
     ]
     omega = angle(*(list(task_vector(two[0].theta_sft, run[4]).values()) for run in along))

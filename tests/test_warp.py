@@ -9,14 +9,13 @@ import pytest
 import torch
 from conftest import tiny_policy, token_ids
 
-from warp_lib.aligner import Run
 from warp_lib.merging import Weights, angle, interpolate, lerp, slerp, task_vector
 from warp_lib.reinforce import reinforce
 from warp_lib.reward import Reward
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.store import digest
 from warp_lib.settings import Settings
-from warp_lib.warp import warp
+from warp_lib.warp import Run, RunId, warp
 
 # the task vectors of run m in iteration i
 STEPS = {(1, 1): (1.0, 0.0), (1, 2): (0.0, 2.0), (2, 1): (-4.0, 0.0), (2, 2): (0.0, 3.0)}
@@ -34,12 +33,17 @@ class Aligner:
     """Adds a known vector to the initial weights, and notes what it was called with."""
 
     def __init__(self, moves=STEPS):
-        self.moves, self.inits, self.seeds = moves, [], []
+        self.moves, self.inits, self.run_ids = moves, [], []
 
-    def __call__(self, theta_init: Weights, seed) -> Run:
+    def __call__(self, theta_init: Weights, run_id: RunId) -> Run:
         self.inits.append(values(theta_init))
-        self.seeds.append(seed)
-        a, b = (v + d for v, d in zip(values(theta_init), self.moves[seed[-2:]], strict=True))
+        self.run_ids.append(run_id)
+        a, b = (
+            v + d
+            for v, d in zip(
+                values(theta_init), self.moves[run_id.iteration, run_id.run], strict=True
+            )
+        )
         return Run(weights(a, b), {}, [], 1.5)
 
 
@@ -90,7 +94,7 @@ def test_every_run_has_its_own_seed():
     first, second = Aligner(), Aligner()
     run_warp(lerp, first, seed=0)
     run_warp(lerp, second, seed=1)
-    assert len({*first.seeds, *second.seeds}) == 8
+    assert len({*first.run_ids, *second.run_ids}) == 8
 
 
 def test_nothing_is_overwritten():
@@ -144,7 +148,7 @@ def test_iterations_come_one_by_one():
     iterations = warp(
         weights(1.0, 1.0), aligner := Aligner(), iterations=2, runs=2, eta=0.25, merge=lerp, seed=0
     )
-    assert aligner.seeds == [] and next(iterations).number == 1 and len(aligner.seeds) == 2
+    assert aligner.run_ids == [] and next(iterations).number == 1 and len(aligner.run_ids) == 2
 
 
 def test_any_trainer_can_be_averaged():
@@ -153,10 +157,10 @@ def test_any_trainer_can_be_averaged():
     """
     bottom = torch.tensor([3.0, -2.0, 1.0, 4.0])
 
-    def descend(theta_init: Weights, seed) -> Run:
+    def descend(theta_init: Weights, run_id: RunId) -> Run:
         theta, noise = (
             theta_init["w"].clone(),
-            torch.Generator().manual_seed(10 * seed[-2] + seed[-1]),
+            torch.Generator().manual_seed(10 * run_id.iteration + run_id.run),
         )
         for _ in range(50):
             theta -= 0.1 * (theta - bottom + 2 * torch.randn(4, generator=noise))

@@ -4,7 +4,6 @@ checkpoints. What it learns from is passed in.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,35 +16,9 @@ from .runs.checkpoint import Checkpoint
 from .runs.progress import Progress
 from .runs.store import digest, remember, save_tensors
 from .settings import Settings
+from .warp import Run, RunId
 
 WARM_UP = 10  # steps in which the learning rate rises to its value
-Seed = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained policy: its weights, those along the way (step → weights), the history of its
-    steps, the seconds it took when it ran.
-    """
-
-    weights: Weights
-    along: dict[int, Weights]
-    history: list[dict[str, float]]
-    seconds: float
-
-
-def title(seed: Seed) -> str:
-    """What people call the run with these streams: "warp, i = 1, m = 2" for (0, "warp", 1, 2)."""
-    method, *numbers = seed[1:] or seed
-    return ", ".join(
-        [str(method), *(f"{name} = {number}" for name, number in zip("im", numbers, strict=False))]
-    )
-
-
-Aligner = Callable[[Weights, Seed], Run]
-"""What WARP averages over: initial weights and a seed in, a trained run out. `reinforce` and `dpo`
-with the rest bound are two.
-"""
 
 Loss = Callable[[int, Policy, Policy], tuple[Tensor, dict[str, float]]]
 """A step's loss, and its numbers for the history, from the step's number, the learning policy and
@@ -57,7 +30,7 @@ def train(
     loss: Loss,
     inputs: dict[str, Any],
     theta_init: Weights,
-    seed: Seed,
+    run_id: RunId,
     *,
     policy: Policy,
     settings: Settings,
@@ -70,10 +43,10 @@ def train(
 
     Args:
         loss: of a step (see `Loss`).
-        inputs: what the loss depends on besides the settings named in it, the weights and the seed:
+        inputs: what the loss depends on besides the settings named in it, the weights and `run_id`:
             JSON values.
         theta_init: where the run and its anchor begin.
-        seed: names the run's random streams.
+        run_id: which run it is.
         policy: lends its architecture and tokenizer; its weights are overwritten.
         settings: learning_rate, mu.
         keep_every: keep the weights along the way every so many steps.
@@ -84,7 +57,7 @@ def train(
         "mu": s.mu,
         "policy": policy.identity,
         "init": digest(theta_init),
-        "seed": list(seed),
+        "seed": list(run_id.role),
         "steps": steps,
         "keep_every": keep_every,
     }
@@ -99,7 +72,7 @@ def train(
             folder, {"policy": learner.model, "anchor": anchor.model}, [optimiser]
         )
         with checkpoint:
-            for t in checkpoint.steps(progress, steps, title(seed)):
+            for t in checkpoint.steps(progress, steps, str(run_id)):
                 began = time.perf_counter()
                 value, numbers = loss(t, learner, anchor)
                 optimiser.param_groups[0]["lr"] = s.learning_rate * min(1.0, (t + 1) / WARM_UP)
@@ -121,9 +94,11 @@ def train(
 
     entry = remember("run", inputs, make)
     history = entry.record["history"]
-    along = (
+    checkpoints = (
         {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)}
         if keep_every
         else {}
     )
-    return Run(entry.tensors("policy"), along, history, sum(row["seconds"] for row in history))
+    return Run(
+        entry.tensors("policy"), checkpoints, history, sum(row["seconds"] for row in history)
+    )

@@ -7,13 +7,14 @@ than REINFORCE does, because its data become more on-policy.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .aligner import Run, Seed, train
+from .aligner import train
 from .fast import machine
 from .merging import Weights
 from .policy import Policy, Rollouts, together
@@ -25,6 +26,7 @@ from .runs.progress import Progress
 from .runs.seeds import numpy_stream, torch_stream
 from .runs.store import digest, remember, save_tensors
 from .settings import Settings
+from .warp import Run, RunId
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Pairs:
         """
         decode, new = policy.tokenizer.batch_decode, self.chosen.new
         starts = [
-            tokens[mask][:-new]
+            tokens[mask][:-new].tolist()
             for tokens, mask in zip(
                 self.chosen.tokens[:count], self.chosen.mask[:count], strict=True
             )
@@ -89,7 +91,7 @@ def every_pair(rewards: Tensor) -> Tensor:
 
 def make_pairs(
     theta: Weights,
-    seed: Seed,
+    run_id: RunId,
     *,
     policy: Policy,
     prompts: Sequence[Sequence[int]],
@@ -104,7 +106,7 @@ def make_pairs(
 
     Args:
         theta: the policy that writes the completions; `policy` is overwritten with it.
-        seed: names the random streams: which prompts, what is sampled.
+        run_id: names the random streams: which prompts, what is sampled.
         prompts: token ids, of which `count` are drawn.
         rank: `best_against_worst`, `every_pair` or your own (see `function_identity`).
         settings: max_new_tokens, temperature, batch_size (completions sampled at a time),
@@ -120,14 +122,15 @@ def make_pairs(
             " pair_prompts."
         )
     drawn = [
-        prompts[k] for k in numpy_stream(*seed, "pair prompts").permutation(len(prompts))[:count]
+        prompts[k]
+        for k in numpy_stream(*run_id.role, "pair prompts").permutation(len(prompts))[:count]
     ]
     inputs = {
         "policy": policy.identity,
         "theta": digest(theta),
         "prompts": digest(list(map(list, drawn))),
         "reward": reward.identity,
-        "seed": list(seed),
+        "seed": list(run_id.role),
         "new": s.max_new_tokens,
         "temperature": s.temperature,
         "completions": n,
@@ -141,7 +144,7 @@ def make_pairs(
         rows, parts, scores = max(1, s.batch_size // n), [], []
         for k in progress.track(range(0, len(drawn), rows), "pairs"):
             x = [prompt for prompt in drawn[k : k + rows] for _ in range(n)]
-            generator = torch_stream(*seed, "pairs", k, device=machine.device())
+            generator = torch_stream(*run_id.role, "pairs", k, device=machine.device())
             with machine.passes(s.precision):
                 parts.append(policy.sample(x, s.max_new_tokens, s.temperature, generator, progress))
             scores.append(reward(texts := policy.texts(parts[-1])).view(-1, n))
@@ -168,15 +171,15 @@ def make_pairs(
     return Pairs(chosen, rejected, t["margin"])
 
 
-MakePairs = Callable[[Weights, Seed], Pairs]
-"""From θ_init and a run's seed, the pairs that the run learns from."""
+class MakePairs(Protocol):
+    """From θ_init and a run's name, the pairs that the run learns from."""
+
+    def __call__(self, theta: Weights, run_id: RunId, /) -> Pairs: ...
 
 
 def for_all_runs(make: MakePairs) -> MakePairs:
-    """Pairs made anew from each θ_init, the same ones for all M runs of an iteration: the seed's
-    last part, m, does not reach `make`.
-    """
-    return lambda theta, seed: make(theta, seed[:-1])
+    """Pairs made anew from each θ_init, the same ones for all M runs of an iteration."""
+    return lambda theta, run_id: make(theta, replace(run_id, run=None))
 
 
 PairLoss = Callable[[Tensor, float], Tensor]
@@ -202,7 +205,7 @@ def ipo_loss(h: Tensor, beta: float) -> Tensor:
 
 def dpo(
     theta_init: Weights,
-    seed: Seed,
+    run_id: RunId,
     *,
     policy: Policy,
     pairs: MakePairs,
@@ -220,9 +223,9 @@ def dpo(
 
     Args:
         theta_init: where the run and its reference begin.
-        seed: names the order in which the run sees the pairs, each once before any comes again.
+        run_id: names the order in which the run sees the pairs, each once before any comes again.
         policy: lends its architecture and tokenizer; its weights are overwritten.
-        pairs: from θ_init and the seed, made anew (see `for_all_runs`) or always the same.
+        pairs: from θ_init and the run's name, made anew (see `for_all_runs`) or always the same.
         settings: temperature, batch_size, learning_rate, beta, mu; steps unless given.
         keep_every: keep the weights along the way every so many steps.
 
@@ -231,12 +234,12 @@ def dpo(
     s = settings
     if not s.beta:
         raise Explained("beta must be above 0 for DPO: at 0 no pair is worth anything.")
-    given, count = pairs(theta_init, seed), steps or s.steps
+    given, count = pairs(theta_init, run_id), steps or s.steps
     used = {name: getattr(s, name) for name in ("temperature", "batch_size", "beta", "precision")}
     inputs = used | {"pairs": given.identity, "loss": function_identity(loss)}
 
     def rows(t: int) -> list[int]:
-        return batch(range(len(given)), s.batch_size // 2, 1, seed, t)
+        return batch(range(len(given)), s.batch_size // 2, 1, run_id, t)
 
     def both(chosen: list[int]) -> Rollouts:
         picked = torch.tensor(chosen)
@@ -280,7 +283,7 @@ def dpo(
         step,
         inputs,
         theta_init,
-        seed,
+        run_id,
         policy=policy,
         settings=s,
         steps=count,

@@ -149,8 +149,9 @@ def distances(
     """
     parts = []
     for number, chunk in enumerate(rollouts.split(CHUNK)):
-        said = () if kept is None else kept[number * CHUNK : (number + 1) * CHUNK]
-        logits_p = said if len(said) == len(chunk.tokens) else policy.logits(chunk)
+        logits_p = None if kept is None else kept[number * CHUNK : (number + 1) * CHUNK]
+        if logits_p is None or len(logits_p) < len(chunk.tokens):
+            logits_p = policy.logits(chunk)
         logits_q = sft.logits(chunk)
         few = at_once(logits_p[0])
         for p, q, y in zip(

@@ -16,7 +16,6 @@ import pandas as pd
 from torch import Tensor
 
 from . import merging
-from .aligner import Aligner, Run
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .fast import machine
@@ -32,7 +31,7 @@ from .runs.progress import Progress
 from .runs.results import write_results
 from .runs.store import digest, remember, save_tensors, write_json
 from .settings import Settings
-from .warp import Iteration, warp
+from .warp import Aligner, Iteration, Merge, Run, RunId, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 # of the judge: all layers, and the learning rate at which all of them are trained
@@ -310,7 +309,7 @@ class Experiment:
     # Training and evaluation
 
     def aligner(self, reward: Reward, progress: Progress) -> Aligner:
-        """`reinforce` with everything bound but the initial weights and the seed."""
+        """`reinforce` with everything bound but the initial weights and the run."""
         return partial(
             reinforce,
             policy=self.policy,
@@ -321,15 +320,15 @@ class Experiment:
             progress=progress,
         )
 
-    def pairs(self, reward: Reward, progress: Progress) -> MakePairs:
-        """`make_pairs` with everything bound but the weights and the seed: best against worst of
-        each prompt's completions.
+    def pairs(self, reward: Reward, progress: Progress, *, prompts: int | None = None) -> MakePairs:
+        """`make_pairs` with everything bound but the weights and the run: best against worst of the
+        completions of each of `prompts` prompts, as many as the settings say unless given.
         """
         return partial(
             make_pairs,
             policy=self.policy,
             prompts=self.train_prompts,
-            count=self.settings.pair_prompts,
+            count=prompts or self.settings.pair_prompts,
             reward=reward,
             rank=best_against_worst,
             settings=self.settings,
@@ -337,7 +336,7 @@ class Experiment:
         )
 
     def dpo_aligner(self, pairs: MakePairs, progress: Progress) -> Aligner:
-        """`dpo` with everything bound but the initial weights and the seed."""
+        """`dpo` with everything bound but the initial weights and the run."""
         return partial(
             dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress
         )
@@ -364,13 +363,12 @@ class Experiment:
         steps, kept as often as one ends.
         """
         s = self.settings
-        return align(
-            self.theta_sft, (s.seed, method), steps=s.iterations * s.runs * each, keep_every=each
-        )
+        steps = s.iterations * s.runs * each
+        return align(self.theta_sft, RunId(s.seed, method), steps=steps, keep_every=each)
 
     @property
-    def merge(self):
-        """The settings' way of averaging runs: a function of (θ_init, [θ_1 … θ_M])."""
+    def merge(self) -> Merge:
+        """The settings' way of averaging runs."""
         return (
             merging.lerp
             if self.settings.merge == "lerp"
@@ -464,7 +462,7 @@ class Experiment:
             seen = self.evaluate(theta, rewards)
             texts = self.policy.texts(seen.rollouts)
             for k in range(min(prompts, len(self.test_prompts))):
-                prompt = self.policy.tokenizer.decode(self.test_prompts[k])
+                prompt = str(self.policy.tokenizer.decode(self.test_prompts[k]))
                 completion = texts[k * self.settings.test_samples].removeprefix(prompt)
                 scores = {
                     "reward r̃": seen.scores["reward"][k, 0].item(),
@@ -546,7 +544,7 @@ def reinforce_points(
 ) -> Iterator[Point]:
     """One long run along its way, and its own LITI line to SFT."""
     pace = run.seconds / len(run.history)
-    for steps, theta in run.along.items():
+    for steps, theta in run.checkpoints.items():
         yield Point(method, theta, steps, steps * pace)
     for eta in np.linspace(0, 1, settings.front_points):
         yield Point(

@@ -17,7 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import (
+    CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -178,7 +180,7 @@ def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     model, said = open_model(AutoModelForCausalLM, folder)
     refuse_tensors(model, said["missing_keys"], said["unexpected_keys"], said["mismatched_keys"])
     refuse_non_finite(model.named_parameters())
-    tokens = model.get_input_embeddings().num_embeddings
+    tokens = vocabulary(model)
     refuse_vocabulary(tokenizer, tokens)
     ends = model.generation_config.eos_token_id
     for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
@@ -196,6 +198,12 @@ def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     return model, tokenizer
 
 
+def vocabulary(model: PreTrainedModel) -> int:
+    """How many tokens the model knows."""
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.num_embeddings
+
+
 @torch.no_grad()
 def check_decoding(model: PreTrainedModel) -> None:
     """Decode two short prompts of different lengths, the shorter padded on the left, and compare
@@ -204,7 +212,7 @@ def check_decoding(model: PreTrainedModel) -> None:
     Raises Unfit for a model that reads ahead (an encoder), or whose cache heeds neither padding nor
     positions (Mamba, RWKV).
     """
-    device, tokens = model.device, model.get_input_embeddings().num_embeddings
+    device, tokens = model.device, vocabulary(model)
     rows, given = (
         [[(k * step + 1) % tokens for k in range(n)] for n, step in sizes]
         for sizes in (((3, 5), (8, 3)), ((4, 7), (4, 11)))

@@ -88,7 +88,9 @@ def between(base: Weights, first: Weights, second: Weights, share: float) -> Wei
     `slerp` gives, 1 is `second`.
     """
     _check(base, [first, second])
-    return _merge(base, [first, second], "layer", lambda deltas: _slerp_pair(*deltas, share))
+    return _merge(
+        base, [first, second], "layer", lambda deltas: _slerp_pair(deltas[0], deltas[1], share)
+    )
 
 
 def interpolate(base: Weights, target: Weights, eta: float) -> Weights:

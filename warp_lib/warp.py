@@ -1,12 +1,75 @@
-"""WARP, the loop over iterations and runs (arXiv 2406.16768, Algorithm 1)."""
+"""WARP, the loop over iterations and runs (arXiv 2406.16768, Algorithm 1), and the types of what is
+passed into it.
+"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from .aligner import Aligner, Run
 from .merging import Weights, interpolate
 
-Merge = Callable[[Weights, Sequence[Weights]], Weights]
+
+@dataclass(frozen=True)
+class RunId:
+    """Which training of which pipeline: it names the run's random streams and its store entry.
+
+    Args:
+        seed: of the whole pipeline.
+        method: "warp", "reinforce", "dpo" …
+        iteration, run: i and m, counted from 1; None where the method has no such thing.
+    """
+
+    seed: int
+    method: str
+    iteration: int | None = None
+    run: int | None = None
+
+    @property
+    def role(self) -> tuple[str | int, ...]:
+        """How the names of the run's random streams begin (see `runs.seeds`)."""
+        parts = (self.seed, self.method, self.iteration, self.run)
+        return tuple(part for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        """For people: "warp, i = 1, m = 2"."""
+        numbers = (("i", self.iteration), ("m", self.run))
+        return ", ".join([self.method, *(f"{n} = {k}" for n, k in numbers if k is not None)])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained policy: its weights, those along the way (step → weights), the history of its
+    steps, and the seconds it took when it ran.
+    """
+
+    weights: Weights
+    checkpoints: dict[int, Weights]
+    history: list[dict[str, float]]
+    seconds: float
+
+
+class Aligner(Protocol):
+    """Trains one policy from θ_init: `reinforce` and `dpo` with the rest bound are two.
+
+    steps: instead of the settings'; keep_every: keep a checkpoint every so many steps. WARP itself
+    gives neither.
+    """
+
+    def __call__(
+        self,
+        theta_init: Weights,
+        run_id: RunId,
+        /,
+        *,
+        steps: int | None = None,
+        keep_every: int | None = None,
+    ) -> Run: ...
+
+
+class Merge(Protocol):
+    """Averages tuned weights θ_1 … θ_M over their initialisation, as `merging.slerp` does."""
+
+    def __call__(self, base: Weights, finals: Sequence[Weights], /) -> Weights: ...
 
 
 @dataclass(frozen=True)
@@ -46,23 +109,21 @@ def warp(
             for t = 1 … T                                   aligner.train
                 y ~ π_θm(· | x)                             policy.Policy.sample
                 r_β ← r(x, y) − β log π_θm(y|x)/π_ema(y|x)  reinforce.reinforce
-                θ_m ← optimiser step along r_β ∇ log π_θm   reinforce.reinforce (loss),
-                aligner.train (AdamW) θ_ema ← (1 − μ) θ_ema + μ θ_m               aligner.train
+                θ_m ← optimiser step along r_β ∇ log π_θm   reinforce (loss), aligner (AdamW)
+                θ_ema ← (1 − μ) θ_ema + μ θ_m               aligner.train
         θ_slerp ← slerp(θ_init, {θ_m}, 1/M)                 merging.slerp
         θ_init ← (1 − η) θ_init + η θ_slerp                 merging.interpolate
 
     Args:
         theta_sft: the supervised policy's weights, where everything begins.
-        align: trains one run from initial weights and a seed. Any trainer will do;
-            `reinforce.reinforce` is the paper's.
+        align: trains one run; any trainer will do, `reinforce.reinforce` is the paper's.
         iterations, runs, eta: I, M, η.
-        merge: averages the runs over their initialisation: `merging.slerp`, `merging.lerp`.
-        seed: of the whole pipeline; run m of iteration i draws from the streams (seed, "warp", i,
-            m).
+        merge: averages the runs over their initialisation.
+        seed: of the whole pipeline. Run m of iteration i draws from streams of its own.
     """
     theta_init = theta_sft
     for i in range(1, iterations + 1):
-        trained = [align(theta_init, (seed, "warp", i, m)) for m in range(1, runs + 1)]
+        trained = [align(theta_init, RunId(seed, "warp", i, m)) for m in range(1, runs + 1)]
         merged = merge(theta_init, [run.weights for run in trained])
         liti = interpolate(theta_init, merged, eta)
         yield Iteration(i, theta_init, trained, merged, liti)

@@ -39,7 +39,7 @@ def attention(
     itself computes in float32 either way. For crops this is faster than the fused kernel, whose
     backward on a processor is slow, and for whole reviews as fast.
     """
-    n, heads, tokens, _ = query.shape
+    n, heads, tokens = query.shape[:3]
     with torch.autocast(query.device.type, enabled=False):
         scores = torch.bmm((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
         # its least number is float32's, which bfloat16 would round to −∞

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import machine
 from .decoding import Draw, positions
-from .dense import in_parts, repeated
+from .dense import in_parts, plain_forward, repeated
 
 WARM_UPS = 2  # of what is captured, before it is
 MOVING = ("dynamic", "longrope")  # angles that are made anew when a text grows long
@@ -88,9 +89,8 @@ class Completion:
         # attention copies masks of other lengths
         longest = -(-(prompt + max(new, WARM_UPS)) // 8) * 8
         self.model, self.refresh = in_few_bits(model)
-        self.cache = Cache(
-            layers=[NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)]
-        )
+        self.layers = [NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)]
+        self.cache = Cache(layers=[*self.layers])
         self.tokens = torch.zeros(n, prompt, dtype=torch.long, device=model.device)
         self.token, self.place = (
             torch.zeros(n, 1, dtype=torch.long, device=model.device) for _ in range(2)
@@ -103,7 +103,7 @@ class Completion:
 
     def _begin(self) -> Tensor:
         """The prompts into the cache, and the logits after them: (n, vocabulary)."""
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.cumulative_length.zero_()
         at = positions(self.mask[:, : self.prompt])
         return self.model(
@@ -143,6 +143,10 @@ class NarrowLayer(StaticLayer):
     rotated keys come in float32.
     """
 
+    cumulative_length: Tensor
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, longest: int):
         super().__init__(longest)
         self.kept = machine.dtype_here(machine.device())
@@ -171,7 +175,7 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
                 wide = module.bias.detach()
                 module.bias = nn.Parameter(wide.to(dtype, copy=True), requires_grad=False)
                 biases.append((module.bias, wide))
-            module.forward = partial(_of_parts, module, parts)
+            setattr(module, "forward", partial(_of_parts, module, parts))  # noqa: B010
 
     def refresh() -> None:
         rest = [wide for _, wide, _ in weights]
@@ -180,9 +184,10 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
                 weight.narrow(dim, part * wide.shape[dim], wide.shape[dim])
                 for weight, wide, dim in weights
             ]
-            torch._foreach_copy_(narrow, rest)
+            torch._foreach_copy_(narrow, rest)  # pyright: ignore[reportPrivateImportUsage]
             if part + 1 < parts:
-                rest = torch._foreach_sub(rest, [some.float() for some in narrow])
+                rounded = [some.float() for some in narrow]
+                rest = torch._foreach_sub(rest, rounded)  # pyright: ignore[reportPrivateImportUsage]
         for bias, wide in biases:
             bias.copy_(wide)
 
@@ -190,7 +195,7 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
 
 
 def _of_parts(layer: nn.Linear | Conv1D, parts: int, x: Tensor) -> Tensor:
-    return type(layer).forward(layer, repeated(x, parts, layer.weight.dtype))
+    return plain_forward(layer, repeated(x, parts, layer.weight.dtype))
 
 
 def is_plain_llama(model: PreTrainedModel) -> bool:
@@ -204,12 +209,8 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
     """`_go_on` for a Llama: what is multiplied by one input is multiplied at once, and blocks are
     compiled.
     """
-    model, cache, mask, place = (
-        completion.model,
-        completion.cache,
-        completion.mask,
-        completion.place,
-    )
+    model, layers = completion.model, completion.layers
+    mask, place = completion.mask, completion.place
     body, c, dtype = model.model, model.config, machine.dtype_here(model.device)
     heads_of_a_key, columns = (
         c.num_attention_heads // c.num_key_value_heads,
@@ -229,13 +230,13 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
     block = compiled(llama_block)
 
     def token() -> Tensor:
-        at = cache.layers[0].cumulative_length
+        at = layers[0].cumulative_length
         seen = (mask.bool() & (columns <= at))[:, None, None]
         hidden_by = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
         hidden_by = hidden_by.expand(-1, c.num_key_value_heads, heads_of_a_key, -1)
         x = body.embed_tokens.weight[completion.token[:, 0]]
         cos, sin = body.rotary_emb(x[:, None], place)
-        for given, kept in zip(weights, cache.layers, strict=True):
+        for given, kept in zip(weights, layers, strict=True):
             x = block(
                 x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *given, c.rms_norm_eps
             )
@@ -371,10 +372,10 @@ def scoring(
         if torch.is_grad_enabled():
             # capturing has a stream of its own
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-            replay = torch.cuda.make_graphed_callables(
+            replay: Any = torch.cuda.make_graphed_callables(
                 LogProbs(model, log_probs), (tokens, mask), allow_unused_input=True
             )
-            return lambda *given: replay(*given).clone()
+            return lambda tokens, mask: replay(tokens, mask).clone()
         run = captured(lambda: log_probs(tokens, mask))
 
     def score(*given: Tensor) -> Tensor:

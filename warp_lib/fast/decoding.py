@@ -4,6 +4,7 @@ does it.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ def decode_gpt2(
     """`decode` for GPT-2, whose many small calls per token cost transformers more than the
     arithmetic: same numbers, less between them.
     """
-    body, heads, width = model.transformer, model.config.n_head, model.config.n_embd
+    body: Any = model.transformer
+    heads, width = model.config.n_head, model.config.n_embd
     n, prompt = tokens.shape
     dtype, device = machine.dtype_here(tokens.device), tokens.device
 

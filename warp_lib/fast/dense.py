@@ -88,8 +88,9 @@ def multiply_in_parts(model: nn.Module) -> None:
     A layer that was given a `forward` of its own keeps it.
     """
     for layer in model.modules():
-        if type(layer) in (Conv1D, nn.Linear) and "forward" not in vars(layer):
-            layer.forward = partial(_forward, layer)
+        ours = type(layer) in (Conv1D, nn.Linear) and "forward" not in vars(layer)
+        if ours and isinstance(layer, (Conv1D, nn.Linear)):
+            setattr(layer, "forward", partial(_forward, layer))  # noqa: B010
 
 
 @contextmanager
@@ -101,11 +102,14 @@ def written_once(model: nn.Module, rows: int) -> Iterator[None]:
         rows: of the products, about.
     """
     layers = [
-        layer for layer in model.modules() if getattr(layer.forward, "func", None) is _forward
+        layer
+        for layer in model.modules()
+        if isinstance(layer, (Conv1D, nn.Linear))
+        and getattr(layer.forward, "func", None) is _forward
     ]
     try:
         for layer in layers:
-            layer.product = of_layer(layer, rows)
+            vars(layer)["product"] = of_layer(layer, rows)
         yield
     finally:
         for layer in layers:
@@ -130,13 +134,18 @@ def of_layer(layer: Conv1D | nn.Linear, rows: int) -> Callable[[Tensor], Tensor]
     return lambda x: product(repeated(x, parts, dtype))
 
 
+def plain_forward(layer: Conv1D | nn.Linear, x: Tensor) -> Tensor:
+    """What the layer's class computes, whatever `forward` it was given."""
+    return nn.Linear.forward(layer, x) if isinstance(layer, nn.Linear) else Conv1D.forward(layer, x)
+
+
 def _forward(layer: Conv1D | nn.Linear, x: Tensor) -> Tensor:
     dtype = machine.dtype_here(x.device)
     if dtype == torch.float32:
-        return type(layer).forward(layer, x)
+        return plain_forward(layer, x)
     rows = x.reshape(-1, x.shape[-1])
-    if "product" in vars(layer):
-        out = layer.product(rows)
+    if product := vars(layer).get("product"):
+        out = product(rows)
     else:
         out = Dense.apply(
             rows.to(dtype), layer.weight, layer.bias, machine.parts(), isinstance(layer, Conv1D)

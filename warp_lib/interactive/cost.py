@@ -10,13 +10,13 @@ from itertools import pairwise
 
 import torch
 
-from ..aligner import Run, Seed
 from ..experiment import Experiment
 from ..merging import Weights
 from ..reward import Reward
 from ..runs.checkpoint import steps_done
 from ..runs.progress import Progress, Stopped, duration
 from ..runs.store import NotStored, only_stored, records, remember, surroundings
+from ..warp import Run, RunId
 
 TIMED = 3  # steps that are timed where none is on record; the first is not counted, it warms up
 
@@ -120,9 +120,9 @@ def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
                 experiment.standardised(rewards, Progress())["reward"], Progress()
             )
 
-            def count(theta: Weights, seed: Seed) -> Run:
+            def count(theta: Weights, run_id: RunId, **_: int | None) -> Run:
                 nonlocal found
-                run = align(theta, seed)
+                run = align(theta, run_id)
                 found += len(run.history)
                 return run
 

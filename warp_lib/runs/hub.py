@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import datasets
+from datasets import config as datasets_config
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -173,9 +173,9 @@ def dataset_access(name: str) -> Iterator[None]:
     downloaded = Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}").is_dir()
     if not downloaded:
         reach(name, "dataset", ("imdb",))
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE
     if downloaded and not constants.HF_HUB_OFFLINE and unreachable() is not None:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = datasets_config.HF_HUB_OFFLINE = True
     try:
         yield
     except Unfit:
@@ -183,7 +183,7 @@ def dataset_access(name: str) -> Iterator[None]:
     except Exception as error:  # of datasets, of the hub's library, of the file formats
         raise Unfit(cause(error, "data set")) from error
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, datasets_config.HF_HUB_OFFLINE = before
 
 
 def cause(error: BaseException, kind: str) -> str:
@@ -193,9 +193,10 @@ def cause(error: BaseException, kind: str) -> str:
         kind: "model" or "data set".
     """
     chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
+    earlier: BaseException | None = error
+    while earlier is not None and earlier not in chain:
+        chain.append(earlier)
+        earlier = earlier.__cause__ or earlier.__context__
     statuses = [
         e.response.status_code
         for e in chain

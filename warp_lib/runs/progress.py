@@ -33,8 +33,9 @@ class Progress:
         """Yield from `steps`, of which `done` of `total` were finished earlier. Raises Stopped
         between two steps once `stop` is set.
         """
-        steps = list(steps) if total is None else steps
-        total = done + len(steps) if total is None else total
+        if total is None:
+            steps = list(steps)
+            total = done + len(steps)
         self.begin(title, done, total)
         for step in steps:
             self.check()

@@ -26,7 +26,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..aligner import Aligner, Run, Seed
 from ..dpo import MakePairs, Pairs, for_all_runs
 from ..evaluate import kl_of_pass
 from ..experiment import Experiment, Point, reinforce_points, warp_points
@@ -40,7 +39,7 @@ from ..runs.results import COLUMNS
 from ..runs.seeds import torch_stream
 from ..runs.store import digest, save_tensors, write_json
 from ..settings import Settings
-from ..warp import Iteration
+from ..warp import Aligner, Iteration, Run, RunId
 from . import kept_reward
 from .best_of_n import best_of, kl_of_best
 from .outcomes import EARLIER, FOLDER, SEEDS, TUNING_SEED, settle, settled
@@ -155,7 +154,7 @@ def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) 
     draws itself, 1/M as many as the others use: runs differ in their data."""
     s = experiment.settings
     own, record = _noted(
-        experiment, partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs)
+        experiment, experiment.pairs(reward, progress, prompts=s.pair_prompts // s.runs)
     )
     points, found = _warp_of(experiment, experiment.dpo_aligner(own, progress))
     return points, found | record
@@ -179,7 +178,9 @@ def by_iterated_dpo(experiment: Experiment, reward: Reward, progress: Progress) 
         partial(experiment.dpo_aligner(remade, progress), keep_every=every)
     )
     runs = [run for i in iterations for run in i.runs]
-    along = {k * s.steps + t: theta for k, run in enumerate(runs) for t, theta in run.along.items()}
+    along = {
+        k * s.steps + t: theta for k, run in enumerate(runs) for t, theta in run.checkpoints.items()
+    }
     whole = Run(
         runs[-1].weights,
         along,
@@ -199,11 +200,11 @@ def _noted(experiment: Experiment, make: MakePairs) -> tuple[MakePairs, dict[str
         "pairs": [],
     }
 
-    def noting(theta: Weights, seed: Seed) -> Pairs:
-        pairs = make(theta, seed)
+    def noting(theta: Weights, run_id: RunId) -> Pairs:
+        pairs = make(theta, run_id)
         record["pairs"].append(
             {
-                "run": list(seed),
+                "run": list(run_id.role),
                 "identity": pairs.identity,
                 "count": len(pairs),
                 "margin": pairs.margin.mean().item(),
@@ -217,9 +218,9 @@ def _noted(experiment: Experiment, make: MakePairs) -> tuple[MakePairs, dict[str
 def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> MakePairs:
     """Pairs from SFT, of as many completions as the iterations would sample."""
     s = experiment.settings
-    make = partial(experiment.pairs(reward, progress), count=s.iterations * s.pair_prompts)
-    pairs = make(experiment.theta_sft, (s.seed, "once"))
-    return lambda theta, seed: pairs
+    make = experiment.pairs(reward, progress, prompts=s.iterations * s.pair_prompts)
+    pairs = make(experiment.theta_sft, RunId(s.seed, "once"))
+    return lambda theta, run_id: pairs
 
 
 def by_merging(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
@@ -230,7 +231,7 @@ def by_merging(experiment: Experiment, reward: Reward, progress: Progress) -> Tr
     with one angle.
     """
     s, sft, align = experiment.settings, experiment.theta_sft, experiment.aligner(reward, progress)
-    runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
+    runs = [align(sft, RunId(s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
     merges = {"lerp": lerp} | {
         f"slerp-{per}": partial(slerp, per=per) for per in ("layer", "tensor", "model")
     }
@@ -257,7 +258,7 @@ def by_merging_without_order(experiment: Experiment, reward: Reward, progress: P
     which none comes first: lines from SFT.
     """
     s, sft, align = experiment.settings, experiment.theta_sft, experiment.aligner(reward, progress)
-    runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
+    runs = [align(sft, RunId(s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
     place = {
         "steps": s.runs * s.steps,
         "seconds": sum(run.seconds for run in runs),
@@ -279,7 +280,7 @@ def by_averaging_checkpoints(experiment: Experiment, reward: Reward, progress: P
     averaged."""
     s, sft = experiment.settings, experiment.theta_sft
     run = experiment.long_run(experiment.aligner(reward, progress), "reinforce", _of_one_run(s))
-    kept = list(run.along.values())
+    kept = list(run.checkpoints.values())
 
     def points() -> Iterator[Point]:
         yield Point("sft", sft, 0, 0.0)
@@ -581,7 +582,7 @@ class Angles(Unit):
                     )
                 )
             given[name] = units[0].settings.asdict()
-            for steps in runs[0].along:
+            for steps in runs[0].checkpoints:
                 place = {
                     "arm": name,
                     "steps": steps,
@@ -589,7 +590,9 @@ class Angles(Unit):
                 }
                 whole = [
                     row
-                    for row in geometry(experiment.theta_sft, [run.along[steps] for run in runs])
+                    for row in geometry(
+                        experiment.theta_sft, [run.checkpoints[steps] for run in runs]
+                    )
                     if row["layer"] == "model"
                 ]
                 rows += [
