@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         with interrupted_by_signals():
             code = APP(words)
     except CycloptsError as error:
-        return say(refusal(error), 2)
+        return say(refusal(error, words[0]), 2)
     except KeyboardInterrupt:
         return say(STOPPED, 1)
     except BrokenPipeError:  # as under `| head`: nobody reads on
@@ -79,22 +79,23 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def refusal(error: CycloptsError) -> str:
-    """What was wrong with the words of a command, in a sentence."""
-    if isinstance(error, UnknownCommandError):
-        return f"there is no command {error.unused_tokens[0]!r}; there are {', '.join(TAKES)}."
-    if not isinstance(error, UnknownOptionError | UnusedCliTokensError):
-        return str(error.msg or error)
-    (command,) = error.command_chain
-    if isinstance(error, UnusedCliTokensError):
-        word = error.unused_tokens[0]
-    else:
-        word = (error.token.keyword or error.token.value).split("=")[0]
+def refusal(error: CycloptsError, command: str) -> str:
+    """What was wrong with the words after a command, in a sentence."""
+    match error:
+        case UnknownCommandError():
+            return f"there is no command {command!r}; there are {', '.join(TAKES)}."
+        case UnknownOptionError(token=token):
+            word = (token.keyword or token.value).split("=")[0]
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            pass
+        case _:
+            return str(error.msg or error)
     if command in ("report", "pack") and word.startswith("--"):
+        misspelt: dict[str, Any] = {word[2:].replace("-", "_"): None}
         try:
-            Settings.profile(**{word[2:].replace("-", "_"): None})
-        except ValueError as misspelt:  # with the nearest name
-            return str(misspelt)
+            Settings.profile(**misspelt)
+        except ValueError as unknown:  # with the nearest name
+            return str(unknown)
     return f"{command} {TAKES[command].format(word)}"
 
 
@@ -117,9 +118,12 @@ def as_jobs(_: type, tokens: Sequence[Token]) -> int:
     raise ValueError(f"--jobs must be a whole number of at least 1, not {text}.")
 
 
-Profile = Annotated[str, Parameter(help=f"settings to start from: {', '.join(PROFILES)}")]
+Profile = Annotated[
+    str,
+    Parameter(help=f"{', '.join(PROFILES)}: what is not given (the defaults below are laptop's)"),
+]
 # Those that are given; Settings checks them and says what is allowed.
-Overrides = TypedDict(
+Overrides = TypedDict(  # type: ignore[misc]  # its keys are Settings' fields
     "Overrides",
     {
         f.name: Annotated[
@@ -144,7 +148,7 @@ def report(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> in
         settings = Settings.profile(profile, **overrides)
     from .report.report import run_report  # only now: it takes a second to import
 
-    run_report(settings, profile, overrides)
+    run_report(settings, profile, dict(overrides))
     return 0
 
 
