@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -47,6 +48,19 @@ REFUSED = [
         ["merge", "a", "b", "--out", "x", "--eta", "1e308"],
         "eta must be from -1000 to 1000, not 1e+308.",
     ),
+    (["reprot"], "there is no command 'reprot'; there are report, sweep, study, pack, merge, "),
+    (["report", "--stepz=3"], "there is no setting 'stepz'; did you mean 'steps'?"),
+    (["report", "--reward-step", "3"], "there is no setting 'reward_step'; did you mean "),
+    (["report", "--steps"], 'Command "report" parameter --steps requires an argument.'),
+    (["pack", "--merge", "mean"], "merge must be slerp or lerp, not 'mean'."),
+    (["sweep"], 'Command "sweep" parameter NOTEBOOK requires an argument.'),
+    (["sweep", "n", "--job", "2"], "sweep takes no --job; parameters are given as -p "),
+    (["study", "--jobs", "1.5"], "--jobs must be a whole number of at least 1, not 1.5."),
+    (["study", "nothing"], "there is no experiment 'nothing'; there are tuning, "),
+    (["merge", "a", "b"], 'Command "merge" parameter --out requires an argument.'),
+    (["merge", "a", "--out", "x"], "a merge needs at least one run."),
+    (["verify", "a", "b"], "verify takes the name of one run only, not b."),
+    (["publish", "a"], "publish takes --name only, not a."),
 ]
 
 
@@ -144,6 +158,34 @@ def test_output_that_is_cut_off():
         ["bash", "-c", f"{words} | head -1"], cwd=paths.ROOT, capture_output=True, text=True
     )
     assert done.stderr == "" and done.stdout.startswith("usage")
+
+
+@pytest.mark.parametrize("command", ["report", "pack"])
+def test_help_says_what_each_setting_is(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for f in fields(Settings):
+        (line,) = (line for line in lines if line.startswith(f"│ --{f.name} "))
+        assert f.metadata["doc"] in line and f"[default: {f.default}]" in line
+
+
+def test_without_a_command_there_is_help(capsys):
+    with pytest.raises(SystemExit) as done:
+        main([])
+    said = capsys.readouterr()
+    assert done.value.code == 2 and "Commands" in said.out and not said.err
+
+
+def test_help_waits_for_nothing():
+    """Guards: seconds of imports before a word is said."""
+    look = (
+        "import sys; from warp_lib.__main__ import main\n"
+        "try: main(['report', '--help'])\n"
+        "finally: assert not {'torch', 'pandas', 'nbformat', 'numpy'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", look], cwd=paths.ROOT, check=True, capture_output=True)
 
 
 def test_a_bad_setting_in_a_notebook_is_one_line(tmp_path):

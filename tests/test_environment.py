@@ -3,7 +3,9 @@ the registry it came from.
 """
 
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -156,3 +158,22 @@ def test_no_committed_text_holds_a_path_of_the_machine_that_wrote_it() -> None:
         if (hit := MACHINE_PATH.search(text))
     ] == []
     assert [name for name, text in texts.items() if own and own in text] == []
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_only_an_editable_install_is_built(tmp_path, kind):
+    """Guards: a wheel that installs without its data and notebooks, and fails later."""
+    pytest.importorskip("setuptools", minversion="77")
+    for name in ("pyproject.toml", "setup.py", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "warp_lib", tmp_path / "warp_lib")
+    build = f"from setuptools import build_meta; build_meta.build_{kind}('built')"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True
+    )
+    built = [file.name for file in (tmp_path / "built").glob("*.whl")]
+    if kind == "editable":
+        assert done.returncode == 0 and len(built) == 1, done.stderr
+    else:
+        sentence = done.stderr.splitlines()[-1]
+        assert done.returncode and not built and "make setup" in sentence, done.stderr

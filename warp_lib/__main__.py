@@ -1,308 +1,272 @@
-"""The command line: ``python -m warp_lib report``, ``sweep``, ``study``, ``pack``, ``merge``,
-``verify`` and ``publish``.
+"""The command line: ``python -m warp_lib COMMAND``. Each command is a function below, whose
+signature and docstring are its options and its help.
 """
 
-import argparse
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, Unpack
 
-from .runs.errors import Explained, reason
+from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts.help import DefaultFormatter
+
+from .runs.errors import Explained, Failed, reason
 from .runs.jobs import interrupted_by_signals
+from .runs.progress import TerminalProgress
 from .settings import PROFILES, Settings, number, typed
 
 STOPPED = "Stopped. What is finished is kept; run the same command to go on."
+# What each command says of a word that it does not know.
+TAKES = {
+    "report": "takes options only, not {!r}.",
+    "sweep": "takes no {}; parameters are given as -p NAME=VALUE or -g NAME=VALUE,VALUE,…",
+    "study": "takes names of experiments only, not {}.",
+    "pack": "takes options only, not {!r}.",
+    "merge": "takes no {}; its options are --out, --eta, --merge, --per and --dtype.",
+    "verify": "takes the name of one run only, not {}.",
+    "publish": "takes --name only, not {}.",
+}
+
+
+class Help(DefaultFormatter):
+    def render_usage(self, console: Any, options: Any, usage: Any) -> None:
+        console.print(f"usage: {usage}", markup=False, highlight=False)
+
+
+APP = App(
+    "python -m warp_lib",
+    "WARP, reproduced as a report of notebooks.",
+    version_flags=(),
+    help_format="plaintext",
+    help_formatter=Help(),
+    # both --learning_rate and --learning-rate are taken
+    default_parameter=Parameter(name_transform=str, negative=()),
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 asked for something that does not
     exist.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m warp_lib", description="WARP, reproduced as a report of notebooks."
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    command = commands.add_parser(
-        "report",
-        help="run the notebooks and write runs/NAME/report.html",
-        allow_abbrev=False,
-        usage="python -m warp_lib report [--profile PROFILE] [--SETTING VALUE …]",
-    )
-    add_settings(command)
-    command.set_defaults(run=report)
-
-    command = commands.add_parser(
-        "sweep",
-        help="run a notebook over a grid of its parameters, and collect the results in one table",
-        allow_abbrev=False,
-        usage=(
-            "python -m warp_lib sweep NOTEBOOK -g NAME=VALUE,VALUE,… [-g …] [-p NAME=VALUE …]"
-            " [--name NAME] [--jobs N]"
-        ),
-    )
-    command.add_argument("notebook", type=Path, help="the notebook, e.g. notebooks/03_warp.ipynb")
-    command.add_argument(
-        "-g",
-        "--grid",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE,…",
-        help="a parameter and its values; repeatable",
-    )
-    command.add_argument(
-        "-p",
-        "--parameter",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="the same for all jobs; repeatable",
-    )
-    command.add_argument(
-        "--name", default="sweep", help="folder of the sweep under runs/ (default: sweep)"
-    )
-    command.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        help="jobs at a time, the processors shared out among them (default: 1)",
-    )
-    command.set_defaults(run=sweep)
-
-    command = commands.add_parser(
-        "study",
-        help="run what is left of the study's experiments, and keep it in data/study/",
-        allow_abbrev=False,
-        usage="python -m warp_lib study [EXPERIMENT …] [--jobs N] [--unit ARM-SEED]",
-    )
-    command.add_argument(
-        "experiment",
-        nargs="*",
-        help="of warp_lib/study (default: tuning, primary, best-of-n, grid, merges)",
-    )
-    command.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        help="units at a time, the processors shared out among them (default: 1)",
-    )
-    command.add_argument("--unit", metavar="ARM-SEED", help="only this unit of the experiment")
-    command.set_defaults(run=study)
-
-    command = commands.add_parser(
-        "pack",
-        help="pack the task vectors of WARP's and REINFORCE's policies into data/task_vectors/",
-        allow_abbrev=False,
-        usage="python -m warp_lib pack [--profile PROFILE] [--SETTING VALUE …]",
-    )
-    add_settings(command)
-    command.set_defaults(run=pack)
-
-    command = commands.add_parser(
-        "merge",
-        help=(
-            "merge the runs of a model of your own, folders to folder: base + η · SLERP of the task"
-            " vectors"
-        ),
-        allow_abbrev=False,
-        usage=(
-            "python -m warp_lib merge BASE RUN [RUN …] --out FOLDER [--eta NUMBER] [--merge"
-            " slerp|lerp] [--per layer|tensor|model] [--dtype float32|bfloat16|float16]"
-        ),
-    )
-    command.add_argument(
-        "base",
-        metavar="BASE",
-        help="the model the runs began from: a folder of safetensors, or a hub id",
-    )
-    command.add_argument(
-        "trained",
-        nargs="+",
-        metavar="RUN",
-        help="the models trained from it; one alone is interpolated (LITI)",
-    )
-    command.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="a folder that is not there yet, or empty",
-    )
-    command.add_argument(
-        "--eta",
-        type=number,
-        default=1.0,
-        metavar="NUMBER",
-        help="0 to 1 is LITI, beyond extrapolates (default: 1)",
-    )
-    command.add_argument(
-        "--merge",
-        default="slerp",
-        metavar="MERGE",
-        help="slerp or lerp of the task vectors (default: slerp)",
-    )
-    command.add_argument(
-        "--per",
-        default="layer",
-        metavar="GROUP",
-        help="one angle of SLERP per layer, tensor or model (default: layer)",
-    )
-    command.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        help="float32, bfloat16 or float16 (default: what holds the base's and the runs' numbers)",
-    )
-    command.set_defaults(run=merge)
-
-    command = commands.add_parser(
-        "verify",
-        help=(
-            "recompute KL and reward of a run's saved policies with plain transformers, and compare"
-            " with its results.csv"
-        ),
-        usage="python -m warp_lib verify RUN",
-        allow_abbrev=False,
-    )
-    command.add_argument("name", metavar="RUN", help="the run's folder under runs/, e.g. laptop")
-    command.set_defaults(run=verify)
-
-    command = commands.add_parser(
-        "publish",
-        help="copy a run's notebooks and figures into notebooks/ and figures/",
-        allow_abbrev=False,
-    )
-    command.add_argument(
-        "--name", default="laptop", help="the run's folder under runs/ (default: laptop)"
-    )
-    command.set_defaults(run=publish)
-
-    args, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
         with interrupted_by_signals():
-            return args.run(args, unknown)
+            code = APP(words)
+    except CycloptsError as error:
+        return say(refusal(error, words[0]), 2)
     except KeyboardInterrupt:
         return say(STOPPED, 1)
     except BrokenPipeError:  # as under `| head`: nobody reads on
         return 1
-    except Explained as error:
+    except (Explained, Failed) as error:
         return say(error, 1)
     except OSError as error:
+        where = error.filename or words[0]
         return say(
-            f"{error.filename or args.run.__name__}: {reason(error)}. What is finished is kept;"
-            " mend that and run it again.",
-            1,
+            f"{where}: {reason(error)}. What is finished is kept; mend that and run it again.", 1
         )
+    if code is None:  # help was shown: asked for, or as there was no command
+        sys.exit(0 if words else 2)
+    return code
 
 
-def report(args: argparse.Namespace, unknown: list[str]) -> int:
+def refusal(error: CycloptsError, command: str) -> str:
+    """What was wrong with the words after a command, in a sentence."""
+    match error:
+        case UnknownCommandError():
+            return f"there is no command {command!r}; there are {', '.join(TAKES)}."
+        case UnknownOptionError(token=token):
+            word = (token.keyword or token.value).split("=")[0]
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            pass
+        case _:
+            return str(error.msg or error)
+    if command in ("report", "pack") and word.startswith("--"):
+        misspelt: dict[str, Any] = {word[2:].replace("-", "_"): None}
+        try:
+            Settings.profile(**misspelt)
+        except ValueError as unknown:  # with the nearest name
+            return str(unknown)
+    return f"{command} {TAKES[command].format(word)}"
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Inside, every ValueError says that something is asked for which does not exist."""
     try:
-        settings, overrides = given_settings(args, unknown)
+        yield
     except ValueError as error:
-        return say(error, 2)
-    from .report.report import ReportError, run_report  # only now: it takes a second to import
+        raise CycloptsError(str(error)) from error
 
-    try:
-        run_report(settings, args.profile, overrides)
-    except ReportError as error:
-        return say(error, 1)
+
+def as_number(_: type, tokens: Sequence[Token]) -> int | float | str:
+    return number(tokens[0].value)
+
+
+def as_jobs(_: type, tokens: Sequence[Token]) -> int:
+    if isinstance(jobs := number(text := tokens[0].value), int) and jobs >= 1:
+        return jobs
+    raise ValueError(f"--jobs must be a whole number of at least 1, not {text}.")
+
+
+Profile = Annotated[
+    str,
+    Parameter(help=f"{', '.join(PROFILES)}: what is not given (the defaults below are laptop's)"),
+]
+# Those that are given; Settings checks them and says what is allowed.
+Overrides = TypedDict(  # type: ignore[misc]  # its keys are Settings' fields
+    "Overrides",
+    {
+        f.name: Annotated[
+            f.type,
+            Parameter(
+                help=f"{f.metadata['doc']} [default: {f.default}]",
+                converter=None if f.type is str else as_number,
+            ),
+        ]
+        for f in fields(Settings)
+    },
+    total=False,
+)
+Jobs = Annotated[int, Parameter(converter=as_jobs)]
+Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
+
+
+@APP.command
+def report(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> int:
+    """Run the notebooks and write runs/NAME/report.html."""
+    with refusing():
+        settings = Settings.profile(profile, **overrides)
+    from .report.report import run_report  # only now: it takes a second to import
+
+    run_report(settings, profile, dict(overrides))
     return 0
 
 
-def sweep(args: argparse.Namespace, unknown: list[str]) -> int:
+@APP.command
+@refusing()
+def sweep(
+    notebook: Path,
+    /,
+    *,
+    grid: Annotated[Repeated, Parameter(alias="-g")] = (),
+    parameter: Annotated[Repeated, Parameter(alias="-p")] = (),
+    name: str = "sweep",
+    jobs: Jobs = 1,
+) -> int:
+    """Run a notebook over a grid of its parameters, and collect the results in one table.
+
+    Args:
+        notebook: the notebook, e.g. notebooks/03_warp.ipynb
+        grid: NAME=VALUE,VALUE,…: a parameter and its values; repeatable
+        parameter: NAME=VALUE: the same for all jobs; repeatable
+        name: folder of the sweep under runs/
+        jobs: jobs at a time, the processors shared out among them
+    """
     from .report.sweep import sweep as run_sweep
 
-    try:
-        if unknown:
-            raise ValueError(
-                f"sweep takes no {unknown[0]}; parameters are given as -p NAME=VALUE or -g"
-                " NAME=VALUE,VALUE,…"
-            )
-        if args.jobs < 1:
-            raise ValueError(f"--jobs must be a whole number of at least 1, not {args.jobs}.")
-        grid = {
-            name: [typed(name, value) for value in values.split(",")]
-            for name, values in pairs(args.grid, "-g NAME=VALUE,VALUE,…")
-        }
-        fixed = {name: typed(name, value) for name, value in pairs(args.parameter, "-p NAME=VALUE")}
-        table, failed = run_sweep(args.notebook, args.name, grid, fixed, args.jobs)
-    except ValueError as error:
-        return say(error, 2)
+    varied = {
+        name: [typed(name, value) for value in values.split(",")]
+        for name, values in pairs(grid, "-g NAME=VALUE,VALUE,…").items()
+    }
+    fixed = {n: typed(n, value) for n, value in pairs(parameter, "-p NAME=VALUE").items()}
+    table, failed = run_sweep(notebook, name, varied, fixed, jobs)
     print(f"The results: {table}" if table else "No job wrote a table of results.")
-    return (
-        say(f"{len(failed)} failed: {'; '.join(f'{job.title} ({job.log})' for job in failed)}", 1)
-        if failed
-        else 0
-    )
+    if failed:
+        logs = "; ".join(f"{job.title} ({job.log})" for job in failed)
+        return say(f"{len(failed)} failed: {logs}", 1)
+    return 0
 
 
-def study(args: argparse.Namespace, unknown: list[str]) -> int:
-    if unknown:
-        return say(f"study takes names of experiments only, not {unknown[0]}.", 2)
-    from .runs.progress import TerminalProgress
+def pairs(given: Sequence[str], form: str) -> dict[str, str]:
+    """NAME=VALUE split, each name once. Raises ValueError otherwise."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not (name and value):
+            raise ValueError(f"{text!r} is not of the form {form}")
+        if name in found:
+            raise ValueError(f"{name} is given twice.")
+        found[name] = value
+    return found
+
+
+@APP.command
+@refusing()
+def study(*experiments: str, jobs: Jobs = 1, unit: str | None = None) -> int:
+    """Run what is left of the study's experiments, and keep it in data/study/.
+
+    Args:
+        experiments: of warp_lib/study (default: tuning, primary, best-of-n, grid, merges)
+        jobs: units at a time, the processors shared out among them
+        unit: ARM-SEED: only this unit of the experiment
+    """
     from .study.study import run as run_study
 
     try:
-        if args.jobs < 1:
-            raise ValueError(f"--jobs must be a whole number of at least 1, not {args.jobs}.")
-        run_study(args.experiment, TerminalProgress(), args.jobs, args.unit)
-    except ValueError as error:
-        return say(error, 2)
+        run_study(list(experiments), TerminalProgress(), jobs, unit)
     except RuntimeError as error:
         return say(error, 1)
     return 0
 
 
-def pack(args: argparse.Namespace, unknown: list[str]) -> int:
-    try:
-        settings, _ = given_settings(args, unknown)
-    except ValueError as error:
-        return say(error, 2)
+@APP.command
+@refusing()
+def pack(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> int:
+    """Pack the task vectors of WARP's and REINFORCE's policies into data/task_vectors/."""
+    settings = Settings.profile(profile, **overrides)
     from .experiment import Experiment
-    from .runs.progress import TerminalProgress
     from .tools import task_vectors
 
-    progress = TerminalProgress()
-    try:
-        experiment = Experiment(settings)
-        record = task_vectors.commit(experiment, task_vectors.train(experiment, progress), progress)
-    except ValueError as error:
-        return say(error, 2)
+    experiment, progress = Experiment(settings), TerminalProgress()
+    record = task_vectors.commit(experiment, task_vectors.train(experiment, progress), progress)
     for name, vector in record["vectors"].items():
-        print(
-            f"{name}: {vector['bytes'] / 1e6:.2f} MB, relative error {vector['relative_error']:.2f}"
-        )
+        size, error = vector["bytes"] / 1e6, vector["relative_error"]
+        print(f"{name}: {size:.2f} MB, relative error {error:.2f}")
     return 0
 
 
-def merge(args: argparse.Namespace, unknown: list[str]) -> int:
-    if unknown:
-        return say(
-            f"merge takes no {unknown[0]}; its options are --out, --eta, --merge, --per and"
-            " --dtype.",
-            2,
-        )
+@APP.command
+@refusing()
+def merge(
+    base: str,
+    /,
+    *runs: str,
+    out: Path,
+    eta: Annotated[float, Parameter(converter=as_number)] = 1.0,
+    merge: str = "slerp",
+    per: str = "layer",
+    dtype: str | None = None,
+) -> int:
+    """Merge the runs of a model of your own, folders to folder: base + η · SLERP of the task
+    vectors.
+
+    Args:
+        base: the model the runs began from: a folder of safetensors, or a hub id
+        runs: the models trained from it; one alone is interpolated (LITI)
+        out: a folder that is not there yet, or empty
+        eta: 0 to 1 is LITI, beyond extrapolates
+        merge: slerp or lerp of the task vectors
+        per: one angle of SLERP per layer, tensor or model
+        dtype: float32, bfloat16 or float16 (default: what holds the base's and the runs' numbers)
+    """
     import pandas as pd
 
-    from .runs.progress import TerminalProgress
     from .tools.merge_folders import RoundingWarning, merge_folders
 
-    progress = TerminalProgress()
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", RoundingWarning)
-            given = {"eta": args.eta, "merge": args.merge, "per": args.per, "dtype": args.dtype}
-            rows = merge_folders(args.base, args.trained, args.out, **given, progress=progress)
-    except (ValueError, OSError, KeyboardInterrupt) as error:
-        while progress.bars:
-            progress.end()  # the sentence gets a line of its own
-        return (
-            say(error, 2)
-            if isinstance(error, ValueError)
-            else say(f"Nothing was written: {str(error) or 'stopped'}.", 1)
+    with whole_or_nothing() as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RoundingWarning)
+        rows = merge_folders(
+            base, runs, out, eta=eta, merge=merge, per=per, dtype=dtype, progress=progress
         )
     print(
         pd.DataFrame(rows).to_string(index=False, float_format="{:.4g}".format)
@@ -312,90 +276,56 @@ def merge(args: argparse.Namespace, unknown: list[str]) -> int:
     for warning in caught:
         if warning.category is RoundingWarning:
             say(f"Warning: {warning.message}", 0)
-    print(f"The merged model: {args.out}")
+    print(f"The merged model: {out}")
     return 0
 
 
-def verify(args: argparse.Namespace, unknown: list[str]) -> int:
-    if unknown:
-        return say(f"verify takes the name of one run only, not {unknown[0]}.", 2)
+@APP.command
+@refusing()
+def verify(run: str, /) -> int:
+    """Recompute KL and reward of a run's saved policies with plain transformers, and compare with
+    its results.csv.
+
+    Args:
+        run: the run's folder under runs/, e.g. laptop
+    """
     from .fast import machine
-    from .runs.progress import TerminalProgress
     from .tools.verify import described
     from .tools.verify import verify as verify_run
 
     machine.prepare()
-    progress = TerminalProgress()
-    try:
-        checks = verify_run(args.name, progress)
-    except (ValueError, KeyboardInterrupt) as error:
-        while progress.bars:
-            progress.end()  # the sentence gets a line of its own
-        return (
-            say(error, 2)
-            if isinstance(error, ValueError)
-            else say("Stopped. Nothing was written.", 1)
-        )
+    with whole_or_nothing() as progress:
+        checks = verify_run(run, progress)
     print(described(checks))
     return 0 if all(check.agrees for check in checks) else 1
 
 
-def pairs(given: list[str], form: str) -> list[tuple[str, str]]:
-    """NAME=VALUE split, each name once. Raises ValueError otherwise."""
-    split = [text.partition("=") for text in given]
-    names = [name for name, _, _ in split]
-    if odd := [
-        text
-        for text, (name, sign, value) in zip(given, split, strict=True)
-        if not (name and sign and value)
-    ]:
-        raise ValueError(f"{odd[0]!r} is not of the form {form}")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]} is given twice.")
-    return [(name, value) for name, _, value in split]
+@APP.command
+def publish(*, name: str = "laptop") -> int:
+    """Copy a run's notebooks and figures into notebooks/ and figures/.
 
-
-def publish(args: argparse.Namespace, unknown: list[str]) -> int:
-    if unknown:
-        return say(f"publish takes --name only, not {unknown[0]}.", 2)
-    from .report.report import ReportError
+    Args:
+        name: the run's folder under runs/
+    """
     from .report.report import publish as publish_run
 
-    try:
-        publish_run(args.name)
-    except ReportError as error:
-        return say(error, 1)
+    publish_run(name)
     return 0
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for the profile and one for each setting."""
-    parser.add_argument(
-        "--profile",
-        default="laptop",
-        help=f"settings to start from: {', '.join(PROFILES)} (default: laptop)",
-    )
-    for f in fields(Settings):
-        dashed = f.name.replace("_", "-")
-        spellings = dict.fromkeys([f"--{dashed}", f"--{f.name}"])
-        kind, text = (str if f.type is str else number), f.metadata["doc"].replace("%", "%%")
-        parser.add_argument(
-            *spellings, dest=f.name, type=kind, metavar=f.type.__name__.upper(), help=text
-        )
-
-
-def given_settings(args: argparse.Namespace, unknown: list[str]) -> tuple[Settings, dict[str, Any]]:
-    """The settings that the command line asks for, and those of them that it names. Raises
-    ValueError in one sentence.
-    """
-    overrides = {
-        f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name) is not None
-    }
-    if unknown and not unknown[0].startswith("--"):
-        raise ValueError(f"{args.run.__name__} takes options only, not {unknown[0]!r}.")
-    # refused by Settings, with the nearest name
-    misspelt = {word[2:].split("=")[0].replace("-", "_"): "" for word in unknown[:1]}
-    return Settings.profile(args.profile, **overrides, **misspelt), overrides
+@contextmanager
+def whole_or_nothing() -> Iterator[TerminalProgress]:
+    """For a command that leaves nothing behind when it fails or is stopped, and says so."""
+    progress = TerminalProgress()
+    try:
+        yield progress
+    except ValueError:
+        raise
+    except (OSError, KeyboardInterrupt) as error:
+        raise Failed(f"Nothing was written: {str(error) or 'stopped'}.") from error
+    finally:
+        while progress.bars:
+            progress.end()  # the sentence gets a line of its own
 
 
 def say(error: Exception | str, code: int) -> int:

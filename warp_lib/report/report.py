@@ -22,6 +22,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from ..runs import paths
+from ..runs.errors import Failed
 from ..runs.jobs import together
 from ..runs.progress import duration
 from ..settings import Settings
@@ -41,8 +42,8 @@ ENDED = (
 )
 
 
-class ReportError(Exception):
-    """The report cannot go on; the message is for the person at the terminal."""
+class ReportError(Failed):
+    """The report cannot go on."""
 
 
 # What a notebook waits for. All others wait for the first, which trains the reward model, and need
