@@ -47,9 +47,11 @@ coverage: setup ## run the tests, and say which lines of warp_lib none of them r
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
-lint: setup ## ruff, notebooks included
+lint: setup ## ruff, notebooks included; types; who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/basedpyright
 
 lab: setup ## open the notebooks in JupyterLab, on localhost only
 	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)
