@@ -375,24 +375,28 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
 
     async def use() -> None:
         desk = Desk(play, "w1 w2", Place("WARP", "run", 0.0, 1.0))
-        first, visited = desk.shown.value, desk.trail.figure.data[0]
+        first = desk.shown.value
+
+        def visited():
+            return desk.trail.figure.data[0]
+
         for eta in (0.8, 0.6, 0.2):
             desk.eta.value = eta
         await asyncio.sleep(0.5)
         assert (
-            len(visited.x) == len(visited.error_y.array) == 2
+            len(visited().x) == len(visited().error_y.array) == 2
             and desk.shown.value != first
-            and "η = 0.2 of WARP" in desk.said.value
+            and "η = 0.2 of WARP" in desk.summary.value
         )
         assert desk.layers.figure.data[1].z[2][-1] == pytest.approx(
             0.2 * desk.layers.figure.data[1].z[0][-1], rel=1e-5
         )
         desk.prompt.value = ""
         await asyncio.sleep(0.5)
-        assert "a prompt must have" in desk.said.value and len(visited.x) == 2
+        assert "a prompt must have" in desk.summary.value and len(visited().x) == 2
         desk.prompt.value = HOSTILE
         await asyncio.sleep(0.5)
-        assert "<img" not in desk.shown.value and len(visited.x) == 3
+        assert "<img" not in desk.shown.value and len(visited().x) == 3
 
     asyncio.run(use())
 

@@ -111,8 +111,8 @@ def mark_real_positive(
         )
 
 
-def settings_of(row: dict[str, Any], words: dict[str, str]) -> str:
-    """A point's settings in a few words: `words` maps those of its columns to their form."""
+def settings_of(row: dict[str, Any] | pd.Series, words: dict[str, str]) -> str:
+    """A point's settings: those of `words` that it has, column → form, after each other."""
     return ", ".join(
         form.format(row[name]) for name, form in words.items() if not pd.isna(row.get(name))
     )
