@@ -36,7 +36,7 @@ SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"[.
 
 
 @dataclass(frozen=True)
-class Place:
+class Mix:
     """Weights: SLERP from policy `first` towards `second` by the share λ, LITI from SFT by η."""
 
     first: str
@@ -78,19 +78,19 @@ class Playground:
             for name, delta in deltas.items()
         }
 
-    def target(self, place: Place) -> Weights:
+    def target(self, mix: Mix) -> Weights:
         """The weights at η = 1."""
-        first, second = self.finals[place.first], self.finals[place.second]
-        return between(self.experiment.theta_sft, first, second, place.share)
+        first, second = self.finals[mix.first], self.finals[mix.second]
+        return between(self.experiment.theta_sft, first, second, mix.share)
 
-    def theta(self, place: Place) -> Weights:
-        """The weights at a place."""
-        return interpolate(self.experiment.theta_sft, self.target(place), place.eta)
+    def theta(self, mix: Mix) -> Weights:
+        """The weights of a mix."""
+        return interpolate(self.experiment.theta_sft, self.target(mix), mix.eta)
 
-    def layers(self, place: Place) -> list[dict[str, Any]]:
-        """`merging.geometry` of the place's two policies (1 and 2) and of its own weights (3)."""
-        first, second = self.finals[place.first], self.finals[place.second]
-        return geometry(self.experiment.theta_sft, [first, second, self.theta(place)])
+    def layers(self, mix: Mix) -> list[dict[str, Any]]:
+        """`merging.geometry` of the mix's two policies (1 and 2) and of its own weights (3)."""
+        first, second = self.finals[mix.first], self.finals[mix.second]
+        return geometry(self.experiment.theta_sft, [first, second, self.theta(mix)])
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """A prompt's tokens. Raises ValueError when there are none, or too many for the context."""
@@ -104,14 +104,15 @@ class Playground:
             )
         return ids
 
-    def write(self, prompt: str, place: Place, take: int = 0) -> list[Completion]:
-        """Completions of a prompt by the policy at a place, scored. The same `take` draws the same
-        random numbers at every place.
+    def write(self, prompt: str, mix: Mix, take: int = 0) -> list[Completion]:
+        """Completions of a prompt by the policy of a mix, scored.
+
+        The same `take` draws the same random numbers for every mix.
 
         Raises ValueError for a prompt that is empty or too long.
         """
         ids, s, policy = self.prompt_ids(prompt), self.experiment.settings, self.experiment.policy
-        policy.load(self.theta(place))
+        policy.load(self.theta(mix))
         generator = torch_stream("playground", take, device=machine.device())
         y = policy.sample([ids] * COMPLETIONS, s.max_new_tokens, s.temperature, generator)
         kl, log_ratio = by_token(policy, self.experiment.sft, y, s.temperature)
@@ -205,11 +206,11 @@ def _paragraph(completion: Completion) -> str:
 
 
 def still(
-    playground: Playground, prompt: str, place: Place, etas: Sequence[float] = (0.0, 0.5, 1.0)
+    playground: Playground, prompt: str, mix: Mix, etas: Sequence[float] = (0.0, 0.5, 1.0)
 ) -> str:
     """What the sliders would show, as HTML for where there are none: a prompt at several η."""
-    places = [replace(place, eta=eta) for eta in etas]
-    first = {str(p): page(playground.write(prompt, p)[:1]) for p in places}
+    mixes = [replace(mix, eta=eta) for eta in etas]
+    first = {str(m): page(playground.write(prompt, m)[:1]) for m in mixes}
     return "".join(f"<h4>{html.escape(title)}</h4>{text}" for title, text in first.items())
 
 
@@ -217,22 +218,22 @@ class Desk:
     """What the notebook shows: `texts`, the controls with what the policy writes, and `layers`.
 
     Both follow the controls. Without a front end both stand still: a prompt at three η, and the
-    layers at `place`.
+    layers at `mix`.
     """
 
-    def __init__(self, playground: Playground, prompt: str, place: Place):
+    def __init__(self, playground: Playground, prompt: str, mix: Mix):
         self.playground, self.take = playground, 0
         if front_end():
-            self.texts, self.layers = self._controls(prompt, place), LiveFigure(self.angles(place))
+            self.texts, self.layers = self._controls(prompt, mix), LiveFigure(self.angles(mix))
             self.draw()
         else:
-            self.texts, self.layers = HTML(still(playground, prompt, place)), self.angles(place)
+            self.texts, self.layers = HTML(still(playground, prompt, mix)), self.angles(mix)
 
-    def angles(self, place: Place) -> go.Figure:
+    def angles(self, mix: Mix) -> go.Figure:
         """The figure of `Playground.layers`."""
-        return plots.layers(self.playground.layers(place), [place.first, place.second, "merged"])
+        return plots.layers(self.playground.layers(mix), [mix.first, mix.second, "merged"])
 
-    def _controls(self, prompt: str, place: Place) -> ipywidgets.Widget:
+    def _controls(self, prompt: str, mix: Mix) -> ipywidgets.Widget:
         look = {
             "layout": ipywidgets.Layout(width="min(100%, 48em)"),
             "style": {"description_width": "7em"},
@@ -240,10 +241,10 @@ class Desk:
         policies = look | {"options": list(self.playground.finals)}
         slide = look | {"min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
         self.prompt = ipywidgets.Text(prompt, description="prompt", continuous_update=False, **look)
-        self.first = ipywidgets.Dropdown(value=place.first, description="policy", **policies)
-        self.eta = ipywidgets.FloatSlider(place.eta, description="η (0: SFT)", **slide)
-        self.second = ipywidgets.Dropdown(value=place.second, description="towards", **policies)
-        self.share = ipywidgets.FloatSlider(place.share, description="λ (0: policy)", **slide)
+        self.first = ipywidgets.Dropdown(value=mix.first, description="policy", **policies)
+        self.eta = ipywidgets.FloatSlider(mix.eta, description="η (0: SFT)", **slide)
+        self.second = ipywidgets.Dropdown(value=mix.second, description="towards", **policies)
+        self.share = ipywidgets.FloatSlider(mix.share, description="λ (0: policy)", **slide)
         self.again = ipywidgets.Button(
             description="Other samples", tooltip="The same weights, other random numbers"
         )
@@ -258,9 +259,9 @@ class Desk:
         return ipywidgets.VBox([*controls, self.again, self.summary, self.shown, self.trail])
 
     @property
-    def place(self) -> Place:
+    def mix(self) -> Mix:
         """Where the sliders stand."""
-        return Place(self.first.value, self.second.value, self.share.value, self.eta.value)
+        return Mix(self.first.value, self.second.value, self.share.value, self.eta.value)
 
     def _others(self, _: Any) -> None:
         self.take += 1
@@ -274,9 +275,9 @@ class Desk:
 
     def draw(self) -> None:
         """Bring everything up to date with the controls."""
-        place, began = self.place, time.perf_counter()
+        mix, began = self.mix, time.perf_counter()
         try:
-            written = self.playground.write(self.prompt.value, place, self.take)
+            written = self.playground.write(self.prompt.value, mix, self.take)
         except ValueError as error:
             self.summary.value = html.escape(str(error))
             return
@@ -284,7 +285,7 @@ class Desk:
         scores = torch.tensor([[w.reward, sum(w.kl)] for w in written]).double()
         reward, kl = scores.mean(0).tolist()
         reward_half, kl_half = (2 * scores.std(0) / len(scores) ** 0.5).tolist()
-        text = html.escape(str(place))
+        text = html.escape(str(mix))
         self.summary.value = (
             f"<b>{text}: r̃ {reward:+.2f} ± {reward_half:.2f}, KL {kl:.2f} ± {kl_half:.2f} nats</b>"
             f" (mean of {len(written)} completions ± 2 standard errors, {took:.1f} s; {READ} of"
@@ -295,4 +296,4 @@ class Desk:
             dict(text=text, kl=kl, reward=reward, kl_half=kl_half, reward_half=reward_half)
         )
         self.trail.draw(plots.trail(self.visits))
-        self.layers.draw(self.angles(place))
+        self.layers.draw(self.angles(mix))

@@ -9,17 +9,18 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from .fronts import Effect
-from .outcomes import EARLIER, SEEDS, Outcome, Place, finished_seeds, outcome
+from .outcomes import EARLIER, SEEDS, ArmId, Outcome, finished_seeds, outcome
 
 MANY = (1, 2, 3)  # I and M
 # Which arms have policies of M runs, with every I on their way, and which are long runs with every
 # T on theirs.
-WARP: dict[int, list[Place]] = {m: [("grid", f"warp-m{m}")] for m in MANY}
+WARP: dict[int, list[ArmId]] = {m: [("grid", f"warp-m{m}")] for m in MANY}
 WARP[2].append(("primary", "warp"))
-LONGEST: Place = ("grid", "reinforce-900")
-LONG: list[Place] = [LONGEST, ("primary", "reinforce")]
+LONGEST: ArmId = ("grid", "reinforce-900")
+LONG: list[ArmId] = [LONGEST, ("primary", "reinforce")]
 
 
 @dataclass(frozen=True)
@@ -80,33 +81,26 @@ def warp_cells() -> dict[tuple[int, int], Cell]:
 
 def reinforce_cells() -> dict[int, Cell]:
     """Steps → REINFORCE after so many of them, every T that a finished seed has been through."""
-    units = [one for place in LONG for one in _units(place).values()]
-    steps = {
-        int(t) for one in units for t in one.of("test").query("method == 'reinforce'")["steps"]
-    }
-    return {
-        t: _cell(LONG, f"method == 'reinforce' and steps == {t}", runs=1) for t in sorted(steps)
-    }
+    rows = pd.concat([unit.of("test") for arm in LONG for unit in _units(arm).values()])
+    steps = sorted(rows.query("method == 'reinforce'")["steps"].astype(int).unique().tolist())
+    return {t: _cell(LONG, f"method == 'reinforce' and steps == {t}", runs=1) for t in steps}
 
 
-def _units(place: Place) -> dict[int, Outcome]:
+def _units(arm: ArmId) -> dict[int, Outcome]:
     """Seed → an arm's finished unit, of the seeds that count."""
-    experiment, arm = place
-    return {
-        seed: outcome(experiment, arm, seed)
-        for seed in finished_seeds(experiment, [arm])
-        if seed in EARLIER + SEEDS
-    }
+    experiment, name = arm
+    seeds = [seed for seed in finished_seeds(experiment, [name]) if seed in EARLIER + SEEDS]
+    return {seed: outcome(*arm, seed) for seed in seeds}
 
 
-def _cell(places: list[Place], where: str, runs: int) -> Cell | None:
+def _cell(arms: list[ArmId], where: str, runs: int) -> Cell | None:
     """The one policy among the arms' test rows `where` a condition holds, on all seeds with it.
 
     None where none has. Where two arms passed through it, with the same runs, it is the first's.
     """
     reward, kl, steps, completions = {}, {}, 0, 0
-    for place in reversed(places):
-        for seed, unit in _units(place).items():
+    for arm in reversed(arms):
+        for seed, unit in _units(arm).items():
             points = unit.of("test").query(where)
             if not points.empty:
                 ((k, row),) = points.iterrows()

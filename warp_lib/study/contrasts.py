@@ -18,8 +18,8 @@ from .outcomes import (
     LOW,
     MERGES,
     SEEDS,
+    ArmId,
     Outcome,
-    Place,
     finished_seeds,
     outcome,
     over_seeds,
@@ -104,8 +104,8 @@ def contrast(
 
 
 def difference(
-    arm: Place,
-    rival: Place,
+    arm: ArmId,
+    rival: ArmId,
     high: float,
     scorer: str = "reward",
     among: Iterable[int] | None = None,
@@ -119,7 +119,7 @@ def difference(
 
 
 def differences(
-    pairs: dict[str, tuple[Place, Place]],
+    pairs: dict[str, tuple[ArmId, ArmId]],
     high: float,
     among: Iterable[int],
     scorer: str = "reward",
@@ -133,7 +133,7 @@ def differences(
 
 
 def difference_of_gains(
-    of: tuple[Place, Place], than: tuple[Place, Place], high: float
+    of: tuple[ArmId, ArmId], than: tuple[ArmId, ArmId], high: float
 ) -> Contrast:
     """How much more an arm gains over its rival than another arm over its own: (A − B) − (C − D).
 
@@ -212,12 +212,12 @@ def ahead_of_judge(
         (kl, reward), (_, score) = lines[seed]
         return (weights(kl, [at]) - weights(kl, [0]))[:, 0] @ (reward - score)
 
-    places = np.arange(0.5, end, 0.5).tolist()
-    return {at: Effect({seed: rise(at, seed) for seed in lines}) for at in places}
+    levels = np.arange(0.5, end, 0.5).tolist()
+    return {at: Effect({seed: rise(at, seed) for seed in lines}) for at in levels}
 
 
 def shared_seeds(
-    arms: Iterable[Place], scorer: str = "reward", among: Iterable[int] | None = None
+    arms: Iterable[ArmId], scorer: str = "reward", among: Iterable[int] | None = None
 ) -> list[int]:
     """The seeds (`among` these, if any) on which all of the arms have ended and can be compared:
     from one SFT, in one dtype, scored alike.
@@ -248,7 +248,7 @@ def _scored_alike(units: list[Outcome], scorer: str) -> bool:
 
 
 def _ends(
-    arms: list[Place], high: float, scorer: str = "reward", among: Iterable[int] | None = None
+    arms: list[ArmId], high: float, scorer: str = "reward", among: Iterable[int] | None = None
 ) -> dict[int, float]:
     """Each seed that all arms share → the KL as far as which they can be compared: `high`, or where
     the first of them ends. Raises ValueError when there is no such seed.
@@ -266,7 +266,7 @@ def _ends(
 
 
 def _gains(
-    arm: Place, rival: Place, ends: dict[int, float], scorer: str = "reward"
+    arm: ArmId, rival: ArmId, ends: dict[int, float], scorer: str = "reward"
 ) -> dict[int, np.ndarray]:
     """Seed → what the arm has over its rival from `LOW` to the seed's end on each test prompt."""
     return {

@@ -45,7 +45,7 @@ MERGES = {
     "slerp-model": "one angle",
 }
 
-Place = tuple[str, str]
+ArmId = tuple[str, str]
 """Where an arm stands in the study: its experiment and its name."""
 
 
