@@ -270,7 +270,7 @@ def trial_rows(experiment: str, arms: Iterable[str]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------- what units look like
 
 
-def over_seeds(rows: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd.DataFrame:
+def over_seeds(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
     """A row for each group of the rows `by` columns, in their order: means over its rows, a seed
     each, and the half widths of their 95% intervals (`…_half`).
     """
