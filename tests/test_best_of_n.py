@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import PROFILES
-from warp_lib.study import outcomes, study
+from warp_lib.study import contrasts, outcomes, study
 from warp_lib.study.best_of_n import best_of, kl_of_best
 
 
@@ -90,7 +90,7 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     file.write_text(
         json.dumps(json.loads(file.read_text()) | {"machine": {"dtype": "torch.float8"}})
     )
-    found = outcomes.over_best_of_n("x", "warp", 3.0)
+    found = contrasts.over_best_of_n("x", "warp", 3.0)
     assert found.by_seed[0].mean == pytest.approx(0.1) and found.over_seeds.mean == pytest.approx(
         0.2
     )
@@ -99,11 +99,11 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     for file in (folder / "x").glob("warp-[12].json"):
         file.write_text(file.read_text().replace("kept", "another"))
     outcomes.outcome.cache_clear()
-    assert outcomes.over_best_of_n("x", "warp", 3.0).by_seed.keys() == {0}
+    assert contrasts.over_best_of_n("x", "warp", 3.0).by_seed.keys() == {0}
     keep(folder, "best-of-n", "sft", 4, [(0.0, 0.1), (1.0, 1.1), (2.5, 1.85)], method="best-of-n")
     file = folder / "best-of-n" / "sft-4.json"
     file.write_text(file.read_text().replace("kept", "another"))
-    found = outcomes.over_best_of_n("x", "warp", 3.0)
+    found = contrasts.over_best_of_n("x", "warp", 3.0)
     assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx([0.1, 0.2])
     with pytest.raises(ValueError, match="no seed of x for dpo"):
-        outcomes.over_best_of_n("x", "dpo", 3.0)
+        contrasts.over_best_of_n("x", "dpo", 3.0)

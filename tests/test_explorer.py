@@ -229,7 +229,7 @@ def test_every_view_draws_what_is_chosen(own, name):
         ends = [k for k, kl in enumerate(drawn[0].x) if kl is None]
         assert len(ends) == chosen["A"]["seed"].nunique()
         stairs = list(zip(drawn[0].x[: ends[0]], drawn[0].y[: ends[0]], strict=True))
-        assert stairs == sorted(stairs)
+        assert stairs == sorted(stairs) and drawn[0].line.shape == "hv"
     titles = layout(view, chosen["A"])
     assert (
         titles["xaxis"]["title"]["text"] == plots.AXES[view[0]]

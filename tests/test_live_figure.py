@@ -119,7 +119,7 @@ def test_the_kernels_half_sends_what_is_drawn_and_hears_clicks():
     first = shown._text.text
     shown.figure.data[0].y = [1, 2]
     assert shown._text.text == first
-    shown.draw()
+    shown.draw(shown.figure)
     assert shown._text.text == shown.figure.to_json() != first
     shown._handle_custom_msg({"clicked": 3}, [])
     assert heard == [3]

@@ -135,12 +135,12 @@ def test_after_a_report_everything_is_stored_and_nothing_is_timed(toy, monkeypat
         and "all of them stored" in knobs(experiment, rewards).data
     )
     opened = Panel(experiment, rewards)
-    assert "nothing to train" in opened.said.value and not opened.start.disabled
+    assert "nothing to train" in opened.cost.value and not opened.start.disabled
     monkeypatch.setattr(cost_module, "_timed_pace", None)
     opened.controls["seed"].value = "3"
     assert (
-        "20 take about" in opened.said.value
-        and "as an earlier run took with OMP_NUM_THREADS=" in opened.said.value
+        "20 take about" in opened.cost.value
+        and "as an earlier run took with OMP_NUM_THREADS=" in opened.cost.value
     )
 
 
@@ -263,10 +263,10 @@ def test_bad_values_are_refused_in_the_settings_words(toy, knob, value):
     opened.controls[knob].value = value
     with pytest.raises(ValueError, match=f"^{knob} must be") as refusal:
         opened.settings()
-    assert opened.said.value == f"<b>{html.escape(str(refusal.value))}</b>"
+    assert opened.cost.value == f"<b>{html.escape(str(refusal.value))}</b>"
     assert opened.start.disabled and opened.command.value == ""
     opened.controls[knob].value = good
-    assert not opened.start.disabled and "steps in" in opened.said.value
+    assert not opened.start.disabled and "steps in" in opened.cost.value
 
 
 def test_every_knob_has_its_settings_words(toy):

@@ -29,7 +29,7 @@ from warp_lib.interactive import playground
 from warp_lib.interactive.playground import (
     Completion,
     Desk,
-    Place,
+    Mix,
     Playground,
     by_token,
     page,
@@ -256,17 +256,17 @@ def test_weights_are_plain_arithmetic(play):
         {n: play.finals["WARP"][n] - t for n, t in play.experiment.theta_sft.items()},
     )
     for eta in (1.0, 0.35, 0.0):
-        play.write("w1 w2", Place("WARP", "run", 0.0, eta))
+        play.write("w1 w2", Mix("WARP", "run", 0.0, eta))
         now = play.experiment.policy.weights()
         for name, t in sft.items():
             torch.testing.assert_close(now[name], t + eta * delta[name])
     assert all(torch.equal(now[n], t) for n, t in sft.items())
     merged = between(sft, play.finals["WARP"], play.finals["run"], 0.3)
-    assert distance(play.theta(Place("WARP", "run", 0.3, 0.6)), interpolate(sft, merged, 0.6)) == 0
+    assert distance(play.theta(Mix("WARP", "run", 0.3, 0.6)), interpolate(sft, merged, 0.6)) == 0
 
 
 def test_at_sft_nothing_departs(play):
-    for one in play.write("w1 w2", Place("WARP", "run", 0.4, 0.0)):
+    for one in play.write("w1 w2", Mix("WARP", "run", 0.4, 0.0)):
         assert one.kl == one.log_ratio == [0.0] * len(one.pieces)
 
 
@@ -291,7 +291,7 @@ def test_kl_of_each_token_against_plain_logits(float32):
 
 
 def test_sentences_add_up_to_the_reward(play):
-    for one in play.write("w1 w2 w5", Place("WARP", "run", 0.0, 1.0)):
+    for one in play.write("w1 w2 w5", Mix("WARP", "run", 0.0, 1.0)):
         text = one.prompt + "".join(one.pieces)
         assert one.prompt == "w1 w2 w5" and len(one.pieces) == 12 and one.sentences[-1][0] == 12
         assert one.reward == pytest.approx(
@@ -303,7 +303,7 @@ def test_sentences_add_up_to_the_reward(play):
 
 
 def test_same_take_same_numbers(play):
-    place = Place("WARP", "run", 0.0, 1.0)
+    place = Mix("WARP", "run", 0.0, 1.0)
     assert play.write("w1", place) == play.write("w1", place) != play.write("w1", place, take=1)
 
 
@@ -312,14 +312,14 @@ def test_prompt_that_does_not_fit(play, prompt):
     with pytest.raises(
         ValueError, match=r"a prompt must have from 1 to 52 tokens \(about 39 words\), not "
     ):
-        play.write(prompt, Place("WARP", "run", 0.0, 1.0))
+        play.write(prompt, Mix("WARP", "run", 0.0, 1.0))
 
 
 def test_geometry_is_of_the_chosen_pair_and_place(play):
     """The third vector is the merge: it lies where λ says, and η shortens it."""
     whole = {
         row["a"] * 10 + row["b"]: row
-        for row in play.layers(Place("WARP", "run", 0.0, 0.5))
+        for row in play.layers(Mix("WARP", "run", 0.0, 0.5))
         if row["layer"] == "model"
     }
     assert whole[13]["degrees"] == pytest.approx(0, abs=0.1) and whole[23][
@@ -361,7 +361,7 @@ def test_texts_are_escaped():
 
 def test_without_a_front_end_it_stands_still(play, monkeypatch):
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    desk = Desk(play, "w1 w2", Place("WARP", "run", 0.0, 1.0))
+    desk = Desk(play, "w1 w2", Mix("WARP", "run", 0.0, 1.0))
     assert re.findall(r"η = ([\d.]+) of", desk.texts.data) == ["0", "0.5", "1"]
     assert len(desk.layers.data) == 2 and not hasattr(desk, "eta")
 
@@ -374,25 +374,29 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
     monkeypatch.setattr(playground, "SETTLED", 0.05)
 
     async def use() -> None:
-        desk = Desk(play, "w1 w2", Place("WARP", "run", 0.0, 1.0))
-        first, visited = desk.shown.value, desk.trail.figure.data[0]
+        desk = Desk(play, "w1 w2", Mix("WARP", "run", 0.0, 1.0))
+        first = desk.shown.value
+
+        def visited():
+            return desk.trail.figure.data[0]
+
         for eta in (0.8, 0.6, 0.2):
             desk.eta.value = eta
         await asyncio.sleep(0.5)
         assert (
-            len(visited.x) == len(visited.error_y.array) == 2
+            len(visited().x) == len(visited().error_y.array) == 2
             and desk.shown.value != first
-            and "η = 0.2 of WARP" in desk.said.value
+            and "η = 0.2 of WARP" in desk.summary.value
         )
         assert desk.layers.figure.data[1].z[2][-1] == pytest.approx(
             0.2 * desk.layers.figure.data[1].z[0][-1], rel=1e-5
         )
         desk.prompt.value = ""
         await asyncio.sleep(0.5)
-        assert "a prompt must have" in desk.said.value and len(visited.x) == 2
+        assert "a prompt must have" in desk.summary.value and len(visited().x) == 2
         desk.prompt.value = HOSTILE
         await asyncio.sleep(0.5)
-        assert "<img" not in desk.shown.value and len(visited.x) == 3
+        assert "<img" not in desk.shown.value and len(visited().x) == 3
 
     asyncio.run(use())
 

@@ -26,12 +26,11 @@ from warp_lib.report import plots
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
-from warp_lib.study import kept_reward, outcomes, study
+from warp_lib.study import contrasts, kept_reward, outcomes, study
+from warp_lib.study.contrasts import Contrast, contrast
 from warp_lib.study.fronts import Interval
 from warp_lib.study.outcomes import (
-    Contrast,
     angle_rows,
-    contrast,
     finished_seeds,
     outcome,
     settle,
@@ -436,11 +435,11 @@ def test_reading_straight_between_points_favours_the_closer_ones(folder):
     pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0).to_csv(
         file, index=False
     )
-    more = outcomes.by_reading("averages", "x", [6], ("many", 2), ("few", 2), 4.0).mean
-    less = outcomes.by_reading("averages", "x", [6], ("few", 2), ("many", 2), 4.0).mean
+    more = contrasts.by_reading("averages", "x", [6], ("many", 2), ("few", 2), 4.0).mean
+    less = contrasts.by_reading("averages", "x", [6], ("few", 2), ("many", 2), 4.0).mean
     # √KL's own mean there is 1.556, its chord's 1.5
     assert more > 0.02 and less == pytest.approx(-0.054, abs=0.01)
-    assert outcomes.by_reading("averages", "x", [6], ("few", 2), ("few", 2), 4.0).mean == 0
+    assert contrasts.by_reading("averages", "x", [6], ("few", 2), ("few", 2), 4.0).mean == 0
 
 
 def test_every_experiment_has_units_of_different_files(folder):
@@ -699,15 +698,15 @@ def test_arms_are_compared_where_one_reward_model_scored_both(folder):
         file = folder / "e" / f"{name}.json"
         file.write_text(file.read_text().replace("kept", "another"))
     assert contrast("e", "warp", ["rival"], high=3.0).by_seed.keys() == {1, 2}
-    found = outcomes.difference(("e", "warp"), ("e", "rival"), 3.0)
-    assert found.by_seed.keys() == {1, 2} and list(outcomes.by_reward_model("e", found)) == [
+    found = contrasts.difference(("e", "warp"), ("e", "rival"), 3.0)
+    assert found.by_seed.keys() == {1, 2} and list(contrasts.by_reward_model("e", found)) == [
         "seeds 1",
         "seeds 2",
     ]
     pair = {"e": (("e", "warp"), ("e", "rival"))}
-    assert outcomes.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {
+    assert contrasts.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {
         2
-    } and not outcomes.differences(pair, 3.0, [0])
+    } and not contrasts.differences(pair, 3.0, [0])
     for seed, other in ((1, {"sft": "other"}), (2, {"machine": {"dtype": "torch.float8"}})):
         record = json.loads((folder / "e" / f"warp-{seed}.json").read_text()) | other
         (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
@@ -757,7 +756,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
     for seed in (0, 1):  # the third seed lacks its baseline; the second ends at 2 nats
         keep(folder, "rl", "reinforce", seed, [(0, 0), (2 if seed else 8, 2 if seed else 8)])
     of, than = (("dpo", "warp-dpo"), ("dpo", "dpo")), (("rl", "warp"), ("rl", "reinforce"))
-    found = outcomes.difference_of_gains(of, than, high=3.0)
+    found = contrasts.difference_of_gains(of, than, high=3.0)
     assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx(
         [0.5 * 2, 0.7 * 1.5], abs=1e-5
     ) and found.short == {1: 2.0}
@@ -767,12 +766,12 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
         and found.rival == "warp − reinforce"
     )
     with pytest.raises(ValueError, match=r"no seed has finished all of warp-dpo \(dpo\)"):
-        outcomes.difference_of_gains(of, (("rl", "warp"), ("rl", "absent")), high=3.0)
+        contrasts.difference_of_gains(of, (("rl", "warp"), ("rl", "absent")), high=3.0)
     pairs = {
         "there": (("dpo", "warp-dpo"), ("rl", "reinforce")),
         "not yet": (of[0], ("rl", "absent")),
     }
-    across = outcomes.differences(pairs, 3.0, range(3))
+    across = contrasts.differences(pairs, 3.0, range(3))
     assert list(across) == ["there"] and across["there"].over_seeds.n == 2
     assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx(
         [1.0 * 2, 1.2 * 1.5], abs=1e-5
@@ -780,7 +779,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
     file = folder / "rl" / "warp-0.json"
     file.write_text(file.read_text().replace("kept", "another"))
     outcome.cache_clear()
-    assert outcomes.difference_of_gains(of, than, high=3.0).by_seed.keys() == {1}
+    assert contrasts.difference_of_gains(of, than, high=3.0).by_seed.keys() == {1}
 
 
 def test_end_rows_show_the_point_of_largest_kl(folder):
@@ -869,7 +868,7 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
         for x in map(np.arange, (float(seeds), 100.0))
     )
     table = mean + of_seeds * by_seed[:, None] + of_prompts * by_prompt
-    found = Contrast(dict(enumerate(table)), arm="warp", rival="rival", high=3.0, short={})
+    found = Contrast(dict(enumerate(table)), arm="warp", rival="rival", high=3.0, ends={})
     assert words in found.verdict
     if words.startswith("cannot") and of_prompts == 0.4:
         assert found.over_seeds.side == found.over_prompts.side == 1
@@ -991,7 +990,7 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
         # chooses fronts, and counts nowhere else
         rows.loc[rows["split"] == "validation", "reward"] += 5
         rows.to_csv(file, index=False)
-    found = outcomes.averages("x", "warp", ["rival"], [0, 1])
+    found = contrasts.averages("x", "warp", ["rival"], [0, 1])
     assert list(found) == [
         "iteration 1: single runs",
         "iteration 1: their SLERP",
@@ -1006,7 +1005,7 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
         keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
     assert (
         "height over near"
-        not in outcomes.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
+        not in contrasts.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
     )  # one of them is at 3 nats
     height = merged["height over rival"]
     assert height.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
@@ -1028,7 +1027,7 @@ def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
             scores | {"test.judge": scores["test.reward"] - gap},
             folder / "x" / f"warp-{seed}.safetensors",
         )
-    found = outcomes.ahead_of_judge("x", "warp", "judge", [0, 1])
+    found = contrasts.ahead_of_judge("x", "warp", "judge", [0, 1])
     assert list(found) == [0.5, 1.0, 1.5, 2.0, 2.5]
     assert [effect.both.mean for effect in found.values()][:2] == pytest.approx([0, 0], abs=1e-6)
     assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[
@@ -1056,7 +1055,7 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
         file = folder / "merges" / f"warp-m3-{seed}.csv"
         columns = dict(zip(("method", "runs", "eta"), zip(*places * 2, strict=True), strict=True))
         pd.read_csv(file).assign(**columns).to_csv(file, index=False)
-    found = outcomes.slerp_over_lerp("merges", "warp-m3", [4, 5], 3.0)
+    found = contrasts.slerp_over_lerp("merges", "warp-m3", [4, 5], 3.0)
     assert list(found) == [
         f"M = {runs}, {words}" for runs in (2, 3) for words in outcomes.MERGES.values()
     ]
@@ -1085,7 +1084,7 @@ def test_lines_over_eta_and_their_bend(folder):
         keep(folder, "x", "warp", seed, [(0, 9), (1, 9), (4, 9)], test=[test[k] for k in order])
         file = folder / "x" / f"warp-{seed}.csv"
         pd.read_csv(file).assign(eta=[etas[k] for k in order] * 2).to_csv(file, index=False)
-    table = outcomes.along_eta("x", "warp", "warp", [0, 1, 2])
+    table = contrasts.along_eta("x", "warp", "warp", [0, 1, 2])
     assert (
         table["eta"].tolist() == etas
         and table["reward"].tolist() == [0, 1, 1]
@@ -1093,11 +1092,12 @@ def test_lines_over_eta_and_their_bend(folder):
     )
     assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2, 3]).high - 2, 0])
     bends = {
-        column: outcomes.bend("x", "warp", "warp", column, [0, 1, 2]) for column in ("reward", "kl")
+        column: contrasts.bend("x", "warp", "warp", column, [0, 1, 2])
+        for column in ("reward", "kl")
     }
     assert bends["reward"].both.mean == pytest.approx(0.5) and bends["reward"].side == 1  # concave
     assert bends["kl"].both.mean == 0 and bends["kl"].side == 0  # −1, 0 and 1
-    of_two = outcomes.bend("x", "warp", "warp", "kl", [0, 1])
+    of_two = contrasts.bend("x", "warp", "warp", "kl", [0, 1])
     assert of_two.both.mean == -0.5 and of_two.side == 0
 
 

@@ -1,11 +1,9 @@
-"""What a run of WARP would cost here, before it begins: its steps, how many of them are stored
-already, and the minutes of the rest.
-"""
+"""What a run of WARP would cost here: its steps, those that are stored, the minutes of the rest."""
 
 import statistics
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -23,15 +21,13 @@ TIMED = 3  # steps that are timed where none is on record; the first is not coun
 
 @dataclass(frozen=True)
 class Cost:
-    """A run's optimiser steps and those that are stored; its M · I runs; the seconds a step takes
-    here, and who says so.
-    """
+    """Optimiser steps, those of them that are stored, M · I runs, and the seconds a step takes."""
 
     steps: int
     stored: int
     runs: int
     pace: float | None = None  # None where nothing is left to train
-    source: str = ""
+    source: str = ""  # of the pace, in words
 
     @property
     def seconds(self) -> float:
@@ -42,13 +38,10 @@ class Cost:
         whole = f"{self.steps:,} steps in {self.runs} {'runs' if self.runs > 1 else 'run'}"
         if self.stored == self.steps:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
-        left = (
-            f"{self.steps - self.stored:,} take about {duration(self.seconds)} here"
-            f" ({self.pace:.2g} s a step, {self.source})"
-        )
         return (
-            f"{whole}, {self.stored:,} of them stored; the other {left}, and the evaluation comes"
-            " after them."
+            f"{whole}, {self.stored:,} of them stored; the other {self.steps - self.stored:,} take"
+            f" about {duration(self.seconds)} here ({self.pace:.2g} s a step, {self.source}), and"
+            " the evaluation comes after them."
         )
 
 
@@ -63,41 +56,40 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     """
     s = experiment.settings
     runs = s.iterations * s.runs
-    whole = Cost(runs * s.steps, _stored(experiment, rewards), runs)
-    if whole.stored == whole.steps:
-        return whole
-    if found := recorded_pace(experiment):
-        pace, threads = found
-        elsewhere = "" if threads == torch.get_num_threads() else f" with OMP_NUM_THREADS={threads}"
-        return replace(whole, pace=pace, source=f"as an earlier run took{elsewhere}")
+    steps, stored, here = runs * s.steps, _stored(experiment, rewards), torch.get_num_threads()
+    if stored == steps:
+        return Cost(steps, stored, runs)
+    if recorded := recorded_pace(experiment):
+        pace, threads = recorded
+        elsewhere = "" if threads == here else f" with OMP_NUM_THREADS={threads}"
+        return Cost(steps, stored, runs, pace, f"as an earlier run took{elsewhere}")
     reward = experiment.standardised(rewards, Progress())["reward"]
-    inputs = _size(experiment) | {"threads": torch.get_num_threads()}
+    inputs = _size(experiment) | {"threads": here}
     timed = remember("pace", inputs, lambda _: {"seconds": _timed_pace(experiment, reward)})
-    stored = _stored(experiment, rewards)
-    return replace(
-        whole, stored=stored, pace=timed.record["seconds"], source=f"measured on {TIMED - 1} steps"
-    )
+    source = f"measured on {TIMED - 1} steps"
+    return Cost(steps, _stored(experiment, rewards), runs, timed.record["seconds"], source)
 
 
 def recorded_pace(experiment: Experiment) -> tuple[float, int] | None:
     """Seconds a step took in the latest stored run of this policy, batch and length, and on how
-    many threads: on as many as here if there is one. None if there is no such run."""
+    many threads.
+
+    On as many as here if there is one; None if there is no such run.
+    """
     like, here, elsewhere = surroundings() | _size(experiment), torch.get_num_threads(), None
-    for record in records("run"):
-        if all(record["inputs"].get(name) == value for name, value in like.items()):
-            found = (
-                statistics.median(row["seconds"] for row in record["result"]["history"]),
-                record["threads"],
-            )
-            if record["threads"] == here:
-                return found
-            elsewhere = elsewhere or found
+    for run in records("run"):
+        if like.items() <= run["inputs"].items():
+            pace = statistics.median(row["seconds"] for row in run["result"]["history"])
+            if run["threads"] == here:
+                return pace, here
+            elsewhere = elsewhere or (pace, run["threads"])
     return elsewhere
 
 
 def _size(experiment: Experiment) -> dict[str, str | int]:
-    """What a step's time depends on most, beside the machine. The reward model's size is not on a
-    run's record.
+    """What a step's time depends on most, beside the machine.
+
+    The reward model's size is not on a run's record.
     """
     s = experiment.settings
     return {
@@ -108,28 +100,26 @@ def _size(experiment: Experiment) -> dict[str, str | int]:
 
 
 def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
-    """Steps of the runs in the store, in their order up to the first that is missing, and those of
-    its checkpoint.
+    """Steps of the stored runs, up to the first that is missing, and those of its checkpoint.
 
     What comes after a missing run is not known: another initialisation follows from it.
     """
-    found = 0
+    steps = 0
+
+    def count(theta: Weights, run_id: RunId, **_: int | None) -> Run:
+        nonlocal steps
+        run = align(theta, run_id)
+        steps += len(run.history)
+        return run
+
     try:
         with only_stored():
-            align = experiment.aligner(
-                experiment.standardised(rewards, Progress())["reward"], Progress()
-            )
-
-            def count(theta: Weights, run_id: RunId, **_: int | None) -> Run:
-                nonlocal found
-                run = align(theta, run_id)
-                found += len(run.history)
-                return run
-
+            reward = experiment.standardised(rewards, Progress())["reward"]
+            align = experiment.aligner(reward, Progress())
             experiment.warp(count)
     except NotStored as missing:
-        found += steps_done(missing.part) if missing.kind == "run" else 0
-    return found
+        steps += steps_done(missing.part) if missing.kind == "run" else 0
+    return steps
 
 
 class _Watch(Progress):
@@ -149,14 +139,14 @@ class _Watch(Progress):
 
 
 def _timed_pace(experiment: Experiment, reward: Reward) -> float:
-    """Seconds a step takes, from the first steps of the first run that is not stored; its
-    checkpoint keeps them.
+    """Seconds a step takes, from the first steps of the first run that is not stored.
+
+    Its checkpoint keeps them.
     """
     watch = _Watch()
     with suppress(Stopped):
         experiment.warp(experiment.aligner(reward, watch))
     if len(watch.moments) == 1:  # no step was left: another process has just trained them
         return time.perf_counter() - watch.moments[0]
-    return statistics.median(
-        b - a for a, b in pairwise(watch.moments[1 if len(watch.moments) > 2 else 0 :])
-    )
+    first = 1 if len(watch.moments) > 2 else 0
+    return statistics.median(b - a for a, b in pairwise(watch.moments[first:]))

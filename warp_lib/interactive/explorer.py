@@ -1,11 +1,12 @@
-"""The Pareto explorer: points of the study and of one's own runs, chosen, compared, exported, and
-opened to read what they write.
+"""The Pareto explorer: points of the study and of one's own runs, chosen, compared and opened.
 
 It only reads tables, so it opens at once: no torch here, and no training.
 """
 
 import base64
+import dataclasses
 import html
+import mimetypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,58 +38,33 @@ VIEWS = {
     "reward against judge": ("judge", "reward"),
     "TF-IDF judge against KL": ("kl", "judge_tfidf"),
 }
-SYMBOLS = (
-    "circle",
-    "diamond",
-    "square",
-    "triangle-up",
-    "cross",
-    "x",
-    "star",
-    "pentagon",
-    "hexagram",
-    "triangle-down",
-)
+SYMBOLS = "circle diamond square triangle-up cross x star pentagon hexagram triangle-down".split()
 NONE = -1  # no point is open
 
 
 def traces(
     selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool
 ) -> list[go.Scatter]:
-    """The points of each selection, a trace a series, and against KL its fronts (see
-    `by_pipeline`). A selection has one colour.
+    """The points of each selection, a trace a series, and against KL its fronts.
+
+    A selection has one colour. See `by_pipeline`.
     """
     (x, y), made = view, []
     for (name, rows), colour in zip(selections.items(), (plots.BLUE, plots.ORANGE), strict=False):
         rows = rows.dropna(subset=[x, y])
         if x == "kl":
-            stairs = []
-            for own in by_pipeline(rows, y).values():
-                stairs += [*_stairs(own[x].to_list(), own[y].to_list()), (None, None)]
-            made.append(
-                go.Scatter(
-                    x=[kl for kl, _ in stairs],
-                    y=[score for _, score in stairs],
-                    name=f"{name}: fronts, one a seed",
-                    mode="lines",
-                    hoverinfo="skip",
-                    opacity=0.6,
-                    line=dict(color=colour, width=1.5),
-                )
-            )
-        for (series, own), symbol in zip(
-            rows.groupby("series", sort=False), SYMBOLS * 3, strict=False
-        ):
+            made.append(_fronts(rows, y, f"{name}: fronts, one a seed", colour))
+        series = rows.groupby("series", sort=False)
+        for (title, own), symbol in zip(series, SYMBOLS * 3, strict=False):
+            edge = dict(color="white", width=0.5)
             made.append(
                 go.Scatter(
                     x=own[x],
                     y=own[y],
-                    name=f"{name}: {html.escape(series)}",
+                    name=f"{name}: {html.escape(title)}",
                     mode="markers",
                     customdata=own.index.to_list(),
-                    marker=dict(
-                        color=colour, symbol=symbol, size=8, line=dict(color="white", width=0.5)
-                    ),
+                    marker=dict(color=colour, symbol=symbol, size=8, line=edge),
                     error_x=plots.whiskers(own, x, colour, intervals),
                     error_y=plots.whiskers(own, y, colour, intervals),
                     text=[html.escape(describe(row)) for _, row in own.iterrows()],
@@ -98,23 +74,23 @@ def traces(
     return made
 
 
-def _stairs(kl: list[float], score: list[float]) -> list[tuple[float, float]]:
-    """The front of some points as a staircase: the best score at no more than each KL."""
-    corners: list[tuple[float, float]] = []
-    for k in pareto(kl, score):
-        corners += [(kl[k], corners[-1][1])] if corners else []
-        corners.append((kl[k], score[k]))
-    return corners
+def _fronts(rows: pd.DataFrame, score: str, name: str, colour: str) -> go.Scatter:
+    """The front of each pipeline as a staircase: the best score at no more than each KL."""
+    x, y = [], []
+    for own in by_pipeline(rows, score).values():
+        front = own.iloc[pareto(own["kl"].to_list(), own[score].to_list())]
+        x += [*front["kl"], None]
+        y += [*front[score], None]
+    look = dict(mode="lines", opacity=0.6, line=dict(color=colour, width=1.5, shape="hv"))
+    return go.Scatter(x=x, y=y, name=name, hoverinfo="skip", **look)
 
 
 def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
     """Axes with their units and, on the reward's, where real positive reviews lie for the first of
     the points.
     """
-    figure = go.Figure(
-        layout=plots.LAYOUT
-        | dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20))
-    )
+    wide = dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20))
+    figure = go.Figure(layout=plots.LAYOUT | wide)
     for axis, column in zip("xy", view, strict=True):
         figure.update_layout({f"{axis}axis_title": plots.AXES[column]})
         if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):
@@ -130,48 +106,41 @@ def explore() -> widgets.Widget | go.Figure:
     points = all_points()
     if front_end():
         return Explorer(points).box
-    view, chosen = (
-        VIEWS["reward against KL"],
-        {name: s.of(points) for name, s in opening(points).items()},
-    )
+    view = VIEWS["reward against KL"]
+    chosen = {name: selection.of(points) for name, selection in opening(points).items()}
     return go.Figure(traces(chosen, view, intervals=True), layout(view, pd.concat(chosen.values())))
 
 
 def opening(points: pd.DataFrame) -> dict[str, Selection]:
-    """What is compared at first: the study's WARP, A, with its REINFORCE, B; without a study what
-    the first run has.
+    """What is compared at first: the study's WARP, A, with its REINFORCE, B.
+
+    Without a study, what the first run has.
     """
-    series = list(points.loc[points["method"] != "sft", "series"].unique())
-    source = (
-        "primary" if any(one.startswith("primary ") for one in series) else points["source"].iloc[0]
-    )
-
-    def those(*ends: str) -> tuple[str, ...]:
-        return tuple(one for one in series if one.startswith(f"{source} · ") and one.endswith(ends))
-
+    first = points["source"].iloc[0]
+    source = "primary" if points["source"].eq("primary").any() else first
+    series = points.loc[(points["source"] == source) & (points["method"] != "sft"), "series"]
+    ends = {
+        "A": ("warp · final front over η",),
+        "B": ("reinforce · along its way", "reinforce · line to SFT"),
+    }
     return {
-        "A": Selection(those("warp · final front over η")),
-        "B": Selection(those("reinforce · along its way", "reinforce · line to SFT")),
+        name: Selection(tuple(title for title in series.unique() if title.endswith(end)))
+        for name, end in ends.items()
     }
 
 
 class Chooser:
-    """The controls of one selection. Every list also takes the keyboard: arrows, and Ctrl or Shift
-    for several.
+    """The controls of one selection.
+
+    Every list also takes the keyboard: arrows, and Ctrl or Shift for several.
     """
 
     def __init__(
-        self,
-        name: str,
-        colour: str,
-        points: pd.DataFrame,
-        first: Selection,
-        changed: Callable[[], None],
+        self, name: str, colour: str, points: pd.DataFrame, first: Selection, changed: Callable
     ) -> None:
         points = points[points["method"] != "sft"]
-        self.series = _list(
-            "series", list(points["series"].unique()), first.series, rows=12, width="100%"
-        )
+        titles = list(points["series"].unique())
+        self.series = _list("series", titles, first.series, rows=12, width="100%")
         self.numbers = {
             "iterations": _list("I", _whole(points["iteration"])),
             "runs": _list("M", _whole(points["runs"])),
@@ -199,11 +168,8 @@ class Chooser:
 
     @property
     def selection(self) -> Selection:
-        return Selection(
-            self.series.value,
-            eta=self.eta.value,
-            **{name: control.value for name, control in self.numbers.items()},
-        )
+        numbers = {name: control.value for name, control in self.numbers.items()}
+        return Selection(self.series.value, eta=self.eta.value, **numbers)
 
 
 def _list(
@@ -225,9 +191,7 @@ def _whole(column: pd.Series) -> list[int]:
 
 
 class Explorer:
-    """The figure, the two choosers, the numbers they give, and the completions of the point that is
-    open.
-    """
+    """The figure, two choosers, the numbers they give, and the completions of the open point."""
 
     def __init__(self, points: pd.DataFrame) -> None:
         self.points, first = points, opening(points)
@@ -284,12 +248,9 @@ class Explorer:
         return traces(chosen, view, self.intervals.value), layout(view, pd.concat(chosen.values()))
 
     def draw(self) -> None:
-        """Bring everything up to date with the controls; the open point stays open where it is
-        still there.
-        """
+        """Bring everything up to date with the controls; an open point that is there stays open."""
         chosen = self.chosen()
-        self.figure.figure = go.Figure(*self.parts(chosen))
-        self.figure.draw()
+        self.figure.draw(go.Figure(*self.parts(chosen)))
         self.tell(chosen)
 
     def tell(self, chosen: dict[str, pd.DataFrame]) -> None:
@@ -300,11 +261,11 @@ class Explorer:
             for name, rows in chosen.items()
             for k, row in rows.iterrows()
         }
-        before = self.point.value
-        self.point.options = [
-            ("choose one, or click it in the figure, to read what it writes", NONE),
-            *((t, k) for k, t in labels.items()),
-        ]
+        before, none = (
+            self.point.value,
+            "choose one, or click it in the figure, to read what it writes",
+        )
+        self.point.options = [(none, NONE), *((text, k) for k, text in labels.items())]
         self.point.value = before if before in labels else NONE
 
     def click(self, point: int) -> None:
@@ -317,10 +278,8 @@ class Explorer:
         """The figure and its points as files under runs/explorer, and as links to download them."""
         self.export.disabled, self.exported.value = True, "exporting …"
         try:
-            self.exported.value = " · ".join(
-                _link(file)
-                for file in export(self.chosen(), VIEWS[self.view.value], self.intervals.value)
-            )
+            files = export(self.chosen(), VIEWS[self.view.value], self.intervals.value)
+            self.exported.value = " · ".join(map(_link, files))
         finally:
             self.export.disabled = False
 
@@ -328,32 +287,23 @@ class Explorer:
 def export(
     selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool
 ) -> list[Path]:
-    """Write the figure as HTML (on its own, nothing fetched), SVG and PNG, and its points as CSV,
-    to runs/explorer. Returns the files.
+    """Write the figure as HTML, SVG and PNG, and its points as CSV, to runs/explorer.
+
+    The HTML stands on its own and fetches nothing. Returns the files.
     """
-    folder, rows = (
-        paths.folder("explorer"),
-        pd.concat([rows.assign(selection=name) for name, rows in selections.items()]),
-    )
+    folder = paths.folder("explorer")
+    rows = pd.concat([rows.assign(selection=name) for name, rows in selections.items()])
     figure = go.Figure(traces(selections, view, intervals), layout(view, rows))
     export_figure(figure, folder, "explorer")
-    figure.write_html(
-        folder / "explorer.html", include_plotlyjs=True, config={"displaylogo": False}
-    )
+    page, kinds = folder / "explorer.html", ("html", "svg", "png", "csv")
+    figure.write_html(page, include_plotlyjs=True, config={"displaylogo": False})
     paths.write_whole(folder / "explorer.csv", rows.drop(columns="file").to_csv(index=False))
-    return [
-        file
-        for kind in ("html", "svg", "png", "csv")
-        if (file := folder / f"explorer.{kind}").exists()
-    ]
+    return [file for kind in kinds if (file := folder / f"explorer.{kind}").exists()]
 
 
 def _link(file: Path) -> str:
     """A link that carries the file, so that it works wherever the page is shown."""
-    kind = {".html": "text/html", ".svg": "image/svg+xml", ".png": "image/png", ".csv": "text/csv"}[
-        file.suffix
-    ]
-    data = base64.b64encode(file.read_bytes()).decode()
+    kind, data = mimetypes.guess_type(file)[0], base64.b64encode(file.read_bytes()).decode()
     return f'<a download="{file.name}" href="data:{kind};base64,{data}">{file.name}</a>'
 
 
@@ -362,10 +312,8 @@ def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
     x, y = view
     if x != "kl":
         return "No front here: neither of the two scores is a price."
-    lines = [
-        f"<b>{name}</b>: {_volume(found)}"
-        for name, found in comparison(*selections.values(), y).items()
-    ]
+    volumes = comparison(*selections.values(), y).items()
+    lines = [f"<b>{name}</b>: {_volume(interval)}" for name, interval in volumes]
     note = (
         f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a"
         f" score of {CORNER[1]:g}, in nats × SFT standard deviations; its mean over fronts, with"
@@ -379,23 +327,18 @@ def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
     return f"{' &emsp; '.join(lines) or 'No points chosen.'}<br><small>{note}</small>"
 
 
-def _volume(found: Interval) -> str:
-    spread = (
-        f"{found.low:.2f} to {found.high:.2f}, {found.n} fronts"
-        if found.n > 1
-        else "one front: no interval"
-    )
-    return f"{found.mean:.2f} ({spread})"
+def _volume(over_fronts: Interval) -> str:
+    mean, low, high, n = dataclasses.astuple(over_fronts)
+    spread = f"{low:.2f} to {high:.2f}, {n} fronts" if n > 1 else "one front: no interval"
+    return f"{mean:.2f} ({spread})"
 
 
 def _texts(rows: list[dict[str, Any]]) -> str:
     """Completions beside SFT's as a table. They are a model's text, so every one is escaped."""
     if not rows:
         return "The completions of this point were not kept."
-    head = "".join(
-        f"<th style='text-align:left'>{name}</th>"
-        for name in ("prompt", "SFT goes on", "this point goes on")
-    )
+    titles = ("prompt", "SFT goes on", "this point goes on")
+    head = "".join(f"<th style='text-align:left'>{title}</th>" for title in titles)
     body = "".join(
         f"<tr style='vertical-align:top'><td>{html.escape(row['prompt'])}</td>"
         f"{_cell(row['sft'], row['sft_reward'])}{_cell(row['completion'], row['reward'])}</tr>"
@@ -412,9 +355,7 @@ def _texts(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(text: str, reward: float) -> str:
-    """A completion on its reward's colour, half transparent so that it reads on light and on
-    dark.
-    """
+    """A completion on its reward's colour, half transparent: it reads on light and on dark."""
     shade = "0,114,178" if reward > 0 else "213,94,0"
     style = f"background:rgba({shade},{min(abs(reward) / 3, 0.5):.2f});padding:.4em;width:45%"
     return f"<td style='{style}'><b>{reward:+.2f}</b> {html.escape(text)}</td>"

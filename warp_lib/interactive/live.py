@@ -65,10 +65,8 @@ async def live(work: Callable[[Progress], T], title: str) -> T:
 async def follow(
     work: Callable[[Progress], T], progress: "Watched", view: "TextView | WidgetView", title: str
 ) -> T:
-    """`live` with a progress and a view that are there already, for whoever shows the view in a
-    place of its own.
-    """
-    from ..fast import machine  # only now: `report` takes this module's `duration` without torch
+    """`live` with a progress and a view that are there already, shown in a place of their own."""
+    from ..fast import machine  # only now: the explorer takes `front_end` without torch
 
     outcome: Future[T] = Future()
     loop, finished = asyncio.get_running_loop(), asyncio.Event()
@@ -106,8 +104,9 @@ async def follow(
 
 
 def _drawn(draw: Callable[[], None]) -> bool:
-    """Draw; whether that worked. Where it did not, the work goes on unseen: it must neither be lost
-    nor left alone with its lock.
+    """Draw; whether that worked.
+
+    Where it did not, the work goes on unseen: it must neither be lost nor left alone with its lock.
     """
     try:
         draw()
@@ -128,10 +127,8 @@ def front_end() -> bool:
     Lab and Voilà say so in the environment of the kernels they start. A papermill that was begun in
     one of these inherits it, and hands it on to its own kernel.
     """
-    asked = "JPY_SESSION_NAME" in os.environ or any(
-        name.startswith("VOILA_") for name in os.environ
-    )
-    return asked and not _begun_by_papermill()
+    lab, voila = "JPY_SESSION_NAME" in os.environ, any(n.startswith("VOILA_") for n in os.environ)
+    return (lab or voila) and not _begun_by_papermill()
 
 
 @cache
@@ -176,21 +173,12 @@ class Loop:
         text = f"{self.title}: {self.done}/{self.total} in {duration(self.seconds())}"
         if self.ended is None and (to_go := self.to_go()) is not None:
             text += f", about {duration(to_go)} to go"
-        return " · ".join(
-            [
-                text,
-                *(
-                    f"{label(name)} {value:.3g}"
-                    for name, value in (self.points[-1][1] if self.points else {}).items()
-                ),
-            ]
-        )
+        latest = self.points[-1][1] if self.points else {}
+        return " · ".join([text, *(f"{label(n)} {value:.3g}" for n, value in latest.items())])
 
 
 class Watched(Progress):
-    """Remembers what the work says, for a view to draw from another thread. Loops may follow one
-    another or nest.
-    """
+    """Remembers what the work says, for a view in another thread. Loops may follow or nest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,17 +203,16 @@ class Watched(Progress):
     def log(self, **numbers: float) -> None:
         if self.open:  # numbers outside any loop have no place on an axis
             loop = self.open[-1]
-            loop.points.append(
-                (loop.done + 1, {name: float(value) for name, value in numbers.items()})
-            )
+            loop.points.append((loop.done + 1, {n: float(value) for n, value in numbers.items()}))
 
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
         self.shown = list(zip(texts[:SHOWN], rewards[:SHOWN], strict=True))
 
 
 class TextView:
-    """A line when a loop ends, and one every 20 seconds while it runs: few, because notebooks are
-    committed with their outputs.
+    """A line when a loop ends, and one every 20 seconds while it runs.
+
+    They are few because notebooks are committed with their outputs.
     """
 
     every = 20.0
@@ -250,26 +237,18 @@ class TextView:
 
 
 class WidgetView:
-    """A bar with the time to go, a Stop button, a figure with a panel for each kind of number, and
-    completions. All of it in `box`.
-    """
+    """A bar with the time to go, a Stop button, curves and completions, all in its `box`."""
 
     def __init__(self, progress: Watched) -> None:
         import ipywidgets
-        import plotly.graph_objects as go
 
         from .live_figure import LiveFigure
 
         self.progress = progress
-        margin = {"l": 60, "r": 20, "t": 30, "b": 40}
         # From the start, before there is anything to draw: the page loads plotly while the work has
         # not begun to keep the cores busy.
-        self.figure = LiveFigure(
-            go.Figure(layout={"height": 300, "margin": margin, "template": "plotly_white"})
-        )
-        self.panels: list[str] = []
-        self.drawn: dict[int, int] = {}  # loop → points drawn of it
-        self.traces: dict[tuple[int, str], Any] = {}  # loop, series → its line
+        self.figure = LiveFigure(curves([]))
+        self.drawn = 0  # points that the figure has
         self.bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
         self.label = ipywidgets.Label()  # shows text, never HTML
         self.button = ipywidgets.Button(
@@ -277,9 +256,8 @@ class WidgetView:
         )
         self.button.on_click(self.stop)
         self.texts, self.written = ipywidgets.HTML(), self.progress.shown
-        self.box = ipywidgets.VBox(
-            [ipywidgets.HBox([self.bar, self.label, self.button]), self.figure, self.texts]
-        )
+        row = ipywidgets.HBox([self.bar, self.label, self.button])
+        self.box = ipywidgets.VBox([row, self.figure, self.texts])
 
     def stop(self, _: Any = None) -> None:
         self.progress.stop.set()
@@ -294,75 +272,21 @@ class WidgetView:
         to_go = loop.to_go() if loop.ended is None and not self.progress.stop.is_set() else None
         parts = [" › ".join(each.title for each in running), f"{loop.done}/{loop.total}"]
         parts += [f"about {duration(to_go)} to go"] if to_go else []
-        self.label.value = " · ".join(
-            [*parts, f"{duration(time.monotonic() - self.progress.began)} in all"]
-        )
+        parts += [f"{duration(time.monotonic() - self.progress.began)} in all"]
+        self.label.value = " · ".join(parts)
         # making the figure takes a moment, and Stop answers first
         if not self.progress.stop.is_set():
             self.draw_results()
 
     def draw_results(self) -> None:
         """Bring the figure and the completions up to date."""
-        grown = [
-            (n, loop)
-            for n, loop in enumerate(list(self.progress.loops))
-            if len(loop.points) > self.drawn.get(n, 0)
-        ]
-        for number, loop in grown:
-            self.drawn[number] = len(loop.points)
-            self.draw_numbers(number, loop)
-        if grown:
-            self.figure.draw()
+        loops = list(self.progress.loops)
+        if (points := sum(len(loop.points) for loop in loops)) > self.drawn:
+            self.drawn = points
+            self.figure.draw(curves(loops))
         if self.progress.shown is not self.written:
             self.written = self.progress.shown
             self.texts.value = completions(self.written)
-
-    def draw_numbers(self, number: int, loop: Loop) -> None:
-        """Bring the traces of one loop up to date. A panel is made with its first series."""
-        points = loop.points[: self.drawn[number]]
-        for name in dict.fromkeys(name for _, numbers in points for name in numbers):
-            if (number, name) not in self.traces:
-                self.add_series(number, name, loop.title)
-            trace = self.traces[number, name]
-            trace.x = [step for step, numbers in points if name in numbers]
-            trace.y = [numbers[name] for _, numbers in points if name in numbers]
-
-    def add_series(self, number: int, name: str, title: str) -> None:
-        """An empty line for one series of one loop; a loop has one colour and one legend entry."""
-        from ..report.plots import PALETTE
-
-        figure, axes = self.figure.figure, ["", *map(str, range(2, 20))]
-        panel = PANELS.get(name, label(name))
-        if panel not in self.panels:
-            self.panels.append(panel)
-            width = 1 / len(self.panels)
-            # side by side, each narrower than its share: the next one's title and numbers fit
-            for i, text in enumerate(self.panels):
-                span = [i * width, (i + 0.75) * width]
-                figure.layout[f"xaxis{axes[i]}"] = {
-                    "domain": span,
-                    "anchor": f"y{axes[i]}",
-                    "title": "step",
-                }
-                figure.layout[f"yaxis{axes[i]}"] = {
-                    "anchor": f"x{axes[i]}",
-                    "title": html.escape(text),
-                }
-        axis = axes[self.panels.index(panel)]
-        line = {
-            "color": PALETTE[number % len(PALETTE)],
-            "dash": "dot" if name == "kl_sft" else "solid",
-        }
-        figure.add_scatter(
-            name=html.escape(title),
-            legendgroup=str(number),
-            showlegend=not any(n == number for n, _ in self.traces),
-            xaxis=f"x{axis}",
-            yaxis=f"y{axis}",
-            line=line,
-            mode="lines",
-        )
-        self.traces[number, name] = figure.data[-1]
 
     def close(self) -> None:
         self.button.disabled = True
@@ -370,6 +294,59 @@ class WidgetView:
             self.button.description = "Stopped"
         self.draw()
         self.draw_results()
+
+
+def curves(loops: Sequence[Loop]) -> dict[str, Any]:
+    """A figure of what loops logged, as JSON: a panel for each kind of number (see `PANELS`), a
+    colour and a legend entry for each loop.
+
+    It is made anew several times a second, and checking that would cost a training its time.
+    """
+    from ..report.plots import PALETTE
+
+    series = []  # of each: its loop's number and title, its name, steps and values
+    for number, loop in enumerate(loops):
+        rows = loop.points[:]  # a copy: the work goes on
+        for name in dict.fromkeys(name for _, numbers in rows for name in numbers):
+            points = [(step, numbers[name]) for step, numbers in rows if name in numbers]
+            series.append((number, loop.title, name, *zip(*points, strict=True)))
+    panels = {name: PANELS.get(name, label(name)) for _, _, name, *_ in series}
+    titles = tuple(dict.fromkeys(panels.values()))
+    traces = []
+    for k, (number, title, name, steps, values) in enumerate(series):
+        axis = str(titles.index(panels[name]) + 1).removesuffix("1")
+        traces.append(
+            {
+                "x": steps,
+                "y": values,
+                "xaxis": f"x{axis}",
+                "yaxis": f"y{axis}",
+                "name": html.escape(title),
+                "legendgroup": str(number),
+                "showlegend": number not in [n for n, *_ in series[:k]],
+                "line": {
+                    "color": PALETTE[number % len(PALETTE)],
+                    "dash": "dot" if name == "kl_sft" else "solid",
+                },
+                "mode": "lines",
+            }
+        )
+    return {"data": traces, "layout": _panels(titles)}
+
+
+@cache
+def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
+    """The layout of panels side by side; their titles are those of their y axes."""
+    from plotly.subplots import make_subplots
+
+    count = max(len(titles), 1)
+    figure = make_subplots(1, count, horizontal_spacing=0.25 / count)
+    for col, title in enumerate(titles, start=1):
+        figure.update_xaxes(title="step", row=1, col=col)
+        figure.update_yaxes(title=html.escape(title), row=1, col=col)
+    margin = {"l": 60, "r": 20, "t": 30, "b": 40}
+    figure.update_layout(height=300, margin=margin, template="plotly_white")
+    return figure.layout.to_plotly_json()
 
 
 def completions(rows: Sequence[tuple[str, float]]) -> str:

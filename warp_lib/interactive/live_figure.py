@@ -14,8 +14,12 @@ from typing import Any
 import anywidget
 import ipywidgets
 import plotly.graph_objects as go
+import plotly.io
 import traitlets
 from plotly.offline import get_plotlyjs
+
+Figure = go.Figure | dict[str, Any]
+"""plotly's, or its JSON, which is not checked."""
 
 
 class _Text(ipywidgets.Widget):
@@ -31,7 +35,7 @@ def _plotly() -> _Text:
 
 
 class LiveFigure(anywidget.AnyWidget):
-    """Shows ``figure``, a plain plotly figure. Change that, then call :meth:`draw`.
+    """Shows a figure of plotly until :meth:`draw` shows another.
 
     Args:
         figure: what is shown first.
@@ -43,12 +47,13 @@ class LiveFigure(anywidget.AnyWidget):
     _plotly = traitlets.Unicode().tag(sync=True)  # the models' ids
     _content = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, figure: go.Figure, clicked: Callable[[Any], None] | None = None) -> None:
-        self.figure, self._text = figure, _Text(text=figure.to_json())
+    def __init__(self, figure: Figure, clicked: Callable[[Any], None] | None = None) -> None:
+        self._text = _Text()
+        self.draw(figure)
         super().__init__(_plotly=_plotly().model_id, _content=self._text.model_id)
         if clicked is not None:
             self.on_msg(lambda _, message, __: clicked(message["clicked"]))
 
-    def draw(self) -> None:
-        """Bring the page up to date with ``figure``."""
-        self._text.text = self.figure.to_json()
+    def draw(self, figure: Figure) -> None:
+        """Show this figure, which may be the one before, changed."""
+        self.figure, self._text.text = figure, plotly.io.to_json(figure, validate=False)

@@ -1,6 +1,4 @@
-"""WARP's knobs: a panel of the settings that says what a run costs here, starts and stops it, and
-how a terminal does the same.
-"""
+"""WARP's knobs: a panel that says what a run costs, starts and stops it, or its command."""
 
 import asyncio
 import dataclasses
@@ -23,25 +21,13 @@ from .cost import cost
 from .live import StoppedByHand, Watched, WidgetView, follow, front_end
 from .live_figure import LiveFigure
 
-SYMBOLS = {
-    "iterations": "I",
-    "runs": "M",
-    "steps": "T",
-    "mu": "μ",
-    "beta": "β",
-    "eta": "η",
-    "temperature": "τ",
-    "learning_rate": "",
-    "seed": "",
-    "merge": "",
-    "name": "",
-}
+SYMBOLS = dict(iterations="I", runs="M", steps="T", mu="μ", beta="β", eta="η", temperature="τ")
+SYMBOLS |= dict.fromkeys(("learning_rate", "seed", "merge", "name"), "")  # the other knobs
 NOTEBOOK = "03_warp"
 
 
 def knobs(experiment: Experiment, rewards: dict[str, Reward]) -> widgets.Widget | Markdown:
-    """The panel where someone can turn widgets; elsewhere what these settings cost, and the command
-    that runs others.
+    """The panel where someone can turn widgets; elsewhere the cost and the command in words.
 
     Args:
         experiment: whose models and reviews are used; its settings are what the knobs begin at.
@@ -57,25 +43,26 @@ def knobs(experiment: Experiment, rewards: dict[str, Reward]) -> widgets.Widget 
 
 
 def command(settings: Settings) -> str:
-    """The papermill command that runs notebook 03 with these settings: the profile that is nearest,
-    and what differs from it.
+    """The papermill command that runs notebook 03 with these settings.
+
+    It names the nearest profile, and what differs from it.
     """
-    wanted = settings.asdict()
-    others = {}
+    changes = {}  # profile → the settings that differ from its own
     for profile in PROFILES:
-        given = Settings.profile(profile).asdict()
-        others[profile] = {name: value for name, value in wanted.items() if value != given[name]}
-    nearest = min(others, key=lambda profile: len(others[profile]))
+        known = Settings.profile(profile).asdict().items()
+        changes[profile] = dict(item for item in settings.asdict().items() if item not in known)
+    nearest = min(changes, key=lambda profile: len(changes[profile]))
     words = ["papermill", f"notebooks/{NOTEBOOK}.ipynb", "out.ipynb", "-k", "python3"]
-    for name, value in ({"profile": nearest} | others[nearest]).items():
+    for name, value in ({"profile": nearest} | changes[nearest]).items():
         # -r: a name like 007 stays a name
         words += ["-r" if isinstance(value, str) else "-p", name, str(value)]
     return shlex.join(words)
 
 
 def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> go.Figure:
-    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does with these
-    settings. Returns its front's figure.
+    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does.
+
+    Returns the figure of its front.
     """
     rewards = experiment.standardised(rewards, progress)
     trained = experiment.warp(experiment.aligner(rewards["reward"], progress))
@@ -85,19 +72,17 @@ def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) 
 
 
 class Panel:
-    """The controls, what is said of their values, Start, and below it the run: its bar with Stop,
-    its figure, its front.
-    """
+    """The controls, the cost of their values, Start, and below it the run and its front."""
 
     def __init__(self, experiment: Experiment, rewards: dict[str, Reward]) -> None:
         self.experiment, self.rewards = experiment, rewards
-        given = dataclasses.replace(experiment.settings, name=f"{experiment.settings.name}-mine")
+        mine = experiment.settings.asdict() | {"name": f"{experiment.settings.name}-mine"}
         known = {f.name: f for f in fields(Settings)}
-        self.controls = {name: _control(known[name], getattr(given, name)) for name in SYMBOLS}
+        self.controls = {name: _control(known[name], mine[name]) for name in SYMBOLS}
         for control in self.controls.values():
             control.observe(lambda _: self.tell(), "value")
         wide = widgets.Layout(width="100%")
-        self.said = widgets.HTML(layout=wide)
+        self.cost = widgets.HTML(layout=wide)
         self.command = widgets.Textarea(
             description="in a terminal",
             tooltip="the same settings for the whole notebook, to copy",
@@ -112,18 +97,15 @@ class Panel:
         self.start.on_click(lambda _: asyncio.get_running_loop().create_task(self.train()))
         self.ended = widgets.HTML(layout=wide)
         self.area = widgets.VBox()
-        rows = widgets.HBox(
-            list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap")
-        )
-        self.box = widgets.VBox([rows, self.said, self.command, self.start, self.ended, self.area])
+        wrapped = widgets.Layout(flex_flow="row wrap")
+        rows = widgets.HBox(list(self.controls.values()), layout=wrapped)
+        self.box = widgets.VBox([rows, self.cost, self.command, self.start, self.ended, self.area])
         self.tell()
 
     def settings(self) -> Settings:
         """What the controls say. Raises ValueError in one sentence."""
-        return dataclasses.replace(
-            self.experiment.settings,
-            **{name: typed(name, c.value.strip()) for name, c in self.controls.items()},
-        )
+        values = {name: typed(name, c.value.strip()) for name, c in self.controls.items()}
+        return dataclasses.replace(self.experiment.settings, **values)
 
     def tell(self) -> None:
         """Say what the controls' values cost, or why there is no such run; then Start is off."""
@@ -131,25 +113,20 @@ class Panel:
         try:
             settings = self.settings()
         except ValueError as error:
-            self.said.value, self.command.value = f"<b>{html.escape(str(error))}</b>", ""
+            self.cost.value, self.command.value = f"<b>{html.escape(str(error))}</b>", ""
             return
-        self.said.value, self.command.value = "looking into the store …", command(settings)
-        self.said.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))
+        self.cost.value, self.command.value = "looking into the store …", command(settings)
+        self.cost.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))
         self.start.disabled = False
 
     async def train(self) -> None:
-        """Run what the controls say in a thread, with its progress below them, until it ends or
-        Stop ends it.
-        """
-        settings = self.settings()
-        progress = Watched()
-        view = WidgetView(progress)
+        """Run what the controls say in a thread, its progress below them, to its end or Stop."""
+        settings, progress = self.settings(), Watched()
+        experiment, view = self.experiment.under(settings), WidgetView(progress)
         self.ended.value, self.area.children = "", (view.box,)
         self.enable(False)
         try:
-            front = await follow(
-                partial(run, self.experiment.under(settings), self.rewards), progress, view, "WARP"
-            )
+            front = await follow(partial(run, experiment, self.rewards), progress, view, "WARP")
         except StoppedByHand:
             self.ended.value = "Stopped. What is finished is kept; Start goes on from there."
         except Exception as error:  # whatever it is, it is said here: no cell awaits it
@@ -171,8 +148,9 @@ class Panel:
 
 
 def _control(f: dataclasses.Field, value: Any) -> widgets.Widget:
-    """A list for a setting that is one of a few, else a line of text, so that a bad value is
-    refused in words and not silently mended.
+    """A list for a setting that is one of a few, else a line of text.
+
+    So a bad value is refused in words and not silently mended.
     """
     about = {
         "description": f"{SYMBOLS[f.name]} {f.name}".strip(),

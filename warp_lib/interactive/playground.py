@@ -1,5 +1,5 @@
-"""Policies to play with: weights anywhere between SFT and trained policies, what they write, and
-where each word departs from SFT.
+"""Policies to play with: weights between SFT and trained policies, what they write, and where each
+word departs from SFT.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets
+import plotly.graph_objects as go
 import torch
 from IPython.display import HTML
 from torch import Tensor
@@ -28,17 +29,15 @@ from .live_figure import LiveFigure
 
 COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
-TOLD = 3  # tokens of a completion that are also named in words, those of the largest KL
+NAMED = 3  # tokens of a completion that are also named in words, those of the largest KL
 # seconds without a change before new texts are written: a slider held down asks once
 SETTLED = 0.15
 SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"[.!?…\"')\]]")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Weights: SLERP from the policy `first` towards `second` by the share λ, and LITI from SFT to
-    that by η.
-    """
+class Mix:
+    """Weights: SLERP from policy `first` towards `second` by the share λ, LITI from SFT by η."""
 
     first: str
     second: str
@@ -46,9 +45,8 @@ class Place:
     eta: float
 
     def __str__(self) -> str:
-        return f"η = {self.eta:g} of {self.first}" + (
-            f", λ = {self.share:g} towards {self.second}" if self.share else ""
-        )
+        towards = f", λ = {self.share:g} towards {self.second}" if self.share else ""
+        return f"η = {self.eta:g} of {self.first}{towards}"
 
 
 @dataclass(frozen=True)
@@ -80,32 +78,22 @@ class Playground:
             for name, delta in deltas.items()
         }
 
-    def target(self, place: Place) -> Weights:
+    def target(self, mix: Mix) -> Weights:
         """The weights at η = 1."""
-        return between(
-            self.experiment.theta_sft,
-            self.finals[place.first],
-            self.finals[place.second],
-            place.share,
-        )
+        first, second = self.finals[mix.first], self.finals[mix.second]
+        return between(self.experiment.theta_sft, first, second, mix.share)
 
-    def theta(self, place: Place) -> Weights:
-        """The weights at a place."""
-        return interpolate(self.experiment.theta_sft, self.target(place), place.eta)
+    def theta(self, mix: Mix) -> Weights:
+        """The weights of a mix."""
+        return interpolate(self.experiment.theta_sft, self.target(mix), mix.eta)
 
-    def layers(self, place: Place) -> list[dict[str, Any]]:
-        """Angles and norms, layer by layer, of the two task vectors (1 and 2) and of the one at
-        `place` (3); see `merging.geometry`.
-        """
-        return geometry(
-            self.experiment.theta_sft,
-            [self.finals[place.first], self.finals[place.second], self.theta(place)],
-        )
+    def layers(self, mix: Mix) -> list[dict[str, Any]]:
+        """`merging.geometry` of the mix's two policies (1 and 2) and of its own weights (3)."""
+        first, second = self.finals[mix.first], self.finals[mix.second]
+        return geometry(self.experiment.theta_sft, [first, second, self.theta(mix)])
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """A prompt's tokens. Raises ValueError when there are none, or more than the policy's
-        context has room for.
-        """
+        """A prompt's tokens. Raises ValueError when there are none, or too many for the context."""
         policy, new = self.experiment.policy, self.experiment.settings.max_new_tokens
         ids = policy.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         longest = policy.model.config.max_position_embeddings - new
@@ -116,70 +104,60 @@ class Playground:
             )
         return ids
 
-    def write(self, prompt: str, place: Place, take: int = 0) -> list[Completion]:
-        """Completions of a prompt by the policy at a place, scored. The same `take` draws the same
-        random numbers at every place.
+    def write(self, prompt: str, mix: Mix, take: int = 0) -> list[Completion]:
+        """Completions of a prompt by the policy of a mix, scored.
+
+        The same `take` draws the same random numbers for every mix.
 
         Raises ValueError for a prompt that is empty or too long.
         """
         ids, s, policy = self.prompt_ids(prompt), self.experiment.settings, self.experiment.policy
-        policy.load(self.theta(place))
+        policy.load(self.theta(mix))
         generator = torch_stream("playground", take, device=machine.device())
         y = policy.sample([ids] * COMPLETIONS, s.max_new_tokens, s.temperature, generator)
         kl, log_ratio = by_token(policy, self.experiment.sft, y, s.temperature)
         start = policy.tokenizer.decode(ids)
         pieces = [split(policy, ids, completion) for completion in y.completions.tolist()]
-        ends = [sentence_ends(some) for some in pieces]
-        texts = [start] + [
-            start + "".join(some[:end])
-            for some, them in zip(pieces, ends, strict=True)
-            for end in them
+        ends = [sentence_ends(tokens) for tokens in pieces]
+        openings = [
+            start + "".join(tokens[:end])
+            for tokens, sentences in zip(pieces, ends, strict=True)
+            for end in sentences
         ]
-        before, *rewards = self.reward(texts).tolist()
-        told = []
-        for k, (some, them) in enumerate(zip(pieces, ends, strict=True)):
-            after, rewards = rewards[: len(them)], rewards[len(them) :]
+        before, *rewards = self.reward([start, *openings]).tolist()
+        completions = []
+        for k, (tokens, sentences) in enumerate(zip(pieces, ends, strict=True)):
+            after, rewards = rewards[: len(sentences)], rewards[len(sentences) :]
             gains = [now - then for then, now in zip([before, *after], after, strict=False)]
-            told.append(
-                Completion(
-                    start,
-                    some,
-                    kl[k].tolist(),
-                    log_ratio[k].tolist(),
-                    after[-1],
-                    before,
-                    list(zip(them, gains, strict=True)),
-                )
-            )
-        return told
+            numbers = kl[k].tolist(), log_ratio[k].tolist(), after[-1], before
+            by_sentence = list(zip(sentences, gains, strict=True))
+            completions.append(Completion(start, tokens, *numbers, by_sentence))
+        return completions
 
 
 @torch.no_grad()
 def by_token(
     policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """KL(π‖π_sft) over the vocabulary before each sampled token, and log π − log π_sft of the token
-    itself: (n, new) each, nats.
+    """KL(π‖π_sft) over the vocabulary before each sampled token, and the token's own log π − log
+    π_sft: (n, new) each, nats.
     """
-    logits_p, logits_q = policy.logits(rollouts), sft.logits(rollouts)
-    log_p, log_q = (
-        policy.log_distribution(logits_p, temperature),
-        sft.log_distribution(logits_q, temperature),
-    )
+    log_p, log_q = (m.log_distribution(m.logits(rollouts), temperature) for m in (policy, sft))
     log_ratio = (log_p - log_q).gather(-1, rollouts.completions[..., None])[..., 0]
     return kl_by_token(log_p.exp(), log_p, log_q).cpu(), log_ratio.cpu()
 
 
 def split(policy: Policy, prompt: Sequence[int], completion: Sequence[int]) -> list[str]:
-    """The text that each token of a completion adds to what stands before it; a letter of several
-    tokens comes with the last of them.
+    """The text that each token of a completion adds to what stands before it.
+
+    A letter of several tokens comes with the last of them.
     """
-    told, pieces = policy.tokenizer.decode(prompt), []
+    before, pieces = policy.tokenizer.decode(prompt), []
     for k in range(1, len(completion) + 1):
         text = policy.tokenizer.decode([*prompt, *completion[:k]])
         whole = text if k == len(completion) else text.rstrip("\N{REPLACEMENT CHARACTER}")
-        pieces.append(whole[len(told) :])
-        told = whole if len(whole) > len(told) else told
+        pieces.append(whole[len(before) :])
+        before = max(before, whole, key=len)
     return pieces
 
 
@@ -197,163 +175,125 @@ def sentence_ends(pieces: Sequence[str]) -> list[int]:
 
 
 def page(completions: Sequence[Completion]) -> str:
-    """Completions as HTML, every text escaped: a token's KL is its background, what a sentence adds
-    to r̃ stands after it.
+    """Completions as HTML, every text escaped.
+
+    A token's KL is its background; what a sentence adds to r̃ stands after it.
     """
-    return "".join(_paragraph(one) for one in completions)
+    return "".join(map(_paragraph, completions))
 
 
-def _paragraph(one: Completion) -> str:
-    gains, words = dict(one.sentences), []
-    for k, (piece, kl, log_ratio) in enumerate(
-        zip(one.pieces, one.kl, one.log_ratio, strict=True), 1
-    ):
+def _paragraph(completion: Completion) -> str:
+    gains, words, pieces = dict(completion.sentences), [], completion.pieces
+    tokens = zip(pieces, completion.kl, completion.log_ratio, strict=True)
+    for k, (piece, kl, log_ratio) in enumerate(tokens, start=1):
         # Orange on whatever the page's background is: one hue, and the text keeps the theme's
         # colour.
-        colour, tip = (
-            f"rgba(213, 94, 0, {0.7 * min(1.0, kl / FULL):.2f})",
-            f"KL {kl:.2f} nats, log π/π_sft {log_ratio:+.2f}",
-        )
+        colour = f"rgba(213, 94, 0, {0.7 * min(1.0, kl / FULL):.2f})"
+        tip = f"KL {kl:.2f} nats, log π/π_sft {log_ratio:+.2f}"
         words.append(
             f'<span style="background: {colour}" title="{tip}">{html.escape(piece)}</span>'
         )
         if k in gains:
             words.append(f' <sub title="what this sentence adds to r̃">{gains[k]:+.2f}</sub>')
-    furthest = [
-        k for k in sorted(range(len(one.kl)), key=lambda k: -one.kl[k])[:TOLD] if one.kl[k] >= 0.005
-    ]
-    named = ", ".join(f"“{html.escape(one.pieces[k].strip())}” {one.kl[k]:.2f}" for k in furthest)
+    furthest = sorted(zip(completion.kl, pieces, strict=True), key=lambda pair: -pair[0])[:NAMED]
+    named = [f"“{html.escape(piece.strip())}” {kl:.2f}" for kl, piece in furthest if kl >= 0.005]
     return (
-        f'<p style="line-height: 1.6"><b>r̃ {one.reward:+.2f} · KL {sum(one.kl):.2f} nats</b> ·'
-        f' furthest from SFT: {named or "nowhere"}<br>{html.escape(one.prompt)} <sub title="r̃ of'
-        f' the prompt alone">{one.before:+.2f}</sub>{"".join(words)}</p>'
+        f'<p style="line-height: 1.6"><b>r̃ {completion.reward:+.2f} · KL {sum(completion.kl):.2f}'
+        f" nats</b> · furthest from SFT: {', '.join(named) or 'nowhere'}<br>"
+        f'{html.escape(completion.prompt)} <sub title="r̃ of the prompt alone">'
+        f"{completion.before:+.2f}</sub>{''.join(words)}</p>"
     )
 
 
 def still(
-    playground: Playground, prompt: str, place: Place, etas: Sequence[float] = (0.0, 0.5, 1.0)
+    playground: Playground, prompt: str, mix: Mix, etas: Sequence[float] = (0.0, 0.5, 1.0)
 ) -> str:
     """What the sliders would show, as HTML for where there are none: a prompt at several η."""
-    places = [replace(place, eta=eta) for eta in etas]
-    return "".join(
-        f"<h4>{html.escape(str(p))}</h4>{page(playground.write(prompt, p)[:1])}" for p in places
-    )
+    mixes = [replace(mix, eta=eta) for eta in etas]
+    first = {str(m): page(playground.write(prompt, m)[:1]) for m in mixes}
+    return "".join(f"<h4>{html.escape(title)}</h4>{text}" for title, text in first.items())
 
 
 class Desk:
-    """What the notebook shows: `texts`, the controls with what the policy writes, and `layers`,
-    which follows the same controls.
+    """What the notebook shows: `texts`, the controls with what the policy writes, and `layers`.
 
-    Without a front end both stand still: a prompt at three η, and the layers at `place`.
+    Both follow the controls. Without a front end both stand still: a prompt at three η, and the
+    layers at `mix`.
     """
 
-    def __init__(self, playground: Playground, prompt: str, place: Place):
+    def __init__(self, playground: Playground, prompt: str, mix: Mix):
         self.playground, self.take = playground, 0
-        drawn = plots.layers(playground.layers(place), self.names(place))
         if front_end():
-            self.texts, self.layers = self._controls(prompt, place), LiveFigure(drawn)
+            self.texts, self.layers = self._controls(prompt, mix), LiveFigure(self.angles(mix))
             self.draw()
         else:
-            self.texts, self.layers = HTML(still(playground, prompt, place)), drawn
+            self.texts, self.layers = HTML(still(playground, prompt, mix)), self.angles(mix)
 
-    @staticmethod
-    def names(place: Place) -> list[str]:
-        """What the three task vectors of `Playground.layers` are called."""
-        return [place.first, place.second, "merged"]
+    def angles(self, mix: Mix) -> go.Figure:
+        """The figure of `Playground.layers`."""
+        return plots.layers(self.playground.layers(mix), [mix.first, mix.second, "merged"])
 
-    def _controls(self, prompt: str, place: Place) -> ipywidgets.Widget:
-        names, slide = (
-            list(self.playground.finals),
-            {
-                "min": 0.0,
-                "max": 1.0,
-                "step": 0.05,
-                "continuous_update": False,
-            },
-        )
+    def _controls(self, prompt: str, mix: Mix) -> ipywidgets.Widget:
         look = {
             "layout": ipywidgets.Layout(width="min(100%, 48em)"),
             "style": {"description_width": "7em"},
         }
+        policies = look | {"options": list(self.playground.finals)}
+        slide = look | {"min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
         self.prompt = ipywidgets.Text(prompt, description="prompt", continuous_update=False, **look)
-        self.first = ipywidgets.Dropdown(
-            options=names, value=place.first, description="policy", **look
-        )
-        self.eta = ipywidgets.FloatSlider(place.eta, description="η (0: SFT)", **slide, **look)
-        self.second = ipywidgets.Dropdown(
-            options=names, value=place.second, description="towards", **look
-        )
-        self.share = ipywidgets.FloatSlider(
-            place.share, description="λ (0: policy)", **slide, **look
-        )
+        self.first = ipywidgets.Dropdown(value=mix.first, description="policy", **policies)
+        self.eta = ipywidgets.FloatSlider(mix.eta, description="η (0: SFT)", **slide)
+        self.second = ipywidgets.Dropdown(value=mix.second, description="towards", **policies)
+        self.share = ipywidgets.FloatSlider(mix.share, description="λ (0: policy)", **slide)
         self.again = ipywidgets.Button(
             description="Other samples", tooltip="The same weights, other random numbers"
         )
-        self.said, self.shown = ipywidgets.HTML(), ipywidgets.HTML()
+        self.summary, self.shown = ipywidgets.HTML(), ipywidgets.HTML()
+        self.visits: list[dict[str, Any]] = []
         self.trail = LiveFigure(plots.trail())
-        for control in (self.prompt, self.first, self.eta, self.second, self.share):
+        controls = [self.prompt, self.first, self.eta, self.second, self.share]
+        for control in controls:
             control.observe(self._later, "value")
         self.again.on_click(self._others)
         self.waiting: asyncio.TimerHandle | None = None
-        controls = [self.prompt, self.first, self.eta, self.second, self.share, self.again]
-        return ipywidgets.VBox([*controls, self.said, self.shown, self.trail])
+        return ipywidgets.VBox([*controls, self.again, self.summary, self.shown, self.trail])
 
     @property
-    def place(self) -> Place:
+    def mix(self) -> Mix:
         """Where the sliders stand."""
-        return Place(self.first.value, self.second.value, self.share.value, self.eta.value)
+        return Mix(self.first.value, self.second.value, self.share.value, self.eta.value)
 
     def _others(self, _: Any) -> None:
         self.take += 1
         self._later()
 
     def _later(self, _: Any = None) -> None:
-        """Draw once the controls rest: changes that arrive while texts are written are one
-        change.
-        """
+        """Draw once the controls rest: what changes while texts are written is one change."""
         if self.waiting:
             self.waiting.cancel()
         self.waiting = asyncio.get_running_loop().call_later(SETTLED, self.draw)
 
     def draw(self) -> None:
         """Bring everything up to date with the controls."""
-        place, began = self.place, time.perf_counter()
+        mix, began = self.mix, time.perf_counter()
         try:
-            written = self.playground.write(self.prompt.value, place, self.take)
+            written = self.playground.write(self.prompt.value, mix, self.take)
         except ValueError as error:
-            self.said.value = html.escape(str(error))
+            self.summary.value = html.escape(str(error))
             return
         took = time.perf_counter() - began
-        reward, kl = (
-            torch.tensor(values).double()
-            for values in ([w.reward for w in written], [sum(w.kl) for w in written])
-        )
-        twice = {
-            name: (2 * x.std() / len(x) ** 0.5).item()
-            for name, x in (("reward", reward), ("kl", kl))
-        }
-        reward, kl = reward.mean().item(), kl.mean().item()
-        where = html.escape(str(place))
-        self.said.value = (
-            f"<b>{where}: r̃ {reward:+.2f} ± {twice['reward']:.2f}, KL {kl:.2f} ± {twice['kl']:.2f}"
-            f" nats</b> (mean of {len(written)} completions ± 2 standard errors, {took:.1f} s;"
-            f" {READ} of them:)"
+        scores = torch.tensor([[w.reward, sum(w.kl)] for w in written]).double()
+        reward, kl = scores.mean(0).tolist()
+        reward_half, kl_half = (2 * scores.std(0) / len(scores) ** 0.5).tolist()
+        text = html.escape(str(mix))
+        self.summary.value = (
+            f"<b>{text}: r̃ {reward:+.2f} ± {reward_half:.2f}, KL {kl:.2f} ± {kl_half:.2f} nats</b>"
+            f" (mean of {len(written)} completions ± 2 standard errors, {took:.1f} s; {READ} of"
+            " them:)"
         )
         self.shown.value = page(written[:READ])
-        visited, here = self.trail.figure.data
-        visited.x, visited.y, visited.text = (
-            (*visited.x, kl),
-            (*visited.y, reward),
-            (*visited.text, where),
+        self.visits.append(
+            dict(text=text, kl=kl, reward=reward, kl_half=kl_half, reward_half=reward_half)
         )
-        visited.error_x.array, visited.error_y.array = (
-            (*visited.error_x.array, twice["kl"]),
-            (
-                *visited.error_y.array,
-                twice["reward"],
-            ),
-        )
-        here.x, here.y = [kl], [reward]
-        self.trail.draw()
-        self.layers.figure = plots.layers(self.playground.layers(place), self.names(place))
-        self.layers.draw()
+        self.trail.draw(plots.trail(self.visits))
+        self.layers.draw(self.angles(mix))

@@ -1,6 +1,4 @@
-"""Every evaluated point of the study and of one's own runs: chosen, compared, and what it writes.
-Needs no torch.
-"""
+"""Every evaluated point of the study and of one's own runs: chosen, compared, read. No torch."""
 
 import json
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..prompts import prompts
+from ..report.plots import settings_of
 from ..runs import paths
 from ..runs.errors import Explained, say_once
 from ..runs.results import readable, real_positive
@@ -47,35 +46,19 @@ def all_points() -> pd.DataFrame:
     none is on record the study's experiment or the run that it is of.
     """
     tables = []
-    for file, rows, said in readable(
-        record.with_suffix(".csv") for record in sorted(outcomes.FOLDER.glob("*/*.json"))
-    ):
-        rows, record = (
-            rows.query("split == 'test'").reset_index(drop=True),
-            file.with_suffix(".json"),
-        )
+    units = sorted(outcomes.FOLDER.glob("*/*.json"))
+    for file, rows, record in readable(unit.with_suffix(".csv") for unit in units):
+        rows = rows.query("split == 'test'").reset_index(drop=True)
         if rows.empty:  # a unit that measures weights only
             continue
-        rows["source"], rows["file"], rows["point"] = (
-            record.parent.name,
-            str(file),
-            range(len(rows)),
-        )
         # judges that are not on record are of the machine that made it
-        model = said.get("reward_model", record.parent.name)
-        tables.append(rows.assign(**_scored({"reward": model} | said.get("judges", {}), model)))
-    for file, rows, said in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
-        arms = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
-        source, scorers = f"your run {file.parent.parent.name}", said.get("scorers", {})
-        tables.append(
-            rows.assign(
-                arm=arms,
-                point=range(len(rows)),
-                source=source,
-                file=str(file),
-                **_scored(scorers, source),
-            )
-        )
+        model = record.get("reward_model", file.parent.name)
+        scorers = {"reward": model} | record.get("judges", {})
+        tables.append(_placed(rows, file, file.parent.name, scorers, model))
+    for file, rows, record in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
+        source = f"your run {file.parent.parent.name}"
+        rows["arm"] = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
+        tables.append(_placed(rows, file, source, record.get("scorers", {}), source))
     if not tables:
         raise ValueError(
             "there is nothing to explore: data/study is empty, and no run has results under runs/"
@@ -86,14 +69,19 @@ def all_points() -> pd.DataFrame:
     return points.assign(series=points["source"] + " · " + points["arm"] + " · " + kinds)
 
 
-def _scored(scorers: dict[str, str], otherwise: str) -> dict[str, str]:
-    return {f"{score}_by": scorers.get(score, otherwise) for score in SCORES}
+def _placed(
+    rows: pd.DataFrame, file: Path, source: str, scorers: dict[str, str], otherwise: str
+) -> pd.DataFrame:
+    """Rows with where they stand, and what gave each of `SCORES`, `otherwise` if unknown."""
+    by = {f"{score}_by": scorers.get(score, otherwise) for score in SCORES}
+    return rows.assign(source=source, file=str(file), point=range(len(rows)), **by)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which points are shown. An empty choice of iterations, runs or seeds takes all; so does a
-    point that has no such number, or no η.
+    """Which points are shown. An empty choice of iterations, runs or seeds takes all.
+
+    A point that has no such number, or no η, is shown whatever is chosen.
     """
 
     series: tuple[str, ...]
@@ -105,26 +93,22 @@ class Selection:
     def of(self, points: pd.DataFrame) -> pd.DataFrame:
         """The points chosen, in their order and with their index."""
         chosen = points["series"].isin(self.series) & (points["method"] != "sft")
-        for column, allowed in (
-            ("iteration", self.iterations),
-            ("runs", self.runs),
-            ("seed", self.seeds),
-        ):
+        columns = {"iteration": self.iterations, "runs": self.runs, "seed": self.seeds}
+        for column, allowed in columns.items():
             if allowed:
                 chosen &= points[column].isin(allowed) | points[column].isna()
-        low, high = self.eta
-        return points[
-            chosen & (points["eta"].between(low - 1e-9, high + 1e-9) | points["eta"].isna())
-        ]
+        eta, (low, high) = points["eta"], self.eta
+        return points[chosen & (eta.between(low - 1e-9, high + 1e-9) | eta.isna())]
 
 
 def by_pipeline(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], pd.DataFrame]:
-    """Seed and what gave the score → their points that have one. A seed is a whole pipeline, so its
-    points alone make a front; scores that different models gave are not on one axis."""
-    return {
-        (int(seed), by): own
-        for (seed, by), own in rows.dropna(subset=[score]).groupby(["seed", f"{score}_by"])
-    }
+    """Seed and what gave the score → their points that have one.
+
+    A seed is a whole pipeline, so its points alone make a front; scores that different models gave
+    are not on one axis.
+    """
+    groups = rows.dropna(subset=[score]).groupby(["seed", f"{score}_by"])
+    return {(int(seed), by): own for (seed, by), own in groups}
 
 
 def hypervolumes(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], float]:
@@ -136,18 +120,22 @@ def hypervolumes(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], float]
 
 
 def comparison(a: pd.DataFrame, b: pd.DataFrame, score: str) -> dict[str, Interval]:
-    """Hypervolume of each selection that has points, over its fronts; and of A − B, paired over the
-    fronts of one seed that one model scored."""
-    volumes = {"A": hypervolumes(a, score), "B": hypervolumes(b, score)}
-    found = {name: Interval.of(list(fronts.values())) for name, fronts in volumes.items() if fronts}
-    if both := sorted(volumes["A"].keys() & volumes["B"].keys()):
-        found["A − B"] = Interval.of([volumes["A"][pair] - volumes["B"][pair] for pair in both])
-    return found
+    """Hypervolume of each selection that has points, over its fronts; and of A − B.
+
+    The difference is paired over the fronts of one seed that one model scored.
+    """
+    of_a, of_b = hypervolumes(a, score), hypervolumes(b, score)
+    both = sorted(of_a.keys() & of_b.keys())
+    volumes = {
+        "A": list(of_a.values()),
+        "B": list(of_b.values()),
+        "A − B": [of_a[pipeline] - of_b[pipeline] for pipeline in both],
+    }
+    return {name: Interval.of(values) for name, values in volumes.items() if values}
 
 
 def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
-    """What a point writes on the prompts whose completions were kept, beside SFT's completion of
-    the same prompt.
+    """What a point writes on the prompts whose completions were kept, beside SFT's completions.
 
     Returns a row for each: prompt, sft, completion, and the prompt's mean r̃ at SFT (sft_reward)
     and at the point (reward). Empty for a run older than the record of its completions.
@@ -157,15 +145,14 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
     if not file.with_suffix(".json").exists():
         return []
     shown: dict[int, list[dict]] = {}
-    for one in json.loads(file.with_suffix(".json").read_text())["completions"]:
-        shown.setdefault(one["point"], []).append(one)
+    for row in json.loads(file.with_suffix(".json").read_text())["completions"]:
+        shown.setdefault(row["point"], []).append(row)
     if file.is_relative_to(outcomes.FOLDER):
-        scores = outcomes.outcome(file.parent.name, point["arm"], int(point["seed"])).scores[
-            "test.reward"
-        ]
-        for place, some in shown.items():
-            for k, one in enumerate(some):  # in the order of the prompts
-                one |= {"reward": float(scores[place, k]), "prompt": study_prompts()[one["review"]]}
+        unit = outcomes.outcome(file.parent.name, point["arm"], int(point["seed"]))
+        for number, rows in shown.items():
+            # in the order of the prompts
+            for row, reward in zip(rows, unit.scores["test.reward"][number].tolist(), strict=False):
+                row |= {"reward": reward, "prompt": study_prompts()[row["review"]]}
     # only SFT's own KL is exactly 0
     sft = points.loc[(points["file"] == point["file"]) & (points["kl"] == 0), "point"].iloc[0]
     return [
@@ -182,24 +169,23 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
 
 @cache
 def study_prompts() -> dict[int, str]:
-    """A test review's row in the source → the study's prompt from it, made anew from the reviews
-    that pip brought (a second or two).
+    """A test review's row in the source → the study's prompt from it.
+
+    Made anew from the reviews that pip brought, which takes a second or two.
     """
     from tokenizers import Tokenizer
 
     from ..reviews import load_reviews
 
-    tokenizer, test = (
-        Tokenizer.from_file(str(paths.ROOT / "data" / "policy" / "tokenizer.json")),
-        load_reviews().test,
-    )
+    tokenizer = Tokenizer.from_file(str(paths.ROOT / "data" / "policy" / "tokenizer.json"))
+    test = load_reviews().test
 
     def tokenize(texts: list[str]) -> list[list[int]]:
         return [encoded.ids for encoded in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     return {
-        test["review"][place]: tokenizer.decode(ids)
-        for place, ids in prompts(test["text"][:], tokenize, "test").items()
+        test["review"][k]: tokenizer.decode(ids)
+        for k, ids in prompts(test["text"][:], tokenize, "test").items()
     }
 
 
@@ -213,26 +199,24 @@ def describe(point: pd.Series) -> str:
         "eta": "η = {:.2f}",
         "steps": "{:,.0f} steps",
     }
-    parts = [
-        form.format(point[name]) for name, form in words.items() if not pd.isna(point.get(name))
-    ]
-    place = f"{point['series']}, seed {point['seed']}, {', '.join(parts)}"
     return (
-        f"{place}: KL {point['kl']:.2f} nats, r̃ {point['reward']:.2f} ±"
-        f" {2 * point['reward_se']:.2f}"
+        f"{point['series']}, seed {point['seed']}, {settings_of(point, words)}: KL"
+        f" {point['kl']:.2f} nats, r̃ {point['reward']:.2f} ± {2 * point['reward_se']:.2f}"
     )
 
 
 def positive_band(point: pd.Series) -> dict[str, float] | None:
-    """Where real positive reviews lie on the reward axis of a point: mean and p99, in r̃. None for
-    a run that never looked.
+    """Where real positive reviews lie on a point's reward axis: mean and p99, in r̃.
+
+    None for a run that never looked.
     """
     file = Path(point["file"])
     if file.is_relative_to(outcomes.FOLDER):
         return json.loads(file.with_suffix(".json").read_text())["real_positive"]
     name = file.parent.parent.name
     try:
-        return real_positive(name) if (paths.RUNS / name / "real_positive.json").exists() else None
+        looked = (paths.RUNS / name / "real_positive.json").exists()
+        return real_positive(name) if looked else None
     except Explained as error:
         say_once(f"{error} It is passed over.")
         return None

@@ -7,6 +7,7 @@ seeds carry 95% intervals.
 import html
 from collections.abc import Iterable, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,19 +20,14 @@ from ..study.fronts import Effect, Interval
 from ..study.outcomes import LOW, MERGES, Outcome, averaged_out
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
-BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#888888",
-)
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#888888"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00")
 REWARD = "reward r̃ (SFT standard deviations)"
 KL = "KL(π‖π_sft) (nats per completion)"
 JUDGE = "judge (SFT standard deviations)"
 AXES = {"kl": KL, "reward": REWARD, "judge": JUDGE, "judge_tfidf": f"TF-IDF {JUDGE}"}
+ETA = "η (0: SFT, 1: the trained policy)"
 LAYER = "layer (wte, wpe: words, positions; h.k: block k; ln_f: last norm)"
 ARMS = {  # of the study
     "warp": "WARP",
@@ -53,6 +49,7 @@ LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "reinforce": ("REINFORCE along its way", ORANGE, "square", "solid"),
     "reinforce-liti": ("REINFORCE: its LITI line", ORANGE, "square-open", "dot"),
 }
+ABOVE = dict(orientation="h", y=1.15)  # a legend over narrow panels
 LAYOUT = dict(
     template="plotly_white",
     height=520,
@@ -62,23 +59,87 @@ LAYOUT = dict(
 )
 
 
+# ------------------------------------------------------------------------------- parts of figures
+
+
+def _panel(col: int, name: str) -> dict[str, Any]:
+    """Where a series stands that each panel of a row repeats: one legend entry for all of them."""
+    return dict(name=name, legendgroup=name, showlegend=col == 1, row=1, col=col)
+
+
+def _bars(half_widths: Sequence[float], colour: str, width: int = 2) -> dict[str, Any]:
+    """Error bars of these half widths; none where there is no interval (nan)."""
+    return dict(array=np.nan_to_num(half_widths), color=colour, thickness=1, width=width)
+
+
+def _halves(intervals: Iterable[Interval]) -> list[float]:
+    return [interval.high - interval.mean for interval in intervals]
+
+
+def _two_errors(scores: np.ndarray, colour: str) -> dict[str, Any]:
+    """Error bars of ±2 standard errors over prompts, from scores (points, prompts)."""
+    return _bars(2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1]), colour, width=0)
+
+
+def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True) -> dict[str, Any]:
+    """Error bars of ±2 standard errors of a column."""
+    errors = dict(array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
+    return dict(visible=visible, type="data") | errors
+
+
+def mark_real_positive(
+    figure: go.Figure, axis: str, real_positive: dict[str, float], **panel: int
+) -> None:
+    """Mark the mean and 99th percentile of real positive reviews on the reward's axis, x or y.
+
+    Above them the policy exploits the reward model. panel: row and col, in a figure of several.
+    """
+    for number, text, beside_curves in (
+        ("mean", "mean", "bottom right"),
+        ("p99", "99th percentile", "top left"),
+    ):
+        add_line, position = (
+            (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, beside_curves)
+        )
+        add_line(
+            real_positive[number],
+            line=dict(color=PURPLE, dash="dash", width=1),
+            annotation_text=f"real positive reviews: {text}",
+            annotation_position=position,
+            annotation_font_color=PURPLE,
+            **panel,
+        )
+
+
+def settings_of(row: dict[str, Any] | pd.Series, words: dict[str, str]) -> str:
+    """A point's settings: those of `words` that it has, column → form, after each other."""
+    return ", ".join(
+        form.format(row[name]) for name, form in words.items() if not pd.isna(row.get(name))
+    )
+
+
+def _settings(row: dict[str, Any]) -> str:
+    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}"}
+    return settings_of(row, words | {"steps": "{:.0f} steps"})
+
+
+# -------------------------------------------------------------------------------- one run's report
+
+
 def pareto(
     results: pd.DataFrame,
     real_positive: dict[str, float],
     methods: Sequence[str] | None = None,
     x: str = "kl",
     y: str = "reward",
-):
-    """Reward against KL (or any two of `AXES`), a trace for each method, with ±2 standard errors
-    both ways.
-    """
+) -> go.Figure:
+    """Reward against KL (or any two of `AXES`), a trace a method, ± 2 standard errors both ways."""
     figure = go.Figure()
     shown = [m for m in LOOKS if m in set(results["method"]) and (methods is None or m in methods)]
     for method in shown:
         name, colour, symbol, dash = LOOKS[method]
-        rows = results[results["method"] == method].sort_values(
-            "steps" if method == "reinforce" else "eta", kind="stable"
-        )
+        order = "steps" if method == "reinforce" else "eta"
+        rows = results[results["method"] == method].sort_values(order, kind="stable")
         figure.add_scatter(
             x=rows[x],
             y=rows[y],
@@ -93,47 +154,18 @@ def pareto(
                 f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>"
             ),
         )
-    if y == "reward":
-        mark_real_positive(figure, "y", real_positive)
-    if x == "reward":
-        mark_real_positive(figure, "x", real_positive)
-    figure.update_layout(**LAYOUT, xaxis_title=AXES[x], yaxis_title=AXES[y])
-    return figure
-
-
-def mark_real_positive(
-    figure: go.Figure, axis: str, real_positive: dict[str, float], **place
-) -> None:
-    """Lines at the mean and 99th percentile of real positive reviews, on the axis, x or y, that
-    shows the reward: above them the policy exploits the reward model."""
-    for name, text, beside_curves in (
-        ("mean", "mean", "bottom right"),
-        ("p99", "99th percentile", "top left"),
-    ):
-        add_line, position = (
-            (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, beside_curves)
-        )
-        line = dict(color=PURPLE, dash="dash", width=1)
-        text = f"real positive reviews: {text}"
-        add_line(
-            real_positive[name],
-            line=line,
-            annotation_text=text,
-            annotation_position=position,
-            annotation_font_color=PURPLE,
-            **place,
-        )
+    for axis, score in (("y", y), ("x", x)):
+        if score == "reward":
+            mark_real_positive(figure, axis, real_positive)
+    return figure.update_layout(**LAYOUT, xaxis_title=AXES[x], yaxis_title=AXES[y])
 
 
 def training_curves(
     histories: dict[str, list[dict[str, float]]], real_positive: dict[str, float]
 ) -> go.Figure:
-    """Reward and KL over the steps of each run: a smoothed line over the batch means, dots where
-    the KL to SFT was looked at.
-    """
-    figure = make_subplots(
-        1, 2, subplot_titles=("reward", "KL (— to the anchor, ● to SFT)"), horizontal_spacing=0.1
-    )
+    """Reward and KL over each run's steps: batch means and a smoothed line; dots for KL to SFT."""
+    titles = ("reward", "KL (— to the anchor, ● to SFT)")
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for k, (name, history) in enumerate(histories.items()):
         table, colour = pd.DataFrame(history), PALETTE[k % len(PALETTE)]
         steps = np.arange(1, len(table) + 1)
@@ -148,715 +180,36 @@ def training_curves(
             row=1,
             col=1,
         )
-        for column, col in (("reward", 1), ("kl_anchor", 2)):
+        for col, column in enumerate(("reward", "kl_anchor"), start=1):
             smooth = table[column].ewm(span=10).mean()
             figure.add_scatter(
-                x=steps,
-                y=smooth,
-                mode="lines",
-                line=dict(color=colour),
-                name=name,
-                legendgroup=name,
-                showlegend=col == 1,
-                row=1,
-                col=col,
+                x=steps, y=smooth, mode="lines", line=dict(color=colour), **_panel(col, name)
             )
+        marker = dict(color=colour, size=5)
         figure.add_scatter(
-            x=steps,
-            y=table["kl_sft"],
-            mode="markers",
-            marker=dict(color=colour, size=5),
-            name=name,
-            legendgroup=name,
-            showlegend=False,
-            row=1,
-            col=2,
+            x=steps, y=table["kl_sft"], mode="markers", marker=marker, **_panel(2, name)
         )
     mark_real_positive(figure, "y", real_positive, row=1, col=1)
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title="nats per completion", row=1, col=2)
-    figure.update_layout(**LAYOUT)
-    return figure
+    return figure.update_layout(**LAYOUT)
 
 
 def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
-    """Reward and KL along η, from SFT (0) to the trained policy (1), for WARP and the baseline."""
-    figure = make_subplots(
-        1, 2, subplot_titles=("reward along LITI", "KL along LITI"), horizontal_spacing=0.1
-    )
+    """`along_eta` of one run, for WARP and the baseline, ± 2 standard errors over prompts."""
+    lines = {}
     for method in ("warp", "reinforce-liti"):
-        name, colour, symbol, dash = LOOKS[method]
         rows = results[results["method"] == method].sort_values("eta")
-        for col, column in enumerate(("reward", "kl"), start=1):
-            figure.add_scatter(
-                x=rows["eta"],
-                y=rows[column],
-                error_y=whiskers(rows, column, colour),
-                mode="lines+markers",
-                name=name,
-                legendgroup=method,
-                showlegend=col == 1,
-                line=dict(color=colour, dash=dash),
-                marker=dict(symbol=symbol),
-                row=1,
-                col=col,
-            )
-    mark_real_positive(figure, "y", real_positive, row=1, col=1)
-    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
-    figure.update_yaxes(title=REWARD, row=1, col=1)
-    figure.update_yaxes(title=KL, row=1, col=2)
-    figure.update_layout(**LAYOUT)
-    return figure
+        halves = {f"{score}_half": 2 * rows[f"{score}_se"] for score in ("reward", "kl")}
+        lines[LOOKS[method][0]] = rows.assign(**halves)
+    return along_eta(lines, real_positive)
 
 
-def fronts(
-    outcomes: dict[str, list[Outcome]],
-    high: float,
-    real_positive: dict[str, float],
-    split: str = "test",
-    best_of_n: Outcome | None = None,
-) -> go.Figure:
-    """Each arm's fronts on the prompts of a split, and the range of KL that is compared, from `LOW`
-    to `high`.
+def layers(geometry: list[dict[str, Any]], names: Sequence[str]) -> go.Figure:
+    """Angles between task vectors, and their norms, in each layer and over the whole model.
 
-    A thin line for each seed and a thick one for their mean at equal KL with its 95% interval over
-    them; an arm of one seed has ± 2 standard errors over prompts instead. best_of_n: the yardstick,
-    drawn too where it is given.
-    """
-    figure = go.Figure()
-    if best_of_n:
-        scores = best_of_n.reward(split)
-        figure.add_scatter(
-            x=best_of_n.kl(split),
-            y=scores.mean(1),
-            error_y=_two_errors(scores, GREY),
-            name="best of n from SFT, once (KL: its bound)",
-            mode="lines+markers",
-            marker=dict(size=6, symbol="x"),
-            line=dict(color=GREY, dash="dash"),
-            text=best_of_n.rows["n"],
-            hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
-        )
-    looks = list(product(("solid", "dot"), PALETTE))  # more arms than colours come dotted
-    for place, ((arm, seeds), (dash, colour)) in enumerate(
-        zip(outcomes.items(), looks, strict=False)
-    ):
-        name, alone = html.escape(ARMS.get(arm, arm)), len(seeds) == 1
-        for one in seeds:
-            kl, reward = one.line(split)
-            figure.add_scatter(
-                x=kl,
-                y=reward.mean(1),
-                error_y=_two_errors(reward, colour) if alone else None,
-                name=name,
-                legendgroup=arm,
-                showlegend=alone,
-                mode="lines+markers" if alone else "lines",
-                marker=dict(size=5),
-                line=dict(color=colour, width=1.5 if alone else 1, dash=dash),
-                opacity=0.8 if alone else 0.4,
-                hovertemplate=(
-                    f"{name}, seed {one.rows['seed'].iloc[0]}<br>KL %{{x:.2f}}, r̃"
-                    " %{y:.2f}<extra></extra>"
-                ),
-            )
-        if not alone:
-            lines = [one.line(split) for one in seeds]
-            # read beside other arms' places: bars stay apart
-            grid = np.arange(0.5 + 0.04 * place, min(kl[-1] for kl, _ in lines), 0.5)
-            means = [
-                Interval.of(at)
-                for at in zip(
-                    *(np.interp(grid, kl, reward.mean(1)) for kl, reward in lines), strict=True
-                )
-            ]
-            half = [i.high - i.mean for i in means]
-            figure.add_scatter(
-                x=grid,
-                y=[i.mean for i in means],
-                error_y=dict(array=half, color=colour, width=3),
-                mode="lines",
-                name=f"{name} (mean of {len(seeds)} seeds)",
-                legendgroup=arm,
-                line=dict(color=colour, width=3, dash=dash),
-                hovertemplate=(
-                    f"{name}, mean of {len(seeds)} seeds<br>KL %{{x:.2f}}, r̃"
-                    " %{y:.2f}<extra></extra>"
-                ),
-            )
-    figure.add_vrect(
-        LOW,
-        high,
-        fillcolor=GREY,
-        opacity=0.1,
-        line_width=0,
-        annotation_text="compared",
-        annotation_position="bottom left",
-    )
-    mark_real_positive(figure, "y", real_positive)
-    figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
-    return figure
-
-
-def judged(
-    outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[str, float]
-) -> go.Figure:
-    """A judge's score against the reward of each arm's points, on test prompts, and the line on
-    which both rise alike.
-    """
-    figure = go.Figure()
-    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
-        x, y = (
-            np.concatenate([one.reward("test", scorer) for one in seeds])
-            for scorer in ("reward", judge)
-        )
-        figure.add_scatter(
-            x=x.mean(1),
-            y=y.mean(1),
-            error_x=_two_errors(x, colour),
-            error_y=_two_errors(y, colour),
-            name=ARMS.get(arm, arm),
-            mode="markers",
-            marker=dict(color=colour, size=6),
-            opacity=0.7,
-        )
-    ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
-    figure.add_scatter(
-        x=ends, y=ends, mode="lines", line=dict(color=GREY, dash="dot"), name="both alike"
-    )
-    mark_real_positive(figure, "x", real_positive)
-    figure.update_layout(**LAYOUT | dict(height=420), xaxis_title=REWARD, yaxis_title=AXES[judge])
-    return figure
-
-
-def through_merges(one: Outcome, runs: Sequence[int]) -> go.Figure:
-    """The lines from SFT through each merge of the first M runs and beyond, on test prompts, ± 2
-    standard errors over prompts; a star where the merge itself lies."""
-    figure = make_subplots(
-        1, len(runs), shared_yaxes=True, subplot_titles=[f"M = {m}" for m in runs]
-    )
-    names = {"lerp": "LERP"} | {method: f"SLERP, {words}" for method, words in MERGES.items()}
-    rows = one.of("test")
-    for (col, m), ((method, name), colour) in product(
-        enumerate(runs, start=1), zip(names.items(), PALETTE, strict=False)
-    ):
-        kl, reward = one.through_merge(method, m)
-        figure.add_scatter(
-            x=kl,
-            y=reward.mean(1),
-            error_y=_two_errors(reward, colour),
-            mode="lines+markers",
-            marker=dict(size=4),
-            line_color=colour,
-            name=name,
-            legendgroup=method,
-            showlegend=col == 1,
-            row=1,
-            col=col,
-        )
-        itself = rows[(rows["method"] == method) & (rows["runs"] == m) & (rows["eta"] == 1)]
-        figure.add_scatter(
-            x=itself["kl"],
-            y=itself["reward"],
-            mode="markers",
-            marker=dict(color=colour, size=13, symbol="star"),
-            name=f"{name}: the merge",
-            legendgroup=method,
-            showlegend=False,
-            row=1,
-            col=col,
-        )
-    figure.update_xaxes(title=KL)
-    figure.update_yaxes(title=REWARD, row=1, col=1)
-    figure.update_layout(**LAYOUT | dict(height=440))
-    return figure
-
-
-def cells(
-    warp: dict[tuple[int, int], Cell],
-    reinforce: dict[int, Cell],
-    seeds: Sequence[int],
-    real_positive: dict[str, float],
-) -> go.Figure:
-    """The student report's plot on some seeds: a line for each M through I of 1 to 3 (see
-    `cells.warp_cells`), and REINFORCE along its way.
-
-    On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single
-    seed; two seeds have none.
-    """
-    paths = {
-        f"WARP, M = {m}": {f"I = {i}": cell for (i, n), cell in warp.items() if n == m}
-        for m in sorted({m for _, m in warp})
-    }
-    paths["REINFORCE (steps)"] = {str(t): cell for t, cell in reinforce.items()}
-    figure = go.Figure()
-    for (name, path), colour in zip(paths.items(), (*PALETTE[: len(paths) - 1], GREY), strict=True):
-        found = [
-            {n: effect.widest for n, effect in cell.over(seeds).items()} for cell in path.values()
-        ]
-        (reward, up), (kl, across) = (
-            (
-                [f[n].mean for f in found],
-                dict(array=_halves([f[n] for f in found]), color=colour, thickness=1, width=2),
-            )
-            for n in ("r̃", "KL, nats")
-        )
-        figure.add_scatter(
-            x=kl,
-            y=reward,
-            error_x=across,
-            error_y=up,
-            mode="lines+markers+text",
-            text=list(path),
-            textposition="bottom right",
-            textfont=dict(color=colour),
-            marker=dict(size=9),
-            line_color=colour,
-            name=name,
-            customdata=[
-                f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions"
-                for cell in path.values()
-            ],
-            hovertemplate=(
-                f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>"
-            ),
-        )
-    mark_real_positive(figure, "y", real_positive)
-    figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
-    return figure
-
-
-def between_seeds(angles: pd.DataFrame) -> go.Figure:
-    """Ω between REINFORCE's runs of different seeds by the completions that they have seen (see
-    `outcomes.between_seeds`): a point for each pair, a line through the means of each arm; and what
-    `outcomes.averaged_out` says of them."""
-    figure = go.Figure()
-    for (arm, rows), colour in zip(angles.groupby("arm"), PALETTE[1:], strict=False):
-        mean = rows.groupby("completions")["degrees"].mean()
-        hover = [
-            f"seeds {a} and {b}, {t} steps"
-            for a, b, t in zip(rows["a"], rows["b"], rows["steps"], strict=True)
-        ]
-        figure.add_scatter(
-            x=rows["completions"],
-            y=rows["degrees"],
-            text=hover,
-            mode="markers",
-            marker_color=colour,
-            opacity=0.5,
-            showlegend=False,
-            hovertemplate="%{text}<br>Ω %{y:.1f}°<extra></extra>",
-        )
-        figure.add_scatter(
-            x=mean.index,
-            y=mean,
-            mode="lines",
-            line_color=colour,
-            name=f"{ARMS[arm]} (mean of pairs)",
-            hoverinfo="skip",
-        )
-    expected = averaged_out(angles)
-    look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
-    figure.add_scatter(
-        x=expected.index,
-        y=expected,
-        name="if noise averaged out and all completions counted alike",
-        **look,
-    )
-    figure.update_layout(
-        **LAYOUT | dict(height=380),
-        xaxis_title="completions of a run",
-        yaxis_title="Ω between task vectors, degrees",
-    )
-    return figure
-
-
-def ahead_of_judges(found: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
-    """Judge → arm → what `outcomes.ahead_of_judge` gave: how much more r̃ has risen since SFT than
-    each judge's score, as KL grows, with 95% intervals over seeds and prompts, or over the prompts
-    of a single seed; two seeds have none."""
-    figure = make_subplots(
-        1,
-        len(found),
-        shared_yaxes=True,
-        subplot_titles=[AXES[judge].split(" (")[0] for judge in found],
-    )
-    for col, arms in enumerate(found.values(), start=1):
-        for place, ((arm, effects), colour) in enumerate(zip(arms.items(), PALETTE, strict=False)):
-            intervals = [effect.widest for effect in effects.values()]
-            figure.add_scatter(
-                x=[kl + 0.05 * place for kl in effects],  # bars stay apart
-                y=[i.mean for i in intervals],
-                error_y=dict(array=_halves(intervals), color=colour, thickness=1, width=2),
-                mode="lines+markers",
-                line_color=colour,
-                name=ARMS.get(arm, arm),
-                legendgroup=arm,
-                showlegend=col == 1,
-                row=1,
-                col=col,
-                text=list(map(str, effects.values())),
-                hovertemplate="%{text}<extra></extra>",
-            )
-    figure.add_hline(0, line=dict(color=GREY, dash="dash"))
-    figure.update_xaxes(title=KL)
-    figure.update_yaxes(title="rise of r̃ less the judge's (SFT's s.d.)", row=1, col=1)
-    figure.update_layout(**LAYOUT | dict(height=400))
-    return figure
-
-
-def _two_errors(scores: np.ndarray, colour: str) -> dict:
-    """Whiskers of ±2 standard errors over prompts, from scores (points, prompts)."""
-    return dict(
-        array=2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1]),
-        color=colour,
-        thickness=1,
-        width=0,
-    )
-
-
-def _halves(intervals: Iterable[Interval]) -> np.ndarray:
-    """The intervals' half widths; 0, no whisker, where there is no interval."""
-    return np.nan_to_num([interval.high - interval.mean for interval in intervals])
-
-
-def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
-    """Differences with their 95% intervals, one below the other, and a line at 0. Some may have
-    none; no rows are said to be.
-    """
-    figure = go.Figure()
-    if not rows:
-        figure.add_annotation(
-            text="nothing to compare yet", x=0, y=0, showarrow=False, bgcolor="white"
-        )
-        figure.update_yaxes(showticklabels=False)
-    means = np.array([row.mean for row in rows.values()])
-    figure.add_scatter(
-        x=means,
-        y=list(rows),
-        error_x=dict(array=_halves(rows.values()), color=BLUE),
-        mode="markers",
-        marker=dict(color=BLUE, size=9),
-        text=[str(row) for row in rows.values()],
-        hovertemplate="%{y}: %{text}<extra></extra>",
-    )
-    figure.add_vline(0, line=dict(color=GREY, dash="dash"))
-    figure.update_yaxes(autorange="reversed")
-    figure.update_layout(
-        **LAYOUT | dict(height=180 + 32 * len(rows)), xaxis_title=title, showlegend=False
-    )
-    return figure
-
-
-def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) -> go.Figure:
-    """r̃ and KL along η for each method, means over seeds with their 95% intervals (see
-    `outcomes.along_eta`), and their chords.
-    """
-    figure = make_subplots(
-        1, 2, subplot_titles=("reward along η", "KL along η"), horizontal_spacing=0.1
-    )
-    for (name, table), colour in zip(tables.items(), PALETTE, strict=False):
-        for col, column in enumerate(("reward", "kl"), start=1):
-            figure.add_scatter(
-                x=table["eta"],
-                y=table[column],
-                error_y=dict(array=table[f"{column}_half"], color=colour, thickness=1, width=2),
-                mode="lines+markers",
-                name=ARMS.get(name, name),
-                legendgroup=name,
-                showlegend=col == 1,
-                line_color=colour,
-                row=1,
-                col=col,
-            )
-            ends = table.iloc[[0, -1]]
-            figure.add_scatter(
-                x=ends["eta"],
-                y=ends[column],
-                mode="lines",
-                line=dict(color=colour, dash="dot", width=1),
-                hoverinfo="skip",
-                legendgroup=name,
-                showlegend=False,
-                row=1,
-                col=col,
-            )
-    mark_real_positive(figure, "y", real_positive, row=1, col=1)
-    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)")
-    figure.update_yaxes(title=REWARD, row=1, col=1)
-    figure.update_yaxes(title=KL, row=1, col=2)
-    figure.update_layout(**LAYOUT | dict(height=440))
-    return figure
-
-
-def by_pass(measured: pd.DataFrame) -> go.Figure:
-    """r̃ against KL along η as each pass measures the same weights (see `rounding.by_pass`), a
-    panel for each line; and KL against η.
-    """
-    lines = list(rounding.LINES.items())
-    titles = [
-        f"{name}: {what}" for what in ("KL along η", "reward against KL") for _, name in lines
-    ]
-    figure = make_subplots(
-        2, 2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.16
-    )
-    for (passed, name), colour, dash in zip(
-        rounding.PASSES.items(), (BLUE, GREEN, ORANGE), ("solid", "dot", "solid"), strict=True
-    ):
-        for col, (method, _) in enumerate(lines, start=1):
-            rows = measured[(measured["method"] == method) & (measured["passed"] == passed)]
-            for row, (x, y) in enumerate((("eta", "kl"), ("kl", "reward")), start=1):
-                figure.add_scatter(
-                    x=rows[x],
-                    y=rows[y],
-                    error_y=dict(
-                        array=rows[f"{y}_half"].fillna(0), color=colour, thickness=1, width=2
-                    ),
-                    mode="lines+markers",
-                    line=dict(color=colour, dash=dash),
-                    name=f"weights: {name}",
-                    legendgroup=passed,
-                    showlegend=row == col == 1,
-                    customdata=rows["eta"],
-                    hovertemplate=(
-                        f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>"
-                    ),
-                    row=row,
-                    col=col,
-                )
-    figure.update_xaxes(title="η (0: SFT, 1: the trained policy)", row=1)
-    figure.update_yaxes(title="KL to SFT (nats per completion)", row=1)
-    figure.update_xaxes(title=KL, row=2)
-    figure.update_yaxes(title=REWARD, row=2)
-    title = "Rounding weights to bfloat16 hides KL; two bfloat16 parts do not"
-    figure.update_layout(
-        **LAYOUT | dict(height=820, margin=dict(t=100), legend=dict(orientation="h", y=-0.1)),
-        title=title,
-    )
-    return figure
-
-
-def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
-    """What else moves with KL, on test prompts: the policy's entropy and the distinct pairs of
-    tokens, every point of each arm.
-    """
-    figure = make_subplots(1, 2, horizontal_spacing=0.12)
-    titles = {
-        "entropy": "entropy (nats per token)",
-        "distinct2": "distinct pairs of tokens (share)",
-    }
-    for (arm, seeds), colour in zip(outcomes.items(), PALETTE, strict=False):
-        rows = pd.concat([one.points("test") for one in seeds])
-        for col, (column, title) in enumerate(titles.items(), start=1):
-            figure.add_scatter(
-                x=rows["kl"],
-                y=rows[column],
-                error_y=whiskers(rows, column, colour),
-                mode="markers",
-                marker=dict(color=colour, size=5),
-                opacity=0.6,
-                name=ARMS.get(arm, arm),
-                legendgroup=arm,
-                showlegend=col == 1,
-                row=1,
-                col=col,
-            )
-            figure.update_yaxes(title=title, row=1, col=col)
-    figure.update_xaxes(title=KL)
-    figure.update_layout(**LAYOUT | dict(height=400))
-    return figure
-
-
-def angles(geometry: list[dict]) -> go.Figure:
-    """The angle between two runs' task vectors in each layer (columns as `merging.geometry` gives
-    them).
-    """
-    table = pd.DataFrame(geometry)
-    layers = list(dict.fromkeys(table["layer"]))
-    pairs = table.assign(
-        pair=[f"runs {a} and {b}" for a, b in zip(table["a"], table["b"], strict=True)]
-    )
-    grid = pairs.pivot(index="pair", columns="layer", values="degrees")[layers]
-    figure = go.Figure(
-        go.Heatmap(
-            z=grid,
-            x=layers,
-            y=list(grid.index),
-            zmin=0,
-            zmax=90,
-            colorscale="Cividis",
-            texttemplate="%{z:.0f}°",
-            colorbar_title="degrees",
-        )
-    )
-    figure.update_layout(
-        **LAYOUT | dict(height=220 + 60 * len(grid)), xaxis_title=LAYER, yaxis_title=""
-    )
-    return figure
-
-
-def by_layer(table: pd.DataFrame) -> go.Figure:
-    """Angles between WARP's runs, norms of their task vectors, and what SLERP makes of LERP, layer
-    by layer (see `outcomes.by_layer`).
-
-    Means over seeds with their 95% intervals.
-    """
-    panels = {
-        "degrees": "Ω (degrees)",
-        "norm": "‖δ‖ of a run",
-        "longer": "SLERP's step / LERP's, 1/cos(Ω/2)",
-    }
-    figure = make_subplots(1, 3, horizontal_spacing=0.09)
-    for (iteration, rows), colour in zip(table.groupby("iteration"), PALETTE, strict=False):
-        for col, (column, title) in enumerate(panels.items(), start=1):
-            figure.add_scatter(
-                x=rows["layer"],
-                y=rows[column],
-                error_y=dict(array=rows[f"{column}_half"], color=colour, thickness=1, width=3),
-                mode="markers",
-                marker=dict(color=colour, size=8),
-                name=f"iteration {iteration}",
-                legendgroup=str(iteration),
-                showlegend=col == 1,
-                row=1,
-                col=col,
-            )
-            figure.update_yaxes(title=title, row=1, col=col)
-    figure.update_xaxes(type="category", tickangle=45)
-    figure.update_xaxes(title=LAYER, row=1, col=2)
-    figure.update_layout(**LAYOUT | dict(height=400, legend=dict(orientation="h", y=1.15)))
-    return figure
-
-
-def lines(
-    table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[str, str]
-) -> go.Figure:
-    """Columns of a table over column `x`; `columns` maps a column to its name in the legend.
-    Whiskers where there is ``<column>_se``.
-    """
-    figure = go.Figure()
-    for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
-        rows = table.dropna(subset=[column])
-        errors = whiskers(rows, column, colour) if f"{column}_se" in table else None
-        figure.add_scatter(
-            x=rows[x],
-            y=rows[column],
-            name=name,
-            error_y=errors,
-            mode="lines+markers" if len(rows) < 60 else "lines",
-            line_color=colour,
-        )
-    figure.update_layout(**LAYOUT | dict(height=400), xaxis_title=titles[0], yaxis_title=titles[1])
-    return figure
-
-
-def densities(scores: dict[str, Sequence[float]], title: str, of: str = "texts") -> go.Figure:
-    """Histograms of several samples on one axis, as shares `of` what they are."""
-    figure = go.Figure()
-    for (name, values), colour in zip(scores.items(), (GREY, GREEN, ORANGE, BLUE), strict=False):
-        figure.add_histogram(
-            x=list(values),
-            name=name,
-            histnorm="probability",
-            opacity=0.6,
-            marker_color=colour,
-            nbinsx=60,
-        )
-    figure.update_layout(
-        **LAYOUT | dict(height=400),
-        barmode="overlay",
-        xaxis_title=title,
-        yaxis_title=f"share of {of}",
-    )
-    return figure
-
-
-class Table:
-    """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML."""
-
-    def __init__(self, rows: Sequence[dict]):
-        self.rows = list(rows)
-
-    def _repr_html_(self) -> str:
-        head = "".join(
-            f"<th style='text-align:left'>{html.escape(str(name))}</th>" for name in self.rows[0]
-        )
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:left'>{_cell(v)}</td>" for v in row.values())
-            + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><tr>{head}</tr>{body}</table>"
-
-    def __repr__(self) -> str:
-        return "\n".join(
-            "  ".join(
-                f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}"
-                for name, value in row.items()
-            )
-            for row in self.rows
-        )
-
-
-def summary_table(results: pd.DataFrame) -> Table:
-    """The results ± 2 standard errors, a row a checkpoint, for reading."""
-
-    def pair(row: dict, column: str) -> str:
-        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"
-
-    return Table(
-        [
-            {
-                "checkpoint": LOOKS[row["method"]][0],
-                "": _settings(row),
-                "reward r̃ ± 2 s.e.": pair(row, "reward"),
-                "KL, nats": pair(row, "kl"),
-                "judge": pair(row, "judge"),
-                "TF-IDF judge": pair(row, "judge_tfidf"),
-                "entropy, nats a token": pair(row, "entropy"),
-                "distinct-2": pair(row, "distinct2"),
-                "SFT's perplexity": pair(row, "perplexity"),
-                "completions": f"{row['completions']:,.0f}",
-            }
-            for row in results.to_dict("records")
-        ]
-    )
-
-
-def _cell(value) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else html.escape(str(value))
-
-
-def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True) -> dict:
-    """Error bars of ±2 standard errors of a column."""
-    return dict(
-        visible=visible,
-        type="data",
-        array=2 * rows[f"{column}_se"],
-        color=colour,
-        thickness=1,
-        width=2,
-    )
-
-
-def _settings(row: dict) -> str:
-    """What a point's settings were, in a few words."""
-    words = {
-        "iteration": "iteration {:.0f}",
-        "run": "run {:.0f}",
-        "eta": "η = {:.2f}",
-        "steps": "{:.0f} steps",
-    }
-    return ", ".join(
-        form.format(row[name]) for name, form in words.items() if not pd.isna(row[name])
-    )
-
-
-def layers(geometry: list[dict], names: Sequence[str]) -> go.Figure:
-    """Angles between task vectors, and their norms, in each layer and over the whole model: two
-    heat maps over one axis of layers.
+    Two heat maps over one axis of layers.
 
     Args:
         geometry: rows as `merging.geometry` gives them.
@@ -867,12 +220,10 @@ def layers(geometry: list[dict], names: Sequence[str]) -> go.Figure:
         layer = row["layer"].removeprefix("transformer.")
         degrees.setdefault(f"{row['a']} ∠ {row['b']}", {})[layer] = row["degrees"]
         for side in "ab":
-            norms.setdefault(f"{row[side]}: {html.escape(names[row[side] - 1])}", {})[layer] = row[
-                f"norm_{side}"
-            ]
-    figure = make_subplots(
-        2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=("angles, degrees", "norms")
-    )
+            name = f"{row[side]}: {html.escape(names[row[side] - 1])}"
+            norms.setdefault(name, {})[layer] = row[f"norm_{side}"]
+    titles = ("angles, degrees", "norms")
+    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
     for row, (grid, form, most) in enumerate(((degrees, ".0f", 90), (norms, ".2f", None)), start=1):
         table = pd.DataFrame.from_dict(grid, orient="index")
         figure.add_heatmap(
@@ -890,34 +241,501 @@ def layers(geometry: list[dict], names: Sequence[str]) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title=LAYER, row=2, col=1)
-    figure.update_layout(**LAYOUT | dict(height=440))
-    return figure
+    return figure.update_layout(**LAYOUT | dict(height=440))
 
 
-def trail() -> go.Figure:
-    """An empty plane of reward against KL for a playground: where one has been, and where one
-    is.
+def lines(
+    table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[str, str]
+) -> go.Figure:
+    """Columns of a table over column `x`, with whiskers where there is ``<column>_se``.
+
+    columns: each column's name in the legend; titles: of the two axes.
     """
     figure = go.Figure()
+    for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+        rows = table.dropna(subset=[column])
+        figure.add_scatter(
+            x=rows[x],
+            y=rows[column],
+            name=name,
+            error_y=whiskers(rows, column, colour) if f"{column}_se" in table else None,
+            mode="lines+markers" if len(rows) < 60 else "lines",
+            line_color=colour,
+        )
+    x_title, y_title = titles
+    return figure.update_layout(
+        **LAYOUT | dict(height=400), xaxis_title=x_title, yaxis_title=y_title
+    )
+
+
+def densities(scores: dict[str, Sequence[float]], title: str, of: str = "texts") -> go.Figure:
+    """Histograms of several samples on one axis, as shares `of` what they are."""
+    figure = go.Figure()
+    for (name, values), colour in zip(scores.items(), (GREY, GREEN, ORANGE, BLUE), strict=False):
+        look = dict(opacity=0.6, marker_color=colour, nbinsx=60)
+        figure.add_histogram(x=list(values), name=name, histnorm="probability", **look)
+    titles = dict(xaxis_title=title, yaxis_title=f"share of {of}")
+    return figure.update_layout(**LAYOUT | dict(height=400), barmode="overlay", **titles)
+
+
+def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
+    """The plane of reward against KL for a playground: where it has been, and where it is.
+
+    visits: text, and kl and reward, each with twice its standard error (`…_half`), in their order.
+    """
+    rows = pd.DataFrame(visits, columns=["text", "kl", "reward", "kl_half", "reward_half"])
+    figure = go.Figure()
     figure.add_scatter(
-        x=[],
-        y=[],
-        text=[],
+        x=rows["kl"],
+        y=rows["reward"],
+        text=rows["text"],
         name="visited (± 2 standard errors over completions)",
         mode="lines+markers",
         line=dict(color=SKY, width=1),
         marker=dict(color=SKY, size=7),
-        error_x=dict(array=[], color=SKY, thickness=1),
-        error_y=dict(array=[], color=SKY, thickness=1),
+        error_x=dict(array=rows["kl_half"], color=SKY, thickness=1),
+        error_y=dict(array=rows["reward_half"], color=SKY, thickness=1),
         hovertemplate="%{text}<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
     )
+    star = dict(color=ORANGE, symbol="star", size=14)
+    here = rows[-1:]
     figure.add_scatter(
-        x=[],
-        y=[],
-        name="here",
-        mode="markers",
-        marker=dict(color=ORANGE, symbol="star", size=14),
-        hoverinfo="skip",
+        x=here["kl"], y=here["reward"], name="here", mode="markers", marker=star, hoverinfo="skip"
     )
-    figure.update_layout(**LAYOUT | dict(height=320), xaxis_title=KL, yaxis_title=REWARD)
-    return figure
+    return figure.update_layout(**LAYOUT | dict(height=320), xaxis_title=KL, yaxis_title=REWARD)
+
+
+class Table:
+    """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]]):
+        self.rows = list(rows)
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Iterable[Any]) -> str:
+            texts = (f"{c:.2f}" if isinstance(c, float) else html.escape(str(c)) for c in cells)
+            row = "".join(f"<{tag} style='text-align:left'>{text}</{tag}>" for text in texts)
+            return f"<tr>{row}</tr>"
+
+        body = "".join(line("td", row.values()) for row in self.rows)
+        return f"<table>{line('th', self.rows[0])}{body}</table>"
+
+    def __repr__(self) -> str:
+        def cell(name: str, value: Any) -> str:
+            return f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}"
+
+        return "\n".join("  ".join(cell(*item) for item in row.items()) for row in self.rows)
+
+
+def summary_table(results: pd.DataFrame) -> Table:
+    """The results ± 2 standard errors, a row a checkpoint, for reading."""
+    columns = {
+        "reward r̃ ± 2 s.e.": "reward",
+        "KL, nats": "kl",
+        "judge": "judge",
+        "TF-IDF judge": "judge_tfidf",
+        "entropy, nats a token": "entropy",
+        "distinct-2": "distinct2",
+        "SFT's perplexity": "perplexity",
+    }
+
+    def pair(row: dict[str, Any], column: str) -> str:
+        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"
+
+    return Table(
+        {"checkpoint": LOOKS[row["method"]][0], "": _settings(row)}
+        | {title: pair(row, column) for title, column in columns.items()}
+        | {"completions": f"{row['completions']:,.0f}"}
+        for row in results.to_dict("records")
+    )
+
+
+# --------------------------------------------------------------------------------------- the study
+
+
+def fronts(
+    outcomes: dict[str, list[Outcome]],
+    high: float,
+    real_positive: dict[str, float],
+    split: str = "test",
+    best_of_n: Outcome | None = None,
+) -> go.Figure:
+    """Each arm's fronts on the prompts of a split, and the range compared, from `LOW` to `high`.
+
+    A thin line for each seed and a thick one for their mean at equal KL with its 95% interval over
+    them; an arm of one seed has ± 2 standard errors over prompts instead. best_of_n: the yardstick,
+    drawn too where there is one.
+    """
+    figure = go.Figure()
+    if best_of_n:
+        scores = best_of_n.reward(split)
+        figure.add_scatter(
+            x=best_of_n.kl(split),
+            y=scores.mean(1),
+            error_y=_two_errors(scores, GREY),
+            name="best of n from SFT, once (KL: its bound)",
+            mode="lines+markers",
+            marker=dict(size=6, symbol="x"),
+            line=dict(color=GREY, dash="dash"),
+            text=best_of_n.rows["n"],
+            hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
+        )
+    looks = product(("solid", "dot"), PALETTE)  # more arms than colours come dotted
+    for k, ((arm, units), (dash, colour)) in enumerate(zip(outcomes.items(), looks, strict=False)):
+        name, alone = html.escape(ARMS.get(arm, arm)), len(units) == 1
+        hover = "<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>"
+        lines = [unit.line(split) for unit in units]
+        for unit, (kl, reward) in zip(units, lines, strict=True):
+            figure.add_scatter(
+                x=kl,
+                y=reward.mean(1),
+                error_y=_two_errors(reward, colour) if alone else None,
+                name=name,
+                legendgroup=arm,
+                showlegend=alone,
+                mode="lines+markers" if alone else "lines",
+                marker=dict(size=5),
+                line=dict(color=colour, width=1.5 if alone else 1, dash=dash),
+                opacity=0.8 if alone else 0.4,
+                hovertemplate=f"{name}, seed {unit.rows['seed'].iloc[0]}{hover}",
+            )
+        if alone:
+            continue
+        # read beside the KL of other arms, so that bars stay apart
+        grid = np.arange(0.5 + 0.04 * k, min(kl[-1] for kl, _ in lines), 0.5)
+        by_seed = [np.interp(grid, kl, reward.mean(1)) for kl, reward in lines]
+        means = [Interval.of(rewards) for rewards in zip(*by_seed, strict=True)]
+        figure.add_scatter(
+            x=grid,
+            y=[interval.mean for interval in means],
+            error_y=dict(array=_halves(means), color=colour, width=3),
+            mode="lines",
+            name=f"{name} (mean of {len(units)} seeds)",
+            legendgroup=arm,
+            line=dict(color=colour, width=3, dash=dash),
+            hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
+        )
+    label = dict(annotation_text="compared", annotation_position="bottom left")
+    figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
+    mark_real_positive(figure, "y", real_positive)
+    return figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
+
+
+def judged(
+    outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[str, float]
+) -> go.Figure:
+    """A judge's score against the reward of each arm's test points, and where both rise alike."""
+    figure = go.Figure()
+    for (arm, units), colour in zip(outcomes.items(), PALETTE, strict=False):
+        x, y = (
+            np.concatenate([unit.reward("test", scorer) for unit in units])
+            for scorer in ("reward", judge)
+        )
+        figure.add_scatter(
+            x=x.mean(1),
+            y=y.mean(1),
+            error_x=_two_errors(x, colour),
+            error_y=_two_errors(y, colour),
+            name=ARMS.get(arm, arm),
+            mode="markers",
+            marker=dict(color=colour, size=6),
+            opacity=0.7,
+        )
+    ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
+    dotted = dict(color=GREY, dash="dot")
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dotted, name="both alike")
+    mark_real_positive(figure, "x", real_positive)
+    titles = dict(xaxis_title=REWARD, yaxis_title=AXES[judge])
+    return figure.update_layout(**LAYOUT | dict(height=420), **titles)
+
+
+def through_merges(unit: Outcome, runs: Sequence[int]) -> go.Figure:
+    """The lines from SFT through each merge of the first M runs and beyond, on test prompts.
+
+    With ± 2 standard errors over prompts, and a star where the merge itself lies.
+    """
+    titles = [f"M = {m}" for m in runs]
+    figure = make_subplots(1, len(runs), shared_yaxes=True, subplot_titles=titles)
+    names = {"lerp": "LERP"} | {method: f"SLERP, {words}" for method, words in MERGES.items()}
+    rows = unit.of("test")
+    for (col, m), ((method, name), colour) in product(
+        enumerate(runs, start=1), zip(names.items(), PALETTE, strict=False)
+    ):
+        kl, reward = unit.through_merge(method, m)
+        figure.add_scatter(
+            x=kl,
+            y=reward.mean(1),
+            error_y=_two_errors(reward, colour),
+            mode="lines+markers",
+            marker=dict(size=4),
+            line_color=colour,
+            **_panel(col, name),
+        )
+        merge = rows[(rows["method"] == method) & (rows["runs"] == m) & (rows["eta"] == 1)]
+        figure.add_scatter(
+            x=merge["kl"],
+            y=merge["reward"],
+            mode="markers",
+            marker=dict(color=colour, size=13, symbol="star"),
+            **_panel(col, name) | dict(name=f"{name}: the merge", showlegend=False),
+        )
+    figure.update_xaxes(title=KL)
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    return figure.update_layout(**LAYOUT | dict(height=440))
+
+
+def cells(
+    warp: dict[tuple[int, int], Cell],
+    reinforce: dict[int, Cell],
+    seeds: Sequence[int],
+    real_positive: dict[str, float],
+) -> go.Figure:
+    """The student report's plot on some seeds: a line for each M through I of 1 to 3, and REINFORCE
+    along its way (see `cells.warp_cells`).
+
+    On test prompts, with 95% intervals over seeds and prompts, or over the prompts of a single
+    seed; two seeds have none.
+    """
+    paths = {
+        f"WARP, M = {m}": {f"I = {i}": cell for (i, n), cell in warp.items() if n == m}
+        for m in sorted({m for _, m in warp})
+    }
+    paths["REINFORCE (steps)"] = {str(t): cell for t, cell in reinforce.items()}
+    figure = go.Figure()
+    for (name, path), colour in zip(paths.items(), (*PALETTE[: len(paths) - 1], GREY), strict=True):
+        effects = [cell.over(seeds) for cell in path.values()]
+        reward, kl = ([effect[n].widest for effect in effects] for n in ("r̃", "KL, nats"))
+        figure.add_scatter(
+            x=[interval.mean for interval in kl],
+            y=[interval.mean for interval in reward],
+            error_x=_bars(_halves(kl), colour),
+            error_y=_bars(_halves(reward), colour),
+            mode="lines+markers+text",
+            text=list(path),
+            textposition="bottom right",
+            textfont=dict(color=colour),
+            marker=dict(size=9),
+            line_color=colour,
+            name=name,
+            customdata=[
+                f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions"
+                for cell in path.values()
+            ],
+            hovertemplate=(
+                f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>"
+            ),
+        )
+    mark_real_positive(figure, "y", real_positive)
+    return figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
+
+
+def between_seeds(angles: pd.DataFrame) -> go.Figure:
+    """Ω between REINFORCE's runs of different seeds by the completions that they have seen (see
+    `outcomes.between_seeds`).
+
+    A point for each pair, a line through the means of each arm, and what `outcomes.averaged_out`
+    predicts.
+    """
+    figure = go.Figure()
+    for (arm, rows), colour in zip(angles.groupby("arm"), PALETTE[1:], strict=False):
+        mean = rows.groupby("completions")["degrees"].mean()
+        pairs = zip(rows["a"], rows["b"], rows["steps"], strict=True)
+        figure.add_scatter(
+            x=rows["completions"],
+            y=rows["degrees"],
+            text=[f"seeds {a} and {b}, {t} steps" for a, b, t in pairs],
+            mode="markers",
+            marker_color=colour,
+            opacity=0.5,
+            showlegend=False,
+            hovertemplate="%{text}<br>Ω %{y:.1f}°<extra></extra>",
+        )
+        look = dict(mode="lines", line_color=colour, hoverinfo="skip")
+        figure.add_scatter(x=mean.index, y=mean, name=f"{ARMS[arm]} (mean of pairs)", **look)
+    expected = averaged_out(angles)
+    name = "if noise averaged out and all completions counted alike"
+    look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
+    figure.add_scatter(x=expected.index, y=expected, name=name, **look)
+    return figure.update_layout(
+        **LAYOUT | dict(height=380),
+        xaxis_title="completions of a run",
+        yaxis_title="Ω between task vectors, degrees",
+    )
+
+
+def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
+    """How much more r̃ has risen since SFT than each judge's score, as KL grows.
+
+    With 95% intervals over seeds and prompts, or over the prompts of a single seed; two seeds have
+    none. rises: judge → arm → what `contrasts.ahead_of_judge` gave.
+    """
+    titles = [AXES[judge].split(" (")[0] for judge in rises]
+    figure = make_subplots(1, len(rises), shared_yaxes=True, subplot_titles=titles)
+    for col, arms in enumerate(rises.values(), start=1):
+        for k, ((arm, effects), colour) in enumerate(zip(arms.items(), PALETTE, strict=False)):
+            intervals = [effect.widest for effect in effects.values()]
+            figure.add_scatter(
+                x=[kl + 0.05 * k for kl in effects],  # bars stay apart
+                y=[interval.mean for interval in intervals],
+                error_y=_bars(_halves(intervals), colour),
+                mode="lines+markers",
+                line_color=colour,
+                text=list(map(str, effects.values())),
+                hovertemplate="%{text}<extra></extra>",
+                **_panel(col, ARMS.get(arm, arm)),
+            )
+    figure.add_hline(0, line=dict(color=GREY, dash="dash"))
+    figure.update_xaxes(title=KL)
+    figure.update_yaxes(title="rise of r̃ less the judge's (SFT's s.d.)", row=1, col=1)
+    return figure.update_layout(**LAYOUT | dict(height=400))
+
+
+def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
+    """Differences with their 95% intervals, one below the other, and a line at 0.
+
+    Some may have no interval; where there are no rows the figure says so.
+    """
+    figure = go.Figure()
+    if not rows:
+        nothing = dict(text="nothing to compare yet", showarrow=False, bgcolor="white")
+        figure.add_annotation(x=0, y=0, **nothing)
+        figure.update_yaxes(showticklabels=False)
+    figure.add_scatter(
+        x=np.array([row.mean for row in rows.values()]),
+        y=list(rows),
+        error_x=dict(array=np.nan_to_num(_halves(rows.values())), color=BLUE),
+        mode="markers",
+        marker=dict(color=BLUE, size=9),
+        text=[str(row) for row in rows.values()],
+        hovertemplate="%{y}: %{text}<extra></extra>",
+    )
+    figure.add_vline(0, line=dict(color=GREY, dash="dash"))
+    figure.update_yaxes(autorange="reversed")
+    height = dict(height=180 + 32 * len(rows))
+    return figure.update_layout(**LAYOUT | height, xaxis_title=title, showlegend=False)
+
+
+def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) -> go.Figure:
+    """r̃ and KL along η for each method, and their chords.
+
+    tables: eta, reward and kl with the half widths of their intervals (`…_half`), as
+    `contrasts.along_eta` gives them.
+    """
+    titles = ("reward along η", "KL along η")
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
+    for (name, table), colour in zip(tables.items(), PALETTE, strict=False):
+        for col, column in enumerate(("reward", "kl"), start=1):
+            panel = _panel(col, ARMS.get(name, name))
+            figure.add_scatter(
+                x=table["eta"],
+                y=table[column],
+                error_y=_bars(table[f"{column}_half"], colour),
+                mode="lines+markers",
+                line_color=colour,
+                **panel,
+            )
+            chord, dotted = table.iloc[[0, -1]], dict(color=colour, dash="dot", width=1)
+            figure.add_scatter(
+                x=chord["eta"],
+                y=chord[column],
+                mode="lines",
+                line=dotted,
+                hoverinfo="skip",
+                **panel | dict(name=None, showlegend=False),
+            )
+    mark_real_positive(figure, "y", real_positive, row=1, col=1)
+    figure.update_xaxes(title=ETA)
+    figure.update_yaxes(title=REWARD, row=1, col=1)
+    figure.update_yaxes(title=KL, row=1, col=2)
+    return figure.update_layout(**LAYOUT | dict(height=440))
+
+
+def by_pass(measured: pd.DataFrame) -> go.Figure:
+    """KL along η, and r̃ against KL, as each pass measures the same weights: a column for each line
+    (see `rounding.by_pass`).
+    """
+    columns = list(rounding.LINES.items())
+    titles = [f"{n}: {what}" for what in ("KL along η", "reward against KL") for _, n in columns]
+    spacing = dict(horizontal_spacing=0.1, vertical_spacing=0.16)
+    figure = make_subplots(2, 2, subplot_titles=titles, **spacing)
+    looks = ((BLUE, "solid"), (GREEN, "dot"), (ORANGE, "solid"))
+    for (passed, name), (colour, dash) in zip(rounding.PASSES.items(), looks, strict=True):
+        for col, (method, _) in enumerate(columns, start=1):
+            rows = measured[(measured["method"] == method) & (measured["passed"] == passed)]
+            for row, (x, y) in enumerate((("eta", "kl"), ("kl", "reward")), start=1):
+                figure.add_scatter(
+                    x=rows[x],
+                    y=rows[y],
+                    error_y=_bars(rows[f"{y}_half"], colour),
+                    mode="lines+markers",
+                    line=dict(color=colour, dash=dash),
+                    customdata=rows["eta"],
+                    hovertemplate=(
+                        f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>"
+                    ),
+                    name=f"weights: {name}",
+                    legendgroup=passed,
+                    showlegend=row == col == 1,
+                    row=row,
+                    col=col,
+                )
+    figure.update_xaxes(title=ETA, row=1)
+    figure.update_yaxes(title="KL to SFT (nats per completion)", row=1)
+    figure.update_xaxes(title=KL, row=2)
+    figure.update_yaxes(title=REWARD, row=2)
+    return figure.update_layout(
+        **LAYOUT | dict(height=820, margin=dict(t=100), legend=dict(orientation="h", y=-0.1)),
+        title="Rounding weights to bfloat16 hides KL; two bfloat16 parts do not",
+    )
+
+
+def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
+    """What else moves with KL, on test prompts: entropy and distinct pairs of tokens, every point
+    of each arm.
+    """
+    panels = {
+        "entropy": "entropy (nats per token)",
+        "distinct2": "distinct pairs of tokens (share)",
+    }
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
+    for (arm, units), colour in zip(outcomes.items(), PALETTE, strict=False):
+        rows = pd.concat([unit.points("test") for unit in units])
+        for col, (column, title) in enumerate(panels.items(), start=1):
+            figure.add_scatter(
+                x=rows["kl"],
+                y=rows[column],
+                error_y=whiskers(rows, column, colour),
+                mode="markers",
+                marker=dict(color=colour, size=5),
+                opacity=0.6,
+                **_panel(col, ARMS.get(arm, arm)),
+            )
+            figure.update_yaxes(title=title, row=1, col=col)
+    figure.update_xaxes(title=KL)
+    return figure.update_layout(**LAYOUT | dict(height=400))
+
+
+def by_layer(table: pd.DataFrame) -> go.Figure:
+    """Angles between WARP's runs, norms of their task vectors, and SLERP's step over LERP's, layer
+    by layer, with 95% intervals over seeds (see `outcomes.by_layer`).
+    """
+    panels = {
+        "degrees": "Ω (degrees)",
+        "norm": "‖δ‖ of a run",
+        "longer": "SLERP's step / LERP's, 1/cos(Ω/2)",
+    }
+    figure = make_subplots(1, 3, horizontal_spacing=0.09)
+    for (iteration, rows), colour in zip(table.groupby("iteration"), PALETTE, strict=False):
+        for col, (column, title) in enumerate(panels.items(), start=1):
+            figure.add_scatter(
+                x=rows["layer"],
+                y=rows[column],
+                error_y=_bars(rows[f"{column}_half"], colour, width=3),
+                mode="markers",
+                marker=dict(color=colour, size=8),
+                **_panel(col, f"iteration {iteration}"),
+            )
+            figure.update_yaxes(title=title, row=1, col=col)
+    figure.update_xaxes(type="category", tickangle=45)
+    figure.update_xaxes(title=LAYER, row=1, col=2)
+    return figure.update_layout(**LAYOUT | dict(height=400, legend=ABOVE))

@@ -1,6 +1,4 @@
-"""How figures leave Python: interactive with a still image beside in notebooks, and as files for
-the README.
-"""
+"""How figures leave Python: interactive in notebooks, a still image beside, and as files."""
 
 import re
 import threading
@@ -21,17 +19,16 @@ _one_at_a_time = threading.Lock()
 
 
 class StillRenderer(PngRenderer):
-    """A PNG of each figure, for viewers that run no JavaScript, where a Chromium is there to draw
-    it.
-    """
+    """A PNG of each figure for viewers that run no JavaScript, where there is a Chromium."""
 
     def to_mimebundle(self, fig_dict: dict) -> dict:
         return super().to_mimebundle(fig_dict) if can_draw() else {}
 
 
 def use_renderer() -> None:
-    """Show figures interactively, with a still image beside. The browser that draws it starts in
-    the background, for the first figure.
+    """Show figures interactively, with a still image beside.
+
+    The browser that draws it starts in the background, for the first figure.
     """
     threading.Thread(target=_browser, daemon=True).start()
     pio.renderers["still"] = StillRenderer(width=WIDTH)
@@ -39,16 +36,13 @@ def use_renderer() -> None:
 
 
 def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
-    """Write ``stem.html`` and, with Chromium, ``stem.svg`` and ``stem.png``. All pages of a folder
-    share the plotly.min.js beside them.
+    """Write ``stem.html`` and, with Chromium, ``stem.svg`` and ``stem.png``.
+
+    All pages of a folder share the plotly.min.js beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fig.write_html(
-        folder / f"{stem}.html",
-        include_plotlyjs="directory",
-        div_id=stem,
-        config={"displaylogo": False},
-    )
+    page = dict(include_plotlyjs="directory", div_id=stem, config={"displaylogo": False})
+    fig.write_html(folder / f"{stem}.html", **page)
     if can_draw():
         # plotly.js names lines and clips at random; named here, the same figure gives the same
         # file.

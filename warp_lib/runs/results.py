@@ -32,10 +32,7 @@ COLUMNS = {
     "reward_se": "its standard error, clustered by prompt",
     "kl": "KL(π‖π_sft) per completion, nats",
     "kl_se": "",
-    "judge": (
-        "full-encoder judge on the other half of the labels, standardised like r̃ (empty without"
-        " judge_steps)"
-    ),
+    "judge": "full-encoder judge on the other half of the labels, like r̃ (empty without its steps)",
     "judge_se": "",
     "judge_tfidf": "TF-IDF judge, standardised like r̃",
     "judge_tfidf_se": "",
@@ -45,14 +42,8 @@ COLUMNS = {
     "distinct2_se": "",
     "perplexity": "of SFT on the completions",
     "perplexity_se": "",
-    "completions": (
-        "completions sampled and scored to get there (empty for DPO, which samples before it"
-        " trains)"
-    ),
-    "seconds": (
-        "training time to get there, runs one after the other, on its share of the machine; pauses"
-        " included"
-    ),
+    "completions": "sampled and scored to get there (empty for DPO, which samples before training)",
+    "seconds": "training time to get there, runs one after the other, pauses included",
 }
 
 
@@ -64,8 +55,9 @@ def write_results(
     completions: list[dict],
     scorers: dict[str, str],
 ) -> pd.DataFrame:
-    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts. Returns the
-    rows as a table.
+    """Write one notebook's rows, and ``runs/<name>/results.csv`` anew from all parts.
+
+    Returns the rows as a table.
 
     scores: reward, kl and what else was measured → its mean over each prompt's completions, (rows,
     prompts). They are what `matched` reads.
@@ -82,10 +74,8 @@ def write_results(
     save_file(dict(scores), unfinished)
     unfinished.replace(parts / f"{part}.safetensors")
     with FileLock(parts / "together.lock"):  # notebooks may be run side by side
-        write_whole(
-            parts / f"{part}.json",
-            json.dumps({"scorers": scorers, "completions": completions, "table": _digest(text)}),
-        )
+        record = {"scorers": scorers, "completions": completions, "table": _digest(text)}
+        write_whole(parts / f"{part}.json", json.dumps(record))
         write_whole(parts / f"{part}.csv", text)
         together = pd.concat([rows for _, rows, _ in readable(sorted(parts.glob("*.csv")))])
         write_whole(folder(name) / "results.csv", together.to_csv(index=False))
@@ -93,8 +83,9 @@ def write_results(
 
 
 def readable(tables: Iterable[Path]) -> Iterator[tuple[Path, pd.DataFrame, dict[str, Any]]]:
-    """Tables of results that are whole: file, rows, and what the JSON file beside it says. A
-    damaged one is passed over and named once.
+    """Tables of results that are whole: file, rows, and what the JSON file beside it holds.
+
+    A damaged one is passed over and named once.
     """
     for file in tables:
         try:
@@ -104,22 +95,23 @@ def readable(tables: Iterable[Path]) -> Iterator[tuple[Path, pd.DataFrame, dict[
 
 
 def read_table(file: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A table of results and what the JSON file beside it says ({} if there is none). Raises
-    Explained if either is damaged.
+    """A table of results, and what the JSON file beside it holds ({} if there is none).
+
+    Raises Explained if either is damaged.
     """
     try:
         text, beside = file.read_text(encoding="utf-8"), file.with_suffix(".json")
-        said = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        record = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         rows = pd.read_csv(io.StringIO(text))
-        whole = (
-            text.endswith("\n")
-            and isinstance(said, dict)
-            and said.get("table") in (None, _digest(text))
-        )
-        if not whole or not {"method", "kl", "reward"} <= set(rows.columns):
+        same = isinstance(record, dict) and record.get("table") in (None, _digest(text))
+        if (
+            not same
+            or not text.endswith("\n")
+            or not {"method", "kl", "reward"} <= set(rows.columns)
+        ):
             raise ValueError("it is not what was written")
         pd.to_numeric(rows["kl"]), pd.to_numeric(rows["reward"])
-        return rows, said
+        return rows, record
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is not what was written"
         raise Explained(f"{file} cannot be read, or the JSON file beside it: {why}.") from error
@@ -130,16 +122,9 @@ def _digest(text: str) -> str:
 
 
 def read_results(name: str) -> pd.DataFrame:
-    """The table of the run called `name`. Raises ValueError when the notebooks that fill it have
-    not run.
-    """
-    file = folder(name) / "results.csv"
-    missing = [
-        n
-        for n in ("03_warp", "04_reinforce_baseline")
-        if not (folder(name) / "results" / f"{n}.csv").exists()
-    ]
-    if missing:
+    """The table of the run called `name`. Raises ValueError where a notebook of it has not run."""
+    file, parts = folder(name) / "results.csv", ("03_warp", "04_reinforce_baseline")
+    if missing := [n for n in parts if not (folder(name) / "results" / f"{n}.csv").exists()]:
         raise Explained(
             f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or"
             " `make report`) first."
@@ -154,11 +139,10 @@ def read_results(name: str) -> pd.DataFrame:
 
 
 def read_scores(name: str) -> dict[str, np.ndarray]:
-    """What `matched` compares: reward and kl of each test prompt, (rows, prompts), the rows as in
-    `read_results`.
+    """What `fronts.matched` compares: reward and kl of each test prompt, (rows, prompts).
 
-    Raises Explained when a notebook ran before these were kept beside its table, on other test
-    prompts than the other one, or when they are damaged.
+    The rows are those of `read_results`. Raises Explained when a notebook ran before these were
+    kept beside its table, on other test prompts than the other one, or when they are damaged.
     """
     # those whose rows are in the table
     tables = [file for file, *_ in readable(sorted((folder(name) / "results").glob("*.csv")))]
@@ -183,9 +167,7 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
 
 
 def real_positive(name: str) -> dict[str, float]:
-    """Where real positive reviews lie on the reward axis: mean and p99, in r̃
-    (`Experiment.real_positive` wrote it).
-    """
+    """Mean and p99 of real positive reviews, r̃, as `Experiment.real_positive` wrote them."""
     file = folder(name) / "real_positive.json"
     try:
         return {key: float(value) for key, value in json.loads(file.read_text()).items()}

@@ -1,6 +1,4 @@
-"""Best-of-n: of n completions of SFT the one with the highest reward. The yardstick that trains
-nothing and whose KL is known.
-"""
+"""Best-of-n, the yardstick that trains nothing: of n completions of SFT the one of most reward."""
 
 import math
 
@@ -9,11 +7,10 @@ from torch import Tensor
 
 
 def best_of(rewards: Tensor, scores: Tensor, n: int) -> Tensor:
-    """Expected score of the best of n completions of each prompt: the mean over all ways to choose
-    n of its N, (prompts,).
+    """Expected score of the best of n completions of each prompt, (prompts,).
 
-    The completion whose reward is the k-th smallest is the best of (k−1 choose n−1) of these (N
-    choose n) ways.
+    That is the mean over all ways to choose n of its N: the completion whose reward is the k-th
+    smallest is the best of (k−1 choose n−1) of these (N choose n) ways.
 
     Args:
         rewards: choose the best, (prompts, N).
@@ -31,15 +28,10 @@ def best_of(rewards: Tensor, scores: Tensor, n: int) -> Tensor:
 
 
 def kl_of_best(n: int) -> float:
-    """log n − (n−1)/n: the KL of best-of-n to the policy that it samples from is at most that, nats
-    per completion.
-    """
+    """log n − (n−1)/n: the most that best-of-n's KL to the policy it samples from can be, nats."""
     return math.log(n) - (n - 1) / n
 
 
 def _log_choose(total: Tensor | int, chosen: int) -> Tensor:
-    total, chosen = (
-        torch.as_tensor(total, dtype=torch.float64),
-        torch.as_tensor(chosen, dtype=torch.float64),
-    )
+    total, chosen = (torch.as_tensor(n, dtype=torch.float64) for n in (total, chosen))
     return torch.lgamma(total + 1) - torch.lgamma(chosen + 1) - torch.lgamma(total - chosen + 1)

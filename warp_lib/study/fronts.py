@@ -1,5 +1,4 @@
-"""Reward/KL fronts compared: which points make a front, its mean reward over a range of KL, and the
-difference of two over seeds and prompts.
+"""Reward/KL fronts: their points, their mean reward over KL, differences and their intervals.
 
 A front is read linearly between its points and never beyond them. Reading it needs no torch.
 """
@@ -7,7 +6,6 @@ A front is read linearly between its points and never beyond them. Reading it ne
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -18,9 +16,7 @@ DRAWS = 2000  # resamplings of a bootstrap
 
 
 def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
-    """The points that no other one beats (at least as much reward at no more KL), by increasing
-    KL.
-    """
+    """The points that no other beats (at least as much reward at no more KL), by increasing KL."""
     best, chosen = -math.inf, []
     for k in sorted(range(len(kl)), key=lambda k: (kl[k], -reward[k])):
         if reward[k] > best:
@@ -30,8 +26,9 @@ def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
 
 
 def hypervolume(kl: Sequence[float], score: Sequence[float], corner: tuple[float, float]) -> float:
-    """Area between the points' front and a corner (KL, score) that is worse than all of them: the
-    best score at no more than each KL, above the corner's, summed over KL up to the corner's.
+    """Area between the points' front and a corner (KL, score) that is worse than all of them.
+
+    The best score at no more than each KL, above the corner's, summed over KL up to the corner's.
     Points beyond the corner count nothing.
 
     Args:
@@ -39,21 +36,15 @@ def hypervolume(kl: Sequence[float], score: Sequence[float], corner: tuple[float
             unit.
     """
     inside = [k for k in pareto(kl, score) if kl[k] < corner[0] and score[k] > corner[1]]
-    ends = [kl[k] for k in inside] + [corner[0]]
-    return float(
-        sum(
-            (score[k] - corner[1]) * (end - start)
-            for k, (start, end) in zip(inside, pairwise(ends), strict=True)
-        )
-    )
+    widths = np.diff([*(kl[k] for k in inside), corner[0]])
+    return float(sum((score[k] - corner[1]) * w for k, w in zip(inside, widths, strict=True)))
 
 
 def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
-    """How much each point of a front counts in its mean reward over KL ∈ [low, high] nats:
-    (points,), of sum 1.
+    """The share of each point of a front in its mean reward over KL ∈ [low, high] nats, (points,).
 
-    The mean of the line through the points is linear in their rewards, so the same shares hold for
-    every prompt's reward by itself.
+    They add up to 1. The mean of the line through the points is linear in their rewards, so the
+    same shares hold for every prompt's reward by itself.
 
     Args:
         kl: the points' KL, in any order, (points,), nats.
@@ -72,13 +63,13 @@ def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
 
 
 def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
-    """How much each point counts where the line through them is read: (points, places), each column
-    of sum 1.
+    """How much each point counts where the line through them is read: (points, KLs read at).
+
+    Each column adds up to 1.
 
     Args:
         kl: the points' KL, in any order, (points,), nats.
-        at: the KLs to read at, (places,), nats; outside of the points' the nearest of them counts
-            alone.
+        at: the KLs to read at, nats; outside of the points' the nearest of them counts alone.
     """
     kl = np.asarray(kl, dtype=float)
     order = np.argsort(kl, kind="stable")
@@ -87,9 +78,7 @@ def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` paired differences and its 95% interval (Student's t): low and high are nan
-    where there is none.
-    """
+    """A mean over `n` paired differences and its 95% interval (Student's t), nan without one."""
 
     mean: float
     low: float
@@ -100,18 +89,14 @@ class Interval:
     def of(cls, differences: Sequence[float]) -> "Interval":
         """The interval of independent differences, one a seed (or one a prompt)."""
         x = np.asarray(differences, dtype=float)
-        half = (
-            stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x))
-            if len(x) > 1
-            else math.nan
-        )
+        half = math.nan
+        if len(x) > 1:
+            half = stdtrit(len(x) - 1, 0.975) * x.std(ddof=1) / math.sqrt(len(x))
         return cls(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
     @property
     def side(self) -> int:
-        """1 or −1 where the interval lies on one side of 0, else 0; without an interval there is no
-        side.
-        """
+        """1 or −1 where the interval lies on one side of 0; 0 else, or without an interval."""
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
@@ -148,11 +133,11 @@ def half_width(table: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(number: Callable[[np.ndarray], float], prompts: int) -> Interval:
-    """The 95% interval over prompts of a number that is no plain mean over them, as a front's
-    reward at a KL is, whose points' KL is a mean over the same prompts too.
+    """The 95% interval over prompts of a number that is no plain mean over them.
 
-    The prompts are drawn anew `DRAWS` times, always the same ones, and the number's standard
-    deviation over the draws is its error. For a plain mean that is `Interval.of`.
+    A front's reward at a KL is one: its points' KL is a mean over the same prompts too. The prompts
+    are drawn anew `DRAWS` times, always the same ones, and the number's standard deviation over the
+    draws is its error. For a plain mean that is `Interval.of`.
 
     Args:
         number: what it is when each prompt counts as much as these shares say, (prompts,), of sum
@@ -206,7 +191,8 @@ class Effect:
 
     @property
     def both(self) -> Interval:
-        """The 95% interval over seeds and prompts together (see `half_width`); its n is of seeds.
+        """The 95% interval over seeds and prompts together (see `half_width`); n is of seeds.
+
         There is none for fewer than `FEWEST`.
         """
         table = self._table
@@ -215,44 +201,33 @@ class Effect:
 
     @property
     def widest(self) -> Interval:
-        """The interval of most that there is: over seeds and prompts, or over the prompts of a
-        single seed; two seeds have none.
-        """
+        """The interval over seeds and prompts, or over a single seed's prompts; two have none."""
         return self.over_prompts if len(self.by_prompt) == 1 else self.both
 
     @property
     def side(self) -> int:
-        """1 or −1 where the interval over seeds and prompts lies on one side of 0, else 0, as with
-        fewer than `FEWEST` seeds.
-        """
+        """The side of `both`: 0 with fewer than `FEWEST` seeds."""
         return self.both.side
 
     def __str__(self) -> str:
-        mean, found = f"{self.both.mean:+z.3f}", self.widest
+        mean, widest = f"{self.both.mean:+z.3f}", self.widest
         if len(self.by_prompt) == 2:
             each = "; ".join(
                 f"seed {seed} {i.mean:+z.3f}, {i.low:+z.3f} to {i.high:+z.3f}"
                 for seed, i in self.by_seed.items()
             )
             return f"{mean} ({each}; each over prompts, and two seeds decide nothing)"
-        over = "prompts, one seed" if self.few else f"seeds and prompts, n = {found.n}"
-        return f"{mean} ({found.low:+z.3f} to {found.high:+z.3f} over {over})"
+        over = "prompts, one seed" if self.few else f"seeds and prompts, n = {widest.n}"
+        return f"{mean} ({widest.low:+z.3f} to {widest.high:+z.3f} over {over})"
 
     def rows(self, name: str) -> dict[str, Interval]:
-        """For a figure: its interval over seeds and prompts, or each of too few seeds over
-        prompts.
-        """
+        """For a figure: its interval over seeds and prompts, or too few seeds' over prompts."""
         if self.few:
-            return {
-                f"{name}, seed {seed}, over prompts": interval
-                for seed, interval in self.by_seed.items()
-            }
+            return {f"{name}, seed {seed}, over prompts": i for seed, i in self.by_seed.items()}
         return {f"{name} (n = {len(self.by_prompt)})": self.both}
 
     def named(self, name: str) -> dict[str, Interval]:
-        """For a figure: its intervals over prompts, over seeds, and over both; or each of too few
-        seeds over prompts.
-        """
+        """For a figure: its intervals over prompts, over seeds and over both, or as `rows`."""
         if self.few:
             return self.rows(name)
         return {
@@ -264,20 +239,16 @@ class Effect:
 
 @dataclass(frozen=True)
 class Matched:
-    """The difference of two methods' rewards at one KL, in r̃, on one seed: its mean and its 95%
-    interval over test prompts.
-    """
+    """The difference of two methods' rewards at one KL, in r̃, on one seed, over test prompts."""
 
     kl: float
     difference: Interval
 
     def __str__(self) -> str:
         """The difference in words, with what its interval allows to say."""
-        verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[self.difference.side]
-        return (
-            f"{self.difference.mean:+z.2f} ({self.difference.low:+z.2f} to"
-            f" {self.difference.high:+z.2f}), {verdict} it"
-        )
+        by = self.difference
+        verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[by.side]
+        return f"{by.mean:+z.2f} ({by.low:+z.2f} to {by.high:+z.2f}), {verdict} it"
 
 
 def matched(
@@ -287,11 +258,10 @@ def matched(
     second: str,
     kl: float | None = None,
 ) -> Matched:
-    """The rewards of two methods at one KL, each read linearly between its points, of which SFT is
-    the first; paired by test prompt.
+    """The rewards of two methods at one KL, each read linearly between its points, SFT the first.
 
-    The interval is over test prompts, by a bootstrap in which rewards and KLs of all points are
-    means over the same drawn prompts.
+    Paired by test prompt. The interval is over test prompts, by a bootstrap in which rewards and
+    KLs of all points are means over the same drawn prompts.
 
     Args:
         results: a table (`read_results`).
@@ -302,11 +272,10 @@ def matched(
 
     Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
     """
-    methods = {
-        method: results["method"].isin(["sft", method]).to_numpy() for method in (first, second)
-    }
+    methods = (first, second)
+    rows = [results["method"].isin(["sft", method]).to_numpy() for method in methods]
     reward, own_kl = (
-        [scores[score][rows] for rows in methods.values()] for score in ("reward", "kl")
+        [scores[score][of_method] for of_method in rows] for score in ("reward", "kl")
     )
 
     def end(shares: np.ndarray) -> float:

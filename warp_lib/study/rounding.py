@@ -1,10 +1,10 @@
-"""What rounding weights to bfloat16 does, from the study's experiment `precision`: to what a pass
-measures, and to training.
+"""What rounding weights to bfloat16 does to what a pass measures, and to training.
 
-Needs no torch.
+From the study's experiment `precision`. Needs no torch.
 """
 
 from collections.abc import Iterable
+from dataclasses import astuple
 from itertools import product
 from typing import Any
 
@@ -47,45 +47,42 @@ def by_pass(among: Iterable[int]) -> pd.DataFrame:
     units, rows = {seed: trained("split", seed) for seed in among}, []
     for method, passed in product(LINES, PASSES):
         split = "test" if passed == "float32" else f"test in {passed}"
-        points = {seed: _along(one.of(split), method) for seed, one in units.items()}
-        for k, eta in enumerate(next(iter(points.values()))["eta"]):
+        lines = {seed: _along(unit.of(split), method) for seed, unit in units.items()}
+        for k, eta in enumerate(next(iter(lines.values()))["eta"]):
+            points = {seed: line.iloc[k] for seed, line in lines.items()}
             row: dict[str, Any] = {"method": method, "eta": eta, "passed": passed}
-            for column in ("kl", "reward"):
-                values = {
-                    seed: units[seed].scores[f"{split}.{column}"][some.index[k]]
-                    for seed, some in points.items()
-                }
-                whole = Effect(values).widest
-                row |= {column: whole.mean, f"{column}_half": whole.high - whole.mean}
-            means = (
-                pd.DataFrame([some.iloc[k] for some in points.values()])[["stays", "pass_kl"]]
-                .astype(float)
-                .mean()
-            )
-            rows.append(row | means.to_dict())
+            for score in ("kl", "reward"):
+                values = {s: units[s].scores[f"{split}.{score}"][p.name] for s, p in points.items()}
+                interval = Effect(values).widest
+                row |= {score: interval.mean, f"{score}_half": interval.high - interval.mean}
+            shares_and_kl = pd.DataFrame(points.values())[["stays", "pass_kl"]].astype(float)
+            rows.append(row | shares_and_kl.mean().to_dict())
     return pd.DataFrame(rows)
 
 
 def by_training(among: Iterable[int]) -> dict[str, tuple[Effect, Effect]]:
-    """Stage of WARP → what training with rounded weights has more than with two parts, in r̃ and in
-    KL, both measured in float32.
+    """Stage of WARP → what training with rounded weights has more than with two parts, in r̃ and KL.
+
+    Both are measured in float32.
     """
-    found = {}
-    for words, (method, iteration) in STAGES.items():
-        both: tuple[dict[int, np.ndarray], ...] = ({}, {})
-        for seed in among:
-            rounded, split = (trained(how, seed) for how in ("bfloat16", "split"))
-            for column, differences in zip(("reward", "kl"), both, strict=True):
-                differences[seed] = _mean(rounded, method, iteration, column) - _mean(
-                    split, method, iteration, column
-                )
-        found[words] = (Effect(both[0]), Effect(both[1]))
-    return found
+    seeds = list(among)
+
+    def gain(seed: int, stage: tuple[str, int], score: str) -> np.ndarray:
+        rounded, split = (_mean(trained(how, seed), *stage, score) for how in ("bfloat16", "split"))
+        return rounded - split
+
+    return {
+        words: tuple(
+            Effect({s: gain(s, stage, score) for s in seeds}) for score in ("reward", "kl")
+        )
+        for words, stage in STAGES.items()
+    }
 
 
 def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
-    """Mean r̃ along WARP's final line from `LOW` nats as far as all reach: trained with rounded
-    weights less with two parts; and how far.
+    """Mean r̃ along WARP's final line, trained with rounded weights less with two parts.
+
+    From `LOW` nats as far as all reach, which it returns too.
     """
     lines = {
         (how, seed): _line(trained(how, seed)) for how in ("bfloat16", "split") for seed in among
@@ -96,18 +93,15 @@ def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
 
 
 def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
-    """KL in float32, nats → method → the share of it that rounding hides where the method's line
-    from SFT has that KL.
+    """KL in float32, nats → method → the share of it that rounding hides on its line from SFT.
 
     At the largest KL that all lines reach, and at a third of it.
     """
-    kls = {
-        (method, seed, split): one.scores[f"{split}.kl"][_along(one.of(split), method).index]
-        for method in LINES
-        for seed in among
-        for one in [trained("split", seed)]
-        for split in ("test", "test in bfloat16")
-    }
+    kls = {}
+    for method, seed, split in product(LINES, among, ("test", "test in bfloat16")):
+        unit = trained("split", seed)
+        points = _along(unit.of(split), method).index
+        kls[method, seed, split] = unit.scores[f"{split}.kl"][points]
     reach = min(float(kl.mean(1).max()) for (_, _, split), kl in kls.items() if split == "test")
 
     def share(method: str, seed: int, at: float) -> np.ndarray:
@@ -121,24 +115,18 @@ def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
 
 
 def angles(among: Iterable[int]) -> list[dict[str, Any]]:
-    """Angle between the runs of each iteration and the norm of their task vectors over the whole
-    model, trained both ways.
-    """
+    """Angles between each iteration's runs and norms of their task vectors, trained both ways."""
     rows = []
     for how in ("split", "bfloat16"):
-        found = pd.DataFrame(
-            [
-                row
-                for seed in among
-                for row in trained(how, seed).record["geometry"]
-                if row["layer"] == "model"
-            ]
-        )
-        for iteration, some in found.groupby("iteration"):
-            norm = (some["norm_a"] + some["norm_b"]) / 2
-            place = {"trained with weights": PASSES[how], "iteration": iteration}
+        pairs = pd.DataFrame([row for s in among for row in trained(how, s).record["geometry"]])
+        for iteration, group in pairs[pairs["layer"] == "model"].groupby("iteration"):
             rows.append(
-                place | {"Ω, degrees": some["degrees"].mean(), "norm of a task vector": norm.mean()}
+                {
+                    "trained with weights": PASSES[how],
+                    "iteration": iteration,
+                    "Ω, degrees": group["degrees"].mean(),
+                    "norm of a task vector": ((group["norm_a"] + group["norm_b"]) / 2).mean(),
+                }
             )
     return rows
 
@@ -146,26 +134,19 @@ def angles(among: Iterable[int]) -> list[dict[str, Any]]:
 def table(measured: pd.DataFrame) -> list[dict[str, Any]]:
     """`by_pass` for reading: a row for each policy."""
     rows = []
-    for (method, eta), some in measured.groupby(["method", "eta"], sort=False):
-        if not eta:
-            continue
-        by = {row["passed"]: row for row in some.to_dict("records")}
+    for (method, eta), group in measured.query("eta != 0").groupby(["method", "eta"], sort=False):
+        by = {row["passed"]: row for row in group.to_dict("records")}
         row = {
             "policy": f"{LINES[method]}, η = {eta:g}",
             "weights that round to SFT's": f"{by['float32']['stays']:.0%}",
         }
-        for column, name in (("kl", "KL, nats"), ("reward", "r̃")):
-            row |= {
-                f"{name}: {PASSES[p]}": f"{r[column]:.2f} ± {r[f'{column}_half']:.2f}"
-                for p, r in by.items()
-            }
-        rows.append(
-            row
-            | {
-                f"KL to the pass: {PASSES[p]}": f"{by[p]['pass_kl']:.3f}"
-                for p in ("split", "bfloat16")
-            }
-        )
+        for score, name in (("kl", "KL, nats"), ("reward", "r̃")):
+            for passed, r in by.items():
+                text = f"{r[score]:.2f} ± {r[f'{score}_half']:.2f}"
+                row[f"{name}: {PASSES[passed]}"] = text
+        for passed in ("split", "bfloat16"):
+            row[f"KL to the pass: {PASSES[passed]}"] = f"{by[passed]['pass_kl']:.3f}"
+        rows.append(row)
     return rows
 
 
@@ -173,20 +154,17 @@ def _along(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     return rows[rows["method"] == method].sort_values("eta")
 
 
-def _mean(one: Outcome, method: str, iteration: int, column: str) -> np.ndarray:
+def _mean(unit: Outcome, method: str, iteration: int, score: str) -> np.ndarray:
     """Of each prompt, (prompts,): over the points of a method in an iteration."""
-    rows = one.of("test")
-    return one.scores[f"test.{column}"][
-        rows.index[(rows["method"] == method) & (rows["iteration"] == iteration)]
-    ].mean(0)
+    rows = unit.of("test")
+    at = (rows["method"] == method) & (rows["iteration"] == iteration)
+    return unit.scores[f"test.{score}"][at].mean(0)
 
 
-def _line(one: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """WARP's final line over η in float32: KL (points,) and r̃ of each prompt, (points,
-    prompts).
-    """
-    rows = one.along_eta("warp")
-    return rows["kl"].to_numpy(), one.scores["test.reward"][rows.index]
+def _line(unit: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """WARP's final line over η in float32: KL, (points,), and r̃ by prompt, (points, prompts)."""
+    rows = unit.along_eta("warp")
+    return rows["kl"].to_numpy(), unit.scores["test.reward"][rows.index]
 
 
 def answer(
@@ -204,19 +182,14 @@ def answer(
         return float(np.interp(kl, lines["float32"], lines[passed]))
 
     def span(effect: Effect, form: str) -> str:
-        found = effect.widest
-        return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
+        mean, low, high, _ = astuple(effect.widest)
+        return f"{mean:{form}} ({low:{form}} to {high:{form}})"
 
     kl, low = shares
-    more = [
-        Effect(
-            {
-                seed: of["warp"].by_prompt[seed] - of["reinforce-liti"].by_prompt[seed]
-                for seed in of["warp"].by_prompt
-            }
-        ).side
-        for of in shares.values()
-    ]
+    more = []
+    for of in shares.values():
+        warp, run = (of[method].by_prompt for method in ("warp", "reinforce-liti"))
+        more.append(Effect({seed: warp[seed] - run[seed] for seed in warp}).side)
     merged = ", and more of it from a merged policy at the same KL" if min(more) > 0 else ""
     hides = {
         at: [span(of[method], ".0%") for method in ("reinforce-liti", "warp")]

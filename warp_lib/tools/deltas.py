@@ -1,5 +1,6 @@
-"""Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row, and what
-is left squeezed by Huffman's code.
+"""Task vectors small enough to commit: −1, 0 or 1 for each weight, a scale for each row.
+
+The codes are squeezed by Huffman's code.
 
 Weights that moved little become 0, the others of a row one size: their mean. All sizes are then
 scaled together, so that the task vector keeps its length, which the zeros would take from it. What
@@ -23,15 +24,14 @@ POWERS = torch.tensor([81, 27, 9, 3, 1], dtype=torch.uint8)  # five codes make o
 
 
 def pack(delta: Weights) -> Weights:
-    """A task vector as ``<name>.codes``, bytes (n,), and ``<name>.scales``, bfloat16 (rows,), for
-    each of its tensors.
+    """Each tensor of a task vector as ``<name>.codes``, bytes, and ``<name>.scales``, bfloat16
+    (rows,).
 
     One threshold for all of them: rows that moved less have more zeros, which cost less. Raises
     ValueError for a number that is not finite.
     """
-    threshold = (
-        THRESHOLD * norm(delta) / math.sqrt(sum(tensor.numel() for tensor in delta.values()))
-    )
+    size = sum(tensor.numel() for tensor in delta.values())
+    threshold = THRESHOLD * norm(delta) / math.sqrt(size)
     if not math.isfinite(threshold):
         raise ValueError("the task vector holds a number that is not finite.")
     codes, scales = {}, {}
@@ -42,10 +42,9 @@ def pack(delta: Weights) -> Weights:
         scales[name] = (rows.abs() * kept).sum(1) / kept.sum(1).clamp(min=1)
     length = norm({name: scales[name][:, None] * codes[name] for name in codes})
     longer = norm(delta) / length if length else 0.0
-    packed = {f"{name}.scales": (scales[name] * longer).bfloat16() for name in scales}
-    return packed | {
-        f"{name}.codes": _squeeze((1 + codes[name]).to(torch.uint8).flatten()) for name in codes
-    }
+    packed = {f"{name}.scales": (scale * longer).bfloat16() for name, scale in scales.items()}
+    digits = {name: (1 + signs).to(torch.uint8).flatten() for name, signs in codes.items()}
+    return packed | {f"{name}.codes": _squeeze(each) for name, each in digits.items()}
 
 
 def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
@@ -57,10 +56,8 @@ def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
         raise ValueError(f"the task vector is of another policy: {odd[0]!r} is only on one side.")
     delta = {}
     for name, weights in like.items():
-        scales, codes = (
-            packed[f"{name}.scales"].float(),
-            _expand(packed[f"{name}.codes"], weights.numel()),
-        )
+        scales = packed[f"{name}.scales"].float()
+        codes = _expand(packed[f"{name}.codes"], weights.numel())
         if codes is None or len(scales) != len(_rows(weights)):
             raise ValueError(
                 f"{name} of the task vector is damaged, or of another shape than"
@@ -81,22 +78,20 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _squeeze(codes: Tensor) -> Tensor:
-    """Codes 0, 1, 2, (n,), as bytes. Huffman's code alone: there are no repetitions to find, and
-    looking for them costs space here.
+    """Codes 0, 1, 2, (n,), as bytes.
+
+    Huffman's code alone: there are no repetitions to find, and looking for them costs space here.
     """
     padding = codes.new_ones(-len(codes) % len(POWERS))
     fives = torch.cat([codes, padding]).view(-1, len(POWERS))
     coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-    squeezed = (
-        coder.compress((fives * POWERS).sum(1, dtype=torch.uint8).numpy().tobytes()) + coder.flush()
-    )
+    numbers = (fives * POWERS).sum(1, dtype=torch.uint8).numpy().tobytes()
+    squeezed = coder.compress(numbers) + coder.flush()
     return torch.frombuffer(bytearray(squeezed), dtype=torch.uint8)
 
 
 def _expand(squeezed: Tensor, count: int) -> Tensor | None:
-    """`count` values −1, 0, 1, float32, from what `_squeeze` gave; None when it holds another
-    number of them.
-    """
+    """`count` values −1, 0, 1 (float32) from what `_squeeze` gave; None if not so many."""
     coder, expected = zlib.decompressobj(-15), -(-count // len(POWERS))
     try:
         # never more than that, whatever the file says

@@ -1,5 +1,4 @@
-"""WARP's merge for models that do not fit into memory: from folders of safetensors to a folder, one
-layer at a time.
+"""WARP's merge for models that do not fit into memory: folders of safetensors, layer by layer.
 
 θ = θ_base + η · (merge of the runs' task vectors). The merged folder has the base's files, shard by
 shard, with other numbers in them: a file's header is written first and says where each tensor goes,
@@ -89,8 +88,9 @@ class Model:
 
     @classmethod
     def find(cls, name: str) -> "Model":
-        """The local folder or the hub's model called `name`. Raises ValueError when it cannot be
-        had or holds no plain safetensors.
+        """The local folder or the hub's model called `name`.
+
+        Raises ValueError when it cannot be had or holds no plain safetensors.
         """
         with said_of(repr(name)):
             folder = hub.model_folder(name, whole=_has_weights, also=[OWN_CODE])
@@ -104,8 +104,9 @@ class Model:
         return cls(name, folder, tensors)
 
     def read(self, names: Sequence[str], dtypes: dict[str, torch.dtype]) -> Weights:
-        """The tensors called `names`, each in the type that `dtypes` gives it. Raises ValueError if
-        one holds NaN or infinity.
+        """The tensors called `names`, each in the dtype that `dtypes` says.
+
+        Raises ValueError if one holds NaN or infinity.
         """
         weights = {}
         for file in {self.tensors[n].file for n in names}:
@@ -122,8 +123,7 @@ class RoundingWarning(UserWarning):
 
 @dataclass
 class Rounding:
-    """What the dtype of the written weights costs of the task vector merged − base, added up tensor
-    by tensor.
+    """What the written dtype costs of the task vector merged − base, added up tensor by tensor.
 
     moved: weights that the merge changes; stayed: those of them that are written as what the base's
     weight would be written as; error and length: squared norms of written − merged and of merged −
@@ -141,17 +141,12 @@ class Rounding:
             changed = merged != base
             self.moved += changed.sum().item()
             self.stayed += (changed & (written == base.to(written.dtype))).sum().item()
-            self.error += (
-                torch.linalg.vector_norm(
-                    written.to(merged.dtype) - merged, dtype=torch.float64
-                ).item()
-                ** 2
-            )
-            self.length += torch.linalg.vector_norm(merged - base, dtype=torch.float64).item() ** 2
+            self.error += _squared_norm(written.to(merged.dtype) - merged)
+            self.length += _squared_norm(merged - base)
 
     def shares(self) -> dict[str, float]:
-        """error: the rounding error's norm over the task vector's; unmoved: the share of changed
-        weights that are written as the base's.
+        """error: the rounding error's norm over the task vector's; unmoved: of changed weights,
+        those that are written as the base's.
         """
         if not self.length:
             return {"error": 0.0, "unmoved": 0.0}
@@ -205,10 +200,8 @@ def merge_folders(
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
     if abs(eta) > LARGEST_ETA:
         raise ValueError(f"eta must be from {-LARGEST_ETA} to {LARGEST_ETA}, not {eta!r}.")
-    for setting, value, known in (
-        ("merge", merge, ("slerp", "lerp")),
-        ("per", per, ("layer", "tensor", "model")),
-    ):
+    choices = {"merge": (merge, ("slerp", "lerp")), "per": (per, ("layer", "tensor", "model"))}
+    for setting, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{setting} must be {' or '.join(known)}, not {value!r}.")
     if dtype is not None and dtype not in CHOICES:
@@ -279,27 +272,30 @@ def merge_folders(
     except BaseException:  # an interrupt, too, leaves nothing half-written
         shutil.rmtree(part)
         raise
+    _warn_of_rounding(rounding, written, exact, dtype)
+    return rows
+
+
+def _warn_of_rounding(
+    rounding: Rounding,
+    written: dict[str, torch.dtype],
+    exact: dict[str, torch.dtype],
+    dtype: str | None,
+) -> None:
     narrowed = any(torch.promote_types(written[n], exact[n]) != written[n] for n in exact)
     shares = rounding.shares()
     if rounding.moved and (narrowed or shares["error"] > NOTICED):
-        names = " and ".join(
-            sorted({_name(written[n]) for n in written if written[n].is_floating_point})
+        names = {_name(kind) for kind in written.values() if kind.is_floating_point}
+        keeps = "--dtype float32 keeps it"
+        better = "without --dtype nothing is rounded" if dtype == "float32" else keeps
+        warnings.warn(
+            f"rounding to {' and '.join(sorted(names))} costs {shares['error']:.1%} of the task"
+            " vector (the error's norm over the task vector's), and"
+            f" {shares['unmoved']:.1%} of the weights that the merge moves stay the base's;"
+            f" {better}.",
+            RoundingWarning,
+            stacklevel=3,
         )
-        better = (
-            "without --dtype nothing is rounded"
-            if dtype == "float32"
-            else "--dtype float32 keeps it"
-        )
-        said = (
-            f"rounding to {names} costs {shares['error']:.1%} of the task vector (the error's norm"
-            " over the task vector's), and "
-        )
-        said += (
-            f"{shares['unmoved']:.1%} of the weights that the merge moves stay the base's;"
-            f" {better}."
-        )
-        warnings.warn(said, RoundingWarning, stacklevel=2)
-    return rows
 
 
 def _merge(
@@ -312,8 +308,9 @@ def _merge(
     places: dict[str, Stored],
     rounding: Rounding,
 ) -> Rows:
-    """Merge a layer into its `places`, and measure it. A function: its tensors are gone before the
-    next are read.
+    """Merge a layer into its `places`, and measure it.
+
+    A function, so that its tensors are gone before the next are read.
     """
     base, runs = _read(theta, finals, names, exact)
     # base + (run − base) would not be the run to the last bit
@@ -337,8 +334,9 @@ def _merge(
 def _read(
     theta: Model, finals: list[Model], names: list[str], exact: dict[str, torch.dtype]
 ) -> tuple[Weights, list[Weights]]:
-    """A layer of the base and of the runs, in one dtype, at least float32: a merge in bfloat16
-    would be rounded at each of its steps.
+    """A layer of the base and of the runs, in one dtype.
+
+    At least float32: a merge in bfloat16 would be rounded at each of its steps.
     """
     wide = {
         n: torch.promote_types(exact[n], torch.float32) if exact[n].is_floating_point else exact[n]
@@ -348,15 +346,20 @@ def _read(
 
 
 def _exact_dtypes(theta: Model, finals: list[Model]) -> dict[str, torch.dtype]:
-    """Each tensor's narrowest dtype that holds the base's and every run's numbers; what is not
-    floating-point stays the base's.
+    """Each tensor's narrowest dtype that holds the base's and every run's numbers.
+
+    What is not floating-point stays the base's.
     """
-    of_base = {n: DTYPES[stored.dtype] for n, stored in theta.tensors.items()}
-    of_runs = {n: [DTYPES[final.tensors[n].dtype] for final in finals] for n in of_base}
-    return {
-        n: reduce(torch.promote_types, of_runs[n], own) if own.is_floating_point else own
-        for n, own in of_base.items()
-    }
+    dtypes = {}
+    for name, stored in theta.tensors.items():
+        own = DTYPES[stored.dtype]
+        others = [DTYPES[final.tensors[name].dtype] for final in finals]
+        dtypes[name] = reduce(torch.promote_types, others, own) if own.is_floating_point else own
+    return dtypes
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -370,27 +373,15 @@ def _measure(base: Weights, runs: list[Weights]) -> Rows:
 
 
 def _whole(rows: Rows) -> Rows:
-    """The geometry of the whole model from that of its layers: their dot products and squared norms
-    add up.
+    """The geometry of the whole model from that of its layers: dot products and squared norms add
+    up.
     """
     whole = []
     for a, b in dict.fromkeys((row["a"], row["b"]) for row in rows):
         pair = [row for row in rows if (row["a"], row["b"]) == (a, b)]
-        dot, norm_a, norm_b = (
-            sum(map(_dot, pair)),
-            *(math.hypot(*(row[norm] for row in pair)) for norm in ("norm_a", "norm_b")),
-        )
-        degrees = math.degrees(_angle(dot, norm_a * norm_b))
-        whole.append(
-            {
-                "layer": "model",
-                "a": a,
-                "b": b,
-                "degrees": degrees,
-                "norm_a": norm_a,
-                "norm_b": norm_b,
-            }
-        )
+        norms = {n: math.hypot(*(row[n] for row in pair)) for n in ("norm_a", "norm_b")}
+        degrees = math.degrees(_angle(sum(map(_dot, pair)), math.prod(norms.values())))
+        whole.append({"layer": "model", "a": a, "b": b, "degrees": degrees} | norms)
     return whole
 
 
@@ -401,15 +392,12 @@ def _dot(row: dict[str, str | int | float]) -> float:
 
 
 def _angle(dot: float, product: float) -> float:
-    """The angle in radians from a dot product and the product of the norms; nan when one of them is
-    zero.
-    """
+    """The angle in radians from a dot product and the product of the norms, nan when that is 0."""
     return math.acos(max(-1.0, min(1.0, dot / product))) if product else math.nan
 
 
 def _shares(whole: Rows, runs: int) -> list[float]:
-    """What `merging.slerp` per model takes of each task vector, from the whole model's angles and
-    norms alone.
+    """What `merging.slerp` per model takes of each task vector, from the whole model's geometry.
 
     It goes from the merge of the first m − 1 to the m-th, and both are sums of task vectors: their
     dot products give its angle.
@@ -443,19 +431,15 @@ def _combine(base: Weights, runs: list[Weights], shares: list[float]) -> Weights
 
 
 def _lay_out(theta: Model, part: Path, dtypes: dict[str, torch.dtype]) -> dict[str, Stored]:
-    """The files of the base in `part`, its weights' with their headers only; returns where each
-    tensor belongs, in its dtype.
+    """The base's files in `part`, its weights' with their headers only.
 
-    What says something of dtypes says what is true now: the headers, the sizes in the index,
-    config.json.
+    Returns where each tensor belongs, in its dtype. What says something of dtypes says what is true
+    now: the headers, the sizes in the index, config.json.
     """
     places = {}
     for file in sorted({stored.file for stored in theta.tensors.values()}):
-        places |= _write_header(
-            part / file.name,
-            [(n, t.shape, dtypes[n]) for n, t in theta.tensors.items() if t.file == file],
-            file,
-        )
+        inside = [(n, t.shape, dtypes[n]) for n, t in theta.tensors.items() if t.file == file]
+        places |= _write_header(part / file.name, inside, like=file)
     for file in _beside(theta):
         target = part / file.relative_to(theta.folder)
         target.parent.mkdir(exist_ok=True)
@@ -464,35 +448,35 @@ def _lay_out(theta: Model, part: Path, dtypes: dict[str, torch.dtype]) -> dict[s
         index = json.loads((part / INDEX).read_text())
         size = sum(math.prod(place.shape) * dtypes[n].itemsize for n, place in places.items())
         index["metadata"] = (index.get("metadata") or {}) | {"total_size": size}
-        (part / INDEX).write_text(
-            json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        _write_json(part / INDEX, index)
     kinds = {dtype for dtype in dtypes.values() if dtype.is_floating_point}
     as_base = all(DTYPES[stored.dtype] == dtypes[n] for n, stored in theta.tensors.items())
     # of several, the one in which transformers opens all of them without rounding
     if len(kinds) == 1 or (kinds and not as_base):
         config = json.loads((part / "config.json").read_text())
-        told = _with_dtype(config, _name(reduce(torch.promote_types, kinds)))
-        if told != config:
-            (part / "config.json").write_text(
-                json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+        true = _with_dtype(config, _name(reduce(torch.promote_types, kinds)))
+        if true != config:
+            _write_json(part / "config.json", true)
     return places
+
+
+def _write_json(file: Path, value: Any) -> None:
+    """As transformers writes them."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _write_header(
     file: Path, tensors: list[tuple[str, tuple[int, ...], torch.dtype]], like: Path
 ) -> dict[str, Stored]:
-    """Begin a safetensors file with its header, which keeps the metadata of `like`; returns where
-    its tensors (name, shape, dtype) belong.
+    """Begin a safetensors file with its header, which keeps the metadata of `like`.
 
-    They follow each other without a gap, wide dtypes first, so that each begins at a multiple of
-    its numbers' size, as readers expect.
+    Returns where its tensors (name, shape, dtype) belong. They follow each other without a gap,
+    wide dtypes first, so that each begins at a multiple of its numbers' size, as readers expect.
     """
     with like.open("rb") as opened:
-        metadata = json.loads(opened.read(int.from_bytes(opened.read(8), "little"))).get(
-            "__metadata__"
-        )
+        size = int.from_bytes(opened.read(8), "little")
+        metadata = json.loads(opened.read(size)).get("__metadata__")
     header, end = ({"__metadata__": metadata} if metadata else {}), 0
     for name, shape, dtype in sorted(tensors, key=lambda tensor: -tensor[2].itemsize):
         begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -507,8 +491,9 @@ def _write_header(
 
 
 def _with_dtype(config: Any, name: str) -> Any:
-    """A config.json whose dtype fields ("torch_dtype" in older ones, and those of configs within
-    it) say `name`; none is added.
+    """A config.json whose dtype fields say `name`, those of configs within it too; none is added.
+
+    Older ones call the field "torch_dtype".
     """
     if not isinstance(config, dict):
         return config
@@ -519,8 +504,7 @@ def _with_dtype(config: Any, name: str) -> Any:
 
 
 def _beside(theta: Model) -> list[Path]:
-    """The base's files that are copied as they are: configuration, tokenizer, templates, an index,
-    code of its own (never run).
+    """The base's files that are copied: configuration, tokenizer, templates, index, its own code.
 
     Raises ValueError if one is a link out of the folder: what it shows would be handed on with the
     merged model. The hub's cache, whose snapshots are links into the same model's blobs, is one
@@ -573,9 +557,7 @@ def _check(theta: Model, final: Model) -> None:
 
 
 def _origin(model: Model) -> dict[str, str]:
-    """What was asked for, and where it was; a folder that the hub's library made is named by the
-    commit.
-    """
+    """What was asked for, and where it was: a folder of the hub's cache is named by the commit."""
     return {"name": model.name, "folder": str(model.folder.resolve())}
 
 

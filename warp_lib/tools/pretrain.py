@@ -1,8 +1,7 @@
-"""θ_sft from nothing: a byte-level BPE and a small GPT-2 trained on the reviews. Run by ``python -m
-warp_lib.tools.pretrain``.
+"""θ_sft from nothing, by ``python -m warp_lib.tools.pretrain``: a byte-level BPE and a small GPT-2.
 
-The bundled policy under data/policy was made by this file; data/policy/README.md is the model card
-it wrote.
+Both are trained on the reviews. The bundled policy under data/policy was made by this file;
+data/policy/README.md is the model card it wrote.
 """
 
 import argparse
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from ..evaluate import language_loss
 from ..fast.machine import autocast, device, prepare
@@ -25,63 +23,42 @@ from ..runs.store import write_json
 
 VOCABULARY, CONTEXT = 8192, 128
 LOOK_EVERY = 100  # steps between two looks at the validation loss
-EOS = "<|endoftext|>"
-
-
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `VOCABULARY` tokens; token 0 ends a review."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=EOS, model_max_length=CONTEXT
-    )
 
 
 class Corpus:
-    """Reviews as one long row of tokens, each closed by EOS, with the places where reviews
-    begin.
-    """
+    """Reviews as one long row of tokens, each closed by EOS, and the places where they begin."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]):
-        rows = [
-            torch.tensor(ids + [tokenizer.eos_token_id]) for ids in tokenizer(texts)["input_ids"]
-        ]
-        self.tokens = torch.cat(rows)
-        ends = torch.tensor([len(r) for r in rows]).cumsum(0)
-        starts = torch.cat([torch.zeros(1, dtype=ends.dtype), ends[:-1]])
+    def __init__(self, tokenizer: GPT2Tokenizer, texts: list[str]):
+        rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
+        self.tokens = torch.tensor([token for row in rows for token in row])
+        starts = torch.tensor([0, *map(len, rows[:-1])]).cumsum(0)
         self.openings = starts[starts < len(self.tokens) - CONTEXT]
 
+    def windows(self, starts: torch.Tensor) -> torch.Tensor:
+        """The tokens (windows, CONTEXT) from these places on."""
+        return self.tokens[starts[:, None] + torch.arange(CONTEXT)]
+
     def batch(self, size: int, generator: torch.Generator) -> torch.Tensor:
-        """Windows (size, CONTEXT): half begin where a review begins, as every prompt does, half
-        anywhere.
-        """
+        """Windows: half begin where a review begins, as every prompt does, half anywhere."""
         half = size // 2
         opening = self.openings[torch.randint(len(self.openings), (half,), generator=generator)]
         anywhere = torch.randint(len(self.tokens) - CONTEXT, (size - half,), generator=generator)
-        return self.tokens[torch.cat([opening, anywhere])[:, None] + torch.arange(CONTEXT)]
+        return self.windows(torch.cat([opening, anywhere]))
 
 
 def loss_of(model: GPT2LMHeadModel, tokens: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy, nats per token."""
-    logits = model(tokens).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return model(tokens, labels=tokens).loss
 
 
 @torch.no_grad()
 def validation_loss(model: GPT2LMHeadModel, corpus: Corpus, windows: int = 256) -> float:
     """Nats per token on windows that begin with their review, as completions do."""
     model.eval()
-    starts = corpus.openings[
-        torch.linspace(0, len(corpus.openings) - 1, min(windows, len(corpus.openings))).long()
-    ]
-    tokens = corpus.tokens[starts[:, None] + torch.arange(CONTEXT)]
-    return torch.stack([loss_of(model, part) for part in tokens.split(64)]).mean().item()
+    count = len(corpus.openings)
+    evenly = torch.linspace(0, count - 1, min(windows, count)).long()
+    parts = corpus.windows(corpus.openings[evenly]).to(model.device).split(64)
+    return torch.stack([loss_of(model, part) for part in parts]).mean().item()
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -92,8 +69,7 @@ def rate_at(step: int, steps: int) -> float:
 def pretrain(
     out: Path, *, layers: int, width: int, steps: int, windows: int, progress: Progress
 ) -> None:
-    """Train tokenizer and policy into the folder `out`; a killed training goes on when called
-    again.
+    """Train tokenizer and policy into the folder `out`; called again, a killed training goes on.
 
     Args:
         layers, width: of the GPT-2; 64 dimensions a head.
@@ -102,13 +78,13 @@ def pretrain(
     prepare()
     out.mkdir(parents=True, exist_ok=True)
     reviews = load_reviews("imdb")
-    known = (out / "tokenizer.json").exists()
-    tokenizer = (
-        PreTrainedTokenizerFast.from_pretrained(out)
-        if known
-        else train_tokenizer(list(reviews.train["text"]))
-    )
-    tokenizer.save_pretrained(out)
+    if (out / "tokenizer.json").exists():
+        tokenizer = GPT2Tokenizer.from_pretrained(out)
+    else:
+        tokenizer = GPT2Tokenizer(model_max_length=CONTEXT).train_new_from_iterator(
+            list(reviews.train["text"]), VOCABULARY, show_progress=False
+        )
+        tokenizer.save_pretrained(out)
     train, validation = (
         Corpus(tokenizer, list(part["text"])) for part in (reviews.train, reviews.validation)
     )
@@ -133,25 +109,19 @@ def pretrain(
     ).to(device())
     # at this length its backward is faster on a CPU than the fused kernel's
     model.set_attn_implementation("eager")
-    hidden = {n for n, p in model.named_parameters() if p.ndim == 2 and ".h." in n}
-    rates = {"muon": 0.02, "adamw": 3e-3}
-    muon = torch.optim.Muon(
-        [p for n, p in model.named_parameters() if n in hidden],
-        lr=rates["muon"],
-        weight_decay=0.1,
-        adjust_lr_fn="original",
-    )
-    others = [p for n, p in model.named_parameters() if n not in hidden]
-    adamw = torch.optim.AdamW(
-        others, lr=rates["adamw"], betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    named = dict(model.named_parameters())
+    hidden = {n: p for n, p in named.items() if p.ndim == 2 and ".h." in n}
+    others = [p for n, p in named.items() if n not in hidden]
+    muon = torch.optim.Muon(hidden.values(), weight_decay=0.1, adjust_lr_fn="original")
+    adamw = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    rates = {muon: 0.02, adamw: 3e-3}
     checkpoint = Checkpoint(out, {"model": model}, [muon, adamw])
     compiled_loss = torch.compile(loss_of)
 
     with checkpoint:
         for step in checkpoint.steps(progress, steps, "language modelling"):
             model.train()
-            for optimiser, rate in ((muon, rates["muon"]), (adamw, rates["adamw"])):
+            for optimiser, rate in rates.items():
                 optimiser.param_groups[0]["lr"] = rate * rate_at(step, steps)
             tokens = train.batch(windows, torch_stream("pretrain", step)).to(device())
             with autocast():
@@ -159,7 +129,7 @@ def pretrain(
             loss.backward()
             checkpoint.refuse_not_finite(loss, {})
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in (muon, adamw):
+            for optimiser in rates:
                 optimiser.step()
                 optimiser.zero_grad()
             numbers = {"loss": loss.item()}
@@ -170,31 +140,25 @@ def pretrain(
             progress.log(**numbers)
 
     model.to(torch.bfloat16).save_pretrained(out)  # the rounded weights are θ_sft
-    looks = [
-        {"step": k} | row
-        for k, row in enumerate(checkpoint.history, start=1)
-        if "validation" in row
-    ]
-    write_card(
-        out, tokens_seen=steps * windows * CONTEXT, training_tokens=len(train.tokens), history=looks
-    )
+    rows = [{"step": k} | row for k, row in enumerate(checkpoint.history, start=1)]
+    looks = [row for row in rows if "validation" in row]
+    seen = steps * windows * CONTEXT
+    write_card(out, tokens_seen=seen, training_tokens=len(train.tokens), history=looks)
     checkpoint.remove()
 
 
 def write_card(out: Path, **training: Any) -> None:
-    """Measure the saved, rounded weights and write ``training.json`` and the model card
-    ``README.md`` beside them.
-    """
+    """Measure the saved, rounded weights, and write ``training.json`` and the card beside them."""
     policy, reviews = Policy.from_name(str(out)), load_reviews("imdb").validation["text"]
     loss, loss_se = language_loss(policy, list(reviews), 68)
-    write_json(
-        out / "training.json", {"openings_loss": loss, "openings_loss_se": loss_se} | training
-    )
+    measured = {"openings_loss": loss, "openings_loss_se": loss_se}
+    write_json(out / "training.json", measured | training)
     prompts = list(policy.prompts(list(reviews[:8]), "card").values())
     texts = policy.texts(policy.sample(prompts, 53, 0.7, torch_stream("card", device=device())))
+    openings = policy.tokenizer.batch_decode(prompts)
     quoted = "\n".join(
-        f"- **{policy.tokenizer.decode(p)}**{t.removeprefix(policy.tokenizer.decode(p))}"
-        for p, t in zip(prompts, texts, strict=True)
+        f"- **{opening}**{text.removeprefix(opening)}"
+        for opening, text in zip(openings, texts, strict=True)
     )
     millions = sum(p.numel() for p in policy.model.parameters()) / 1e6
     config = policy.model.config

@@ -1,6 +1,4 @@
-"""The committed task vectors, so that a fresh clone has trained policies without training: made,
-measured and read here.
-"""
+"""The committed task vectors, by which a fresh clone has trained policies without training."""
 
 import json
 import shlex
@@ -25,41 +23,30 @@ RECORD = FOLDER / "task_vectors.json"
 
 
 def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
-    """Name → weights of WARP's policy, its last iteration's runs, and REINFORCE's policy of as many
-    steps, trained or from the store.
+    """Name → weights of WARP's policy, its last runs, and REINFORCE's policy of as many steps.
 
-    The runs are those of notebooks 03 and 04, or of the study's units, with the same settings.
+    Trained, or from the store. The runs are those of notebooks 03 and 04, or of the study's units,
+    with the same settings.
     """
     align = experiment.aligner(experiment.reward(progress), progress)
     last = experiment.warp(align)[-1]
     long = experiment.long_run(align, "reinforce", experiment.settings.steps)
-    return (
-        {"WARP": last.merged}
-        | {f"run {m}": run.weights for m, run in enumerate(last.runs, 1)}
-        | {"REINFORCE": long.weights}
-    )
+    runs = {f"run {m}": run.weights for m, run in enumerate(last.runs, start=1)}
+    return {"WARP": last.merged, **runs, "REINFORCE": long.weights}
 
 
 def commit(
     experiment: Experiment, finals: dict[str, Weights], progress: Progress
 ) -> dict[str, Any]:
-    """Pack θ − θ_sft of each policy into `FOLDER`, measure what packing changed, and write and
-    return the record.
-    """
-    sft, rewards, vectors, true, kept = (
-        experiment.theta_sft,
-        experiment.rewards(progress),
-        {},
-        [],
-        [],
-    )
+    """Pack θ − θ_sft of each policy into `FOLDER`; measure, write and return what that changed."""
+    sft, rewards = experiment.theta_sft, experiment.rewards(progress)
+    vectors, kept = {}, []
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, theta in progress.track(list(finals.items()), "packing"):
         delta, file = task_vector(sft, theta), f"{name.lower().replace(' ', '-')}.safetensors"
         packed = pack(delta)
         save_tensors(FOLDER / file, packed)
         back = unpack(packed, sft)
-        true.append(theta)
         kept.append({n: t + back[n] for n, t in sft.items()})
         lost = {n: back[n] - d for n, d in delta.items()}
         vectors[name] = {
@@ -69,7 +56,9 @@ def commit(
             "relative_error": norm(lost) / norm(delta),
         } | _measured(experiment, theta, kept[-1], rewards)
     angles = {}
-    for row, packed_row in zip(geometry(sft, true), geometry(sft, kept), strict=True):
+    for row, packed_row in zip(
+        geometry(sft, list(finals.values())), geometry(sft, kept), strict=True
+    ):
         if row["layer"] == "model":
             names = " and ".join(list(finals)[row[side] - 1] for side in "ab")
             angles[names] = {"degrees": row["degrees"], "degrees_packed": packed_row["degrees"]}
@@ -90,19 +79,20 @@ def commit(
 def _measured(
     experiment: Experiment, theta: Weights, packed: Weights, rewards: dict
 ) -> dict[str, Any]:
-    """Reward and KL on the test prompts, ± standard error, of a policy and of its packed self, and
-    their difference paired by prompt.
+    """Rewards and KL on test prompts of a policy and of its packed self, and their difference.
+
+    With standard errors; the difference is paired by prompt.
     """
     before, after = experiment.evaluate(theta, rewards), experiment.evaluate(packed, rewards)
-    found = {}
+    numbers = {}
     for score in (*rewards, "kl"):
         difference = Interval.of((after.scores[score] - before.scores[score]).mean(1))
-        found[score] = {
+        numbers[score] = {
             "true": [before.summary[score], before.summary[f"{score}_se"]],
             "packed": [after.summary[score], after.summary[f"{score}_se"]],
             "packed_minus_true": [difference.mean, difference.low, difference.high],
         }
-    return found
+    return numbers
 
 
 def record() -> dict[str, Any]:
@@ -116,25 +106,22 @@ def settings() -> Settings:
 
 
 def committed(theta_sft: Weights) -> dict[str, Weights]:
-    """Name → task vector θ − θ_sft, unpacked. Raises ValueError when θ_sft is not the policy that
-    they belong to.
+    """Name → task vector θ − θ_sft, unpacked.
+
+    Raises ValueError when θ_sft is not the policy that they belong to.
     """
-    said = record()
-    if digest(theta_sft) != said["sft"]:
+    known = record()
+    if digest(theta_sft) != known["sft"]:
         raise ValueError(
-            f"the committed task vectors belong to policy={said['settings']['policy']!r} as it was"
-            f" on {said['date']}."
+            f"the committed task vectors belong to policy={known['settings']['policy']!r} as it was"
+            f" on {known['date']}."
         )
-    return {
-        name: unpack(load_file(FOLDER / vector["file"]), theta_sft)
-        for name, vector in said["vectors"].items()
-    }
+    files = {name: FOLDER / vector["file"] for name, vector in known["vectors"].items()}
+    return {name: unpack(load_file(file), theta_sft) for name, file in files.items()}
 
 
 def rows() -> list[dict[str, Any]]:
-    """What packing changed, a row for each committed vector: test prompts, ± 2 standard errors,
-    differences with 95% intervals.
-    """
+    """What packing changed on test prompts, a row a vector: ± 2 standard errors, 95% intervals."""
 
     def pair(values: list[float]) -> str:
         return f"{values[0]:.2f} ± {2 * values[1]:.2f}"
@@ -157,8 +144,9 @@ def rows() -> list[dict[str, Any]]:
 
 
 def angle_rows() -> list[dict[str, Any]]:
-    """Angles between the policies' task vectors over the whole model, as trained and as packed:
-    independent noise turns them apart.
+    """Angles between task vectors over the whole model, as trained and as packed.
+
+    Independent noise turns them apart.
     """
     return [
         {"task vectors": pair, "Ω, degrees": a["degrees"], "packed": a["degrees_packed"]}

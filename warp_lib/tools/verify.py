@@ -1,5 +1,4 @@
-"""`python -m warp_lib verify RUN`: are the numbers of the results table those of the saved
-policies?
+"""`python -m warp_lib verify RUN`: are the results table's numbers those of the saved policies?
 
 The report computes fast, with kernels and number formats of its own. Here every policy that a run
 saved is opened by transformers in float32, sampled by its `generate`, and compared with π_sft in a
@@ -53,8 +52,9 @@ def sample(
     temperature: float,
     eos: Sequence[int],
 ) -> Tensor:
-    """Completions of exactly `new` tokens from softmax(logits / temperature) with EOS suppressed:
-    token ids, (prompts, samples, new).
+    """Completions of exactly `new` tokens from softmax(logits / temperature), EOS suppressed.
+
+    Returns token ids, (prompts, samples, new).
     """
     # the model's own may say top_k, a repetition penalty or where to stop
     model.generation_config = GenerationConfig(
@@ -83,8 +83,7 @@ def kl_per_completion(
     temperature: float,
     eos: Sequence[int],
 ) -> Tensor:
-    """Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)) of each completion, exact over the vocabulary, in
-    nats.
+    """Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)) of each completion, exact over the vocabulary, nats.
 
     completions: token ids, (prompts, samples, new) → (prompts, samples).
     """
@@ -107,26 +106,20 @@ def kl_per_completion(
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of (prompts, samples), and its standard error over prompts: a prompt's completions
-    are averaged first.
-    """
+    """The mean of (prompts, samples) and its standard error over prompts' means."""
     by_prompt = values.double().mean(1)
     return by_prompt.mean().item(), by_prompt.std().item() / math.sqrt(len(by_prompt))
 
 
 def _batches(prompts: Sequence[Sequence[int]], samples: int, most: int) -> Iterator[list[int]]:
-    """Numbers of completions, `samples` in a row for each prompt, whose prompts have one length; at
-    most `most` at a time.
+    """Numbers of completions whose prompts have one length, at most `most` at a time.
 
-    So nothing is ever padded, and neither attention masks nor positions can be wrong.
+    There are `samples` in a row for each prompt. So nothing is ever padded, and neither attention
+    masks nor positions can be wrong.
     """
     for length in sorted(set(map(len, prompts))):
-        rows = [
-            k * samples + s
-            for k, prompt in enumerate(prompts)
-            if len(prompt) == length
-            for s in range(samples)
-        ]
+        alike = [k for k, prompt in enumerate(prompts) if len(prompt) == length]
+        rows = [k * samples + s for k in alike for s in range(samples)]
         yield from (rows[k : k + most] for k in range(0, len(rows), most))
 
 
@@ -135,8 +128,9 @@ def _batches(prompts: Sequence[Sequence[int]], samples: int, most: int) -> Itera
 
 @dataclass(frozen=True)
 class Check:
-    """A number of a policy: in results.csv and from its saved folder, each with its standard error
-    (0 where nothing is sampled).
+    """A number of a policy in results.csv and from its saved folder, with standard errors.
+
+    They are 0 where nothing is sampled.
     """
 
     policy: str
@@ -152,14 +146,11 @@ class Check:
 
     @property
     def distance(self) -> float:
-        """How far apart they are: in combined standard errors; on the same tokens as a share of
-        what `SAME` allows.
+        """How far apart they are, in combined standard errors, or as a share of what `SAME` allows
+        on the same tokens.
         """
-        allowed = (
-            math.hypot(self.table_se, self.folder_se)
-            if self.sampled
-            else SAME * max(1.0, abs(self.table))
-        )
+        errors, same = math.hypot(self.table_se, self.folder_se), SAME * max(1.0, abs(self.table))
+        allowed = errors if self.sampled else same
         apart = self.folder - self.table
         return apart / allowed if allowed else math.copysign(math.inf, apart) if apart else 0.0
 
@@ -192,45 +183,35 @@ def check(
         seed: of the new completions.
     """
     settings, prompts, eos = record["settings"], record["prompts"], record["eos"]
+    samples, length = settings["test_samples"], settings["max_new_tokens"]
+    temperature = settings["temperature"]
     try:
-        model = (
-            AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            )
-            .to(sft.device)
-            .eval()
-        )
+        model = _float32(folder).to(sft.device)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers has a dozen of them
         raise ValueError(f"transformers cannot open {folder} ({type(error).__name__}).") from error
-    same = kl_per_completion(
-        model, sft, prompts, torch.tensor(record["completions"]), settings["temperature"], eos
-    )
+    kept = torch.tensor(record["completions"])
+    same = kl_per_completion(model, sft, prompts, kept, temperature, eos)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        new = sample(
-            model,
-            prompts,
-            settings["test_samples"],
-            settings["max_new_tokens"],
-            settings["temperature"],
-            eos,
-        )
-    kl = kl_per_completion(model, sft, prompts, new, settings["temperature"], eos)
+        new = sample(model, prompts, samples, length, temperature, eos)
+    kl = kl_per_completion(model, sft, prompts, new, temperature, eos)
     texts = tokenizer.batch_decode(
         [x + y for x, ys in zip(prompts, new.tolist(), strict=True) for y in ys]
     )
+    earned = mean_and_error(reward(texts).view(kl.shape))
     return [
         Check(name, SAME_TOKENS, row["kl"], 0.0, mean_and_error(same)[0], 0.0),
         Check(name, KL, row["kl"], row["kl_se"], *mean_and_error(kl)),
-        Check(
-            name,
-            REWARD,
-            row["reward"],
-            row["reward_se"],
-            *mean_and_error(reward(texts).view(kl.shape)),
-        ),
+        Check(name, REWARD, row["reward"], row["reward_se"], *earned),
     ]
+
+
+def _float32(folder: Path | str) -> PreTrainedModel:
+    """A saved model, opened by transformers in float32."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
 
 
 def verify(run: str, progress: Any = None) -> list[Check]:
@@ -268,11 +249,11 @@ def verify(run: str, progress: Any = None) -> list[Check]:
             # one at a time in memory
             ready = {settings: (experiment.theta_sft, _plain(experiment), reward)}
         theta_sft, sft, reward = ready[settings]
-        given = {
+        digests = {
             "SFT policy": (digest(theta_sft), record["sft"]),
             "reward model": (reward.identity, record["reward"]["identity"]),
         }
-        for what, (now, then) in given.items():
+        for what, (now, then) in digests.items():
             if now != then:
                 raise ValueError(
                     f"the {what} that models/{name} of run {run!r} was made with has changed since:"
@@ -283,27 +264,20 @@ def verify(run: str, progress: Any = None) -> list[Check]:
 
 
 def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, Any]]]:
-    """The name, folder, row of the table and warp_report.json of each saved policy of a run. Raises
-    ValueError as `verify` does.
+    """The name, folder, row of the table and warp_report.json of each saved policy of a run.
+
+    Raises ValueError as `verify` does.
     """
     from ..experiment import REPORT
     from ..runs.results import read_table
     from ..settings import TAKEN
 
-    runs = [
-        folder.name
-        for folder in sorted(paths.RUNS.glob("*/"))
-        if folder.name not in TAKEN and not folder.name.startswith(".")
-    ]
+    names = sorted(folder.name for folder in paths.RUNS.glob("*/"))
+    runs = [name for name in names if name not in TAKEN and not name.startswith(".")]
     if run not in runs:
-        near = difflib.get_close_matches(run, runs, 1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"there are {', '.join(runs)}."
-            if runs
-            else "no report has been run."
-        )
+        hint = f"there are {', '.join(runs)}." if runs else "no report has been run."
+        if near := difflib.get_close_matches(run, runs, 1):
+            hint = f"did you mean {near[0]!r}?"
         raise ValueError(f"there is no run {run!r} in {paths.RUNS}; {hint}")
     folders = sorted(folder for folder in (paths.RUNS / run / "models").glob("*/"))
     if not folders:
@@ -323,37 +297,32 @@ def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, An
             if not record.keys() >= FIELDS:
                 raise ValueError("fields are missing")
         except (OSError, ValueError, AttributeError) as error:
-            says = f"does not say which row of results.csv it is (no whole {REPORT})"
             raise ValueError(
-                f"models/{folder.name} of run {run!r} {says}: run the report again."
+                f"models/{folder.name} of run {run!r} does not say which row of results.csv it is"
+                f" (no whole {REPORT}): run the report again."
             ) from error
-        here = results
+        rows = results
         for column, value in record["row"].items():
-            same = here[column].isna() if value is None else here[column] == value
-            # η went through a text
-            here = here[
-                same if isinstance(value, str | None) else (here[column] - value).abs() < 1e-9
-            ]
-        if len(here) != 1:
+            if value is None:
+                rows = rows[rows[column].isna()]
+            elif isinstance(value, str):
+                rows = rows[rows[column] == value]
+            else:  # η went through a text
+                rows = rows[(rows[column] - value).abs() < 1e-9]
+        if len(rows) != 1:
+            place = ", ".join(f"{k}={v}" for k, v in record["row"].items() if v is not None)
             raise ValueError(
-                f"results.csv of run {run!r} has {len(here)} rows, not one, for"
-                f" models/{folder.name}"
-                f" ({', '.join(f'{k}={v}' for k, v in record['row'].items() if v is not None)}):"
-                " run the report again."
+                f"results.csv of run {run!r} has {len(rows)} rows, not one, for"
+                f" models/{folder.name} ({place}): run the report again."
             )
-        yield folder.name, folder, here.iloc[0].to_dict(), record
+        yield folder.name, folder, rows.iloc[0].to_dict(), record
 
 
 def _plain(experiment: Any) -> PreTrainedModel:
-    """π_sft as transformers writes and reads it, without what the report changes in a model to be
-    faster; on the same device.
-    """
+    """π_sft as transformers writes and reads it, without what the report changes to be faster."""
     with tempfile.TemporaryDirectory() as folder:
         experiment.sft.model.save_pretrained(folder)
-        plain = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True
-        )
-    return plain.to(experiment.sft.model.device).eval()
+        return _float32(folder).to(experiment.sft.model.device)
 
 
 def described(checks: Sequence[Check]) -> str:
@@ -365,11 +334,8 @@ def described(checks: Sequence[Check]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-    sampled, beyond = (
-        sum(c.sampled for c in checks),
-        lambda errors: 1 - math.erf(errors / math.sqrt(2)),
-    )
-    chance = {errors: 1 - (1 - beyond(errors)) ** sampled for errors in (2, LIMIT)}
+    sampled = sum(c.sampled for c in checks)
+    chance = {errors: 1 - math.erf(errors / math.sqrt(2)) ** sampled for errors in (2, LIMIT)}
     odd = sum(not c.agrees for c in checks)
     verdict = (
         f"{odd} of {len(checks)} numbers differ: the table is not that of the saved policies."

@@ -1,0 +1,417 @@
+"""Arms of the study compared: fronts chosen on validation prompts, their difference on test prompts
+by seed and prompt; and lines over η against each other.
+
+Needs no torch.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from .fronts import Effect, Interval, shares, weights
+from .outcomes import (
+    EARLIER,
+    LOW,
+    MERGES,
+    SEEDS,
+    ArmId,
+    Outcome,
+    finished_seeds,
+    outcome,
+    over_seeds,
+)
+
+STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
+Line = tuple[str, int]
+"""Points over η of a unit: their method, and how many runs (or checkpoints) were averaged."""
+# what else is averaged: arm of `averages` → in words → the two lines of it that are compared
+OTHERS: dict[str, dict[str, tuple[Line, Line]]] = {
+    "checkpoints": {
+        "mean of the last two checkpoints − the last": (("checkpoints", 2), ("checkpoints", 1)),
+        "mean of all four checkpoints − the last": (("checkpoints", 4), ("checkpoints", 1)),
+    },
+    "step-back": {
+        "back to the iteration's beginning − to SFT": (("from-init", 2), ("from-sft", 2))
+    },
+    "without-order": {
+        "SLERP of three without order − the paper's": (
+            ("slerp-without-order", 3),
+            ("slerp-layer", 3),
+        )
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast(Effect):
+    """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high`.
+
+    On test prompts, the points' KL taken as known. ends: seed → the KL as far as which it is
+    compared, less than `high` where one of the fronts ends before.
+    """
+
+    arm: str
+    rival: str
+    high: float
+    ends: dict[int, float]
+
+    @property
+    def short(self) -> dict[int, float]:
+        """Those of `ends` that are less than `high`."""
+        return {seed: end for seed, end in self.ends.items() if end < self.high}
+
+    @property
+    def verdict(self) -> str:
+        """What the interval over seeds and prompts allows to say."""
+        if len(self.by_prompt) == 1:
+            return "and one seed cannot say whether that holds for the next"
+        if self.few:
+            return "which two seeds do not decide"
+        if not (side := self.side):
+            return "which cannot be told from none"
+        return f"so {self.arm} is {'ahead of' if side > 0 else 'behind'} {self.rival}"
+
+
+# ------------------------------------------------------------------------------------------- fronts
+
+
+def contrast(
+    experiment: str, arm: str, rivals: list[str], high: float, scorer: str = "reward"
+) -> Contrast:
+    """An arm against the better of its rivals, over the seeds that all have finished.
+
+    The better one is that whose front is higher on validation prompts. The fronts and the better
+    rival are those of the reward; `scorer` may be a judge, which then says how far they really are
+    apart.
+
+    A seed on which one of the fronts ends before `high` is compared as far as all of them reach;
+    one whose arms had different reward models, or different judges where the judge is asked, is
+    left out. Raises ValueError when no seed is left.
+    """
+    ends = _ends([(experiment, name) for name in [arm, *rivals]], high, scorer)
+
+    def on_validation(name: str) -> float:
+        units = ((outcome(experiment, name, seed), end) for seed, end in ends.items())
+        return np.mean([unit.along_front("validation", end).mean() for unit, end in units])
+
+    rival = max(rivals, key=on_validation)
+    gains = _gains((experiment, arm), (experiment, rival), ends, scorer)
+    return Contrast(gains, arm, rival, high, ends)
+
+
+def difference(
+    arm: ArmId,
+    rival: ArmId,
+    high: float,
+    scorer: str = "reward",
+    among: Iterable[int] | None = None,
+) -> Contrast:
+    """An arm against one rival, maybe of another experiment, over the seeds that they share.
+
+    See `shared_seeds` and `contrast`. Raises ValueError when there is no such seed.
+    """
+    ends = _ends([arm, rival], high, scorer, among)
+    return Contrast(_gains(arm, rival, ends, scorer), arm[1], rival[1], high, ends)
+
+
+def differences(
+    pairs: dict[str, tuple[ArmId, ArmId]],
+    high: float,
+    among: Iterable[int],
+    scorer: str = "reward",
+) -> dict[str, Contrast]:
+    """The `difference` of each of the pairs, by name, whose arms share a seed `among` these."""
+    return {
+        name: difference(*pair, high, scorer, among)
+        for name, pair in pairs.items()
+        if shared_seeds(pair, scorer, among)
+    }
+
+
+def difference_of_gains(
+    of: tuple[ArmId, ArmId], than: tuple[ArmId, ArmId], high: float
+) -> Contrast:
+    """How much more an arm gains over its rival than another arm over its own: (A − B) − (C − D).
+
+    Paired by seed and by prompt.
+
+    Args:
+        of, than: arm and rival.
+        high: the largest KL, nats; a seed on which one of the four fronts ends before is compared
+            as far as all of them reach.
+
+    Raises ValueError when no seed has finished all four, scored by one reward model.
+    """
+    ends = _ends([*of, *than], high)
+    first, second = (_gains(*pair, ends) for pair in (of, than))
+    names = [f"{arm} − {rival}" for (_, arm), (_, rival) in (of, than)]
+    return Contrast({seed: first[seed] - second[seed] for seed in ends}, *names, high, ends)
+
+
+def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:
+    """An arm's fronts against best-of-n from SFT, at the KL that bounds it.
+
+    In truth it may be cheaper (see `best_of_n.kl_of_best`). Compared as far as the largest n
+    reaches, on the seeds that count and were scored alike, whatever their dtype: it has a unit for
+    each reward model. Raises ValueError when best-of-n has not been measured or no such seed is
+    left.
+    """
+    best = [outcome("best-of-n", "sft", seed) for seed in finished_seeds("best-of-n", ["sft"])]
+    ends, by_prompt = {}, {}
+    for seed in shared_seeds([(experiment, arm)], scorer, EARLIER + SEEDS):
+        unit = outcome(experiment, arm, seed)
+        if yardstick := next((b for b in best if _scored_alike([b, unit], scorer)), None):
+            kl, reward = yardstick.kl("test"), yardstick.reward("test", scorer)
+            ends[seed] = end = min(high, kl.max(), unit.reach("validation"), unit.reach("test"))
+            by_prompt[seed] = unit.along_front("test", end, scorer) - shares(kl, LOW, end) @ reward
+    if not ends:
+        raise ValueError(
+            f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured:"
+            " `python -m warp_lib study`."
+        )
+    return Contrast(by_prompt, arm, "best-of-n", high, ends)
+
+
+def by_reward_model(experiment: str, of: Contrast) -> dict[str, Interval]:
+    """A contrast's seeds apart by what rewarded them: their numbers → the interval over them."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for seed in of.by_seed:
+        groups[outcome(experiment, of.arm, seed).record["reward_model"]].append(seed)
+    return {
+        f"seeds {', '.join(map(str, seeds))}": Interval.of([of.by_seed[s].mean for s in seeds])
+        for seeds in groups.values()
+    }
+
+
+def trial_difference(trial: Outcome, rival: Outcome, high: float) -> Interval:
+    """A trial less another: mean r̃ from `LOW` to `high` nats, over the validation prompts."""
+    a, b = (unit.along_front("validation", high) for unit in (trial, rival))
+    return Interval.of(a - b)
+
+
+def ahead_of_judge(
+    experiment: str, arm: str, judge: str, seeds: Iterable[int]
+) -> dict[float, Effect]:
+    """How much more r̃ has risen since SFT than a judge's score, along the arm's front.
+
+    On test prompts: KL, every half nat that all seeds reach → the rise of r̃ less that of the score,
+    both in SFT's standard deviations. A policy that exploits its reward model (reward hacking) gets
+    further and further ahead.
+    """
+    lines = {
+        seed: [outcome(experiment, arm, seed).line("test", scorer) for scorer in ("reward", judge)]
+        for seed in seeds
+    }
+    end = min(kl[-1] for (kl, _), _ in lines.values())
+
+    def rise(at: float, seed: int) -> np.ndarray:
+        (kl, reward), (_, score) = lines[seed]
+        return (weights(kl, [at]) - weights(kl, [0]))[:, 0] @ (reward - score)
+
+    levels = np.arange(0.5, end, 0.5).tolist()
+    return {at: Effect({seed: rise(at, seed) for seed in lines}) for at in levels}
+
+
+def shared_seeds(
+    arms: Iterable[ArmId], scorer: str = "reward", among: Iterable[int] | None = None
+) -> list[int]:
+    """The seeds (`among` these, if any) on which all of the arms have ended and can be compared:
+    from one SFT, in one dtype, scored alike.
+    """
+    ended = [set(finished_seeds(experiment, [arm])) for experiment, arm in arms]
+    return [
+        seed
+        for seed in sorted(set.intersection(*ended))
+        if (among is None or seed in among)
+        and _made_alike(units := [outcome(*arm, seed) for arm in arms])
+        and _scored_alike(units, scorer)
+    ]
+
+
+def _made_alike(units: list[Outcome]) -> bool:
+    """Whether units began at the same SFT and computed in the same dtype."""
+    return len({(u.record["sft"], u.record["machine"]["dtype"]) for u in units}) == 1
+
+
+def _scored_alike(units: list[Outcome], scorer: str) -> bool:
+    """Whether units have the same reward model and, if `scorer` is a judge, the same judge.
+
+    Every machine trains judges for itself. Units from before judges were recorded are of one kind
+    of machine.
+    """
+    judges = {unit.record.get("judges", {}).get(scorer) for unit in units}
+    return len({unit.record["reward_model"] for unit in units}) == len(judges) == 1
+
+
+def _ends(
+    arms: list[ArmId], high: float, scorer: str = "reward", among: Iterable[int] | None = None
+) -> dict[int, float]:
+    """Each seed that all arms share → the KL as far as which they can be compared: `high`, or where
+    the first of them ends. Raises ValueError when there is no such seed.
+    """
+    if not (seeds := shared_seeds(arms, scorer, among)):
+        raise ValueError(
+            f"no seed has finished all of {', '.join(f'{name} ({e})' for e, name in arms)}, scored"
+            f" by one {scorer}."
+        )
+    units = {seed: [outcome(*arm, seed) for arm in arms] for seed in seeds}
+    return {
+        seed: min(high, *(u.reach(split) for u in units[seed] for split in ("validation", "test")))
+        for seed in seeds
+    }
+
+
+def _gains(
+    arm: ArmId, rival: ArmId, ends: dict[int, float], scorer: str = "reward"
+) -> dict[int, np.ndarray]:
+    """Seed → what the arm has over its rival from `LOW` to the seed's end on each test prompt."""
+    return {
+        seed: outcome(*arm, seed).along_front("test", end, scorer)
+        - outcome(*rival, seed).along_front("test", end, scorer)
+        for seed, end in ends.items()
+    }
+
+
+# ------------------------------------------------------------------------------------ lines over η
+
+
+def line_over_line(
+    experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
+) -> Contrast:
+    """What one line over η has over another of the same units beside a longer step.
+
+    Its mean r̃ less the other's at equal KL on test prompts, from `LOW` to `high` nats. Both are
+    read straight between their points, which favours the line with closer ones (06 says how much).
+    """
+    ends, by_prompt = {}, {}
+    for seed, (kl, reward), (other_kl, other_reward), end in _two_lines(
+        experiment, arm, seeds, line, other, high
+    ):
+        ends[seed] = end
+        by_prompt[seed] = shares(kl, LOW, end) @ reward - shares(other_kl, LOW, end) @ other_reward
+    return Contrast(by_prompt, line[0], other[0], high, ends)
+
+
+def by_reading(
+    experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
+) -> Interval:
+    """What `line_over_line` would find if there were no difference.
+
+    Both lines' points are laid onto one smooth curve, the monotone cubic one through the other
+    line's points, and read straight between them.
+    """
+    # as slow to import as all else here together, and the explorer asks for none of it
+    from scipy.interpolate import PchipInterpolator
+
+    differences = []
+    for _, (kl, _), (other_kl, other_reward), end in _two_lines(
+        experiment, arm, seeds, line, other, high
+    ):
+        curve = PchipInterpolator(other_kl, other_reward.mean(1))
+        means = [shares(points, LOW, end) @ curve(points) for points in (kl, other_kl)]
+        differences.append(means[0] - means[1])
+    return Interval.of(differences)
+
+
+def _two_lines(
+    experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
+) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], float]]:
+    """Each seed, both of its lines (see `Outcome.through_merge`), and where the first of them or
+    the comparison ends.
+    """
+    for seed in seeds:
+        unit = outcome(experiment, arm, seed)
+        first, second = unit.through_merge(*line), unit.through_merge(*other)
+        yield seed, first, second, min(high, first[0][-1], second[0][-1])
+
+
+def other_averages(high: float) -> dict[str, tuple[Contrast, Interval]]:
+    """Each of `OTHERS`, on the seeds that have it: what the one line has over the other, and what
+    reading alone would make (see `line_over_line`, `by_reading`).
+    """
+    compared = {
+        name: ("averages", arm, finished_seeds("averages", [arm]), *lines, high)
+        for arm, pairs in OTHERS.items()
+        for name, lines in pairs.items()
+    }
+    return {name: (line_over_line(*args), by_reading(*args)) for name, args in compared.items()}
+
+
+def slerp_over_lerp(
+    experiment: str, arm: str, seeds: Iterable[int], high: float
+) -> dict[str, Contrast]:
+    """SLERP's line through the merge of the same runs over LERP's, for each number of runs and each
+    way to take angles (see `line_over_line`, `merging.slerp`).
+
+    With one angle for the model SLERP of two runs lies on LERP's own line, and what is found there
+    is what the measurement itself adds.
+    """
+    seeds = list(seeds)
+    rows = pd.concat([outcome(experiment, arm, seed).of("test") for seed in seeds])
+    many = sorted(rows["runs"].dropna().astype(int).unique().tolist())
+    return {
+        f"M = {runs}, {words}": line_over_line(
+            experiment, arm, seeds, (method, runs), ("lerp", runs), high
+        )
+        for runs, (method, words) in product(many, MERGES.items())
+    }
+
+
+def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
+    """r̃ and KL along a line over η on test prompts, a row for each η: means over seeds and the half
+    widths of their 95% intervals (`…_half`).
+    """
+    rows = pd.concat([outcome(experiment, arm, seed).along_eta(method) for seed in seeds])
+    rows = rows.assign(eta=rows["eta"].round(6)).sort_values("eta", kind="stable")
+    return over_seeds(rows, ["eta"], ["reward", "kl"])
+
+
+def bend(experiment: str, arm: str, method: str, score: str, seeds: Iterable[int]) -> Effect:
+    """How far a line over η lies above its chord at η = ½ on test prompts, in r̃ or KL: positive
+    where it is concave, negative where it is convex.
+    """
+    rises = {}
+    for seed in seeds:
+        unit = outcome(experiment, arm, seed)
+        rows = unit.along_eta(method)
+        values = unit.scores[f"test.{score}"][rows.index]
+        rises[seed] = weights(rows["eta"], [0.5])[:, 0] @ values - (values[0] + values[-1]) / 2
+    return Effect(rises)
+
+
+def averages(
+    experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[int]
+) -> dict[str, dict[str, Effect]]:
+    """What WARP's averages do: r̃, KL and height of each kind of point of each iteration.
+
+    The height is r̃ less a rival front's at the same KL (see `Outcome.line`; `height over <rival>`).
+    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it. It
+    is left out where a seed's KL is beyond the rival's.
+    """
+    seeds, rivals = list(seeds), list(rivals)
+    rows = {seed: outcome(experiment, arm, seed).of("test") for seed in seeds}
+    iterations = sorted(pd.concat(rows.values())["iteration"].dropna().unique())
+    effects = {}
+    for iteration, method in product(iterations, STAGES):
+        numbers: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        for seed in seeds:
+            at = (rows[seed]["iteration"] == iteration) & (rows[seed]["method"] == method)
+            points = rows[seed][at]
+            if points.empty:
+                continue
+            scores = outcome(experiment, arm, seed).scores
+            reward, kl = (scores[f"test.{s}"][points.index].mean(0) for s in ("reward", "kl"))
+            numbers["r̃"][seed], numbers["KL, nats"][seed] = reward, kl
+            for rival in rivals:
+                front = outcome(experiment, rival, seed).front_at(points["kl"])
+                if front is not None:
+                    numbers[f"height over {rival}"][seed] = reward - front.mean(0)
+        if numbers:
+            effects[f"iteration {iteration:.0f}: {STAGES[method]}"] = {
+                name: Effect(by) for name, by in numbers.items() if len(by) == len(seeds)
+            }
+    return effects
