@@ -14,7 +14,7 @@ from test_report import notebook
 
 from warp_lib import experiment
 from warp_lib.__main__ import main
-from warp_lib.report import report
+from warp_lib.report import run
 from warp_lib.runs import paths
 from warp_lib.settings import Settings
 
@@ -88,7 +88,7 @@ def _raise(error: BaseException):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_refuses_the_page(monkeypatch, capsys, number):
     monkeypatch.setattr(
-        report,
+        run,
         "run_report",
         lambda *_: _raise(OSError(number, os.strerror(number), "runs/x/report.html")),
     )
@@ -168,6 +168,6 @@ def test_a_kernel_that_died_while_it_waited_is_replaced(tmp_path, monkeypatch, s
     )
     for name, cell in (("01_kills", kill), ("02_after", "1")):
         nbformat.write(notebook(name, cell), tmp_path / f"{name}.ipynb")
-    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
-    report.run_report(Settings.profile("smoke", name="killed"), "smoke", {"name": "killed"})
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    run.run_report(Settings.profile("smoke", name="killed"), "smoke", {"name": "killed"})
     assert (store / "killed" / "report.html").exists()

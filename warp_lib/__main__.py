@@ -203,12 +203,9 @@ def report(args: argparse.Namespace, unknown: list[str]) -> int:
         settings, overrides = given_settings(args, unknown)
     except ValueError as error:
         return say(error, 2)
-    from .report.report import ReportError, run_report  # only now: it takes a second to import
+    from .report.run import run_report  # only now: it takes a second to import
 
-    try:
-        run_report(settings, args.profile, overrides)
-    except ReportError as error:
-        return say(error, 1)
+    run_report(settings, args.profile, overrides)
     return 0
 
 
@@ -243,7 +240,7 @@ def study(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"study takes names of experiments only, not {unknown[0]}.", 2)
     from .runs.progress import TerminalProgress
-    from .study.study import run as run_study
+    from .study.run import run as run_study
 
     try:
         if args.jobs < 1:
@@ -358,13 +355,9 @@ def pairs(given: list[str], form: str) -> list[tuple[str, str]]:
 def publish(args: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         return say(f"publish takes --name only, not {unknown[0]}.", 2)
-    from .report.report import ReportError
-    from .report.report import publish as publish_run
+    from .report.publish import publish as publish_run
 
-    try:
-        publish_run(args.name)
-    except ReportError as error:
-        return say(error, 1)
+    publish_run(args.name)
     return 0
 
 
