@@ -3,6 +3,7 @@ refusals in one sentence.
 """
 
 import json
+import pickle
 import re
 import time
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from warp_lib.report import publish, run
 from warp_lib.report.page import write_page
 from warp_lib.runs import paths, store
 from warp_lib.runs.errors import Explained
+from warp_lib.runs.jobs import Ended, run_here
 from warp_lib.settings import Settings
 
 SETTINGS = (
@@ -26,12 +28,14 @@ SETTINGS = (
     " Settings.from_notebook(globals())\nsettings"
 )
 FIGURE = """
+import os
+
 import plotly.graph_objects as go
 import plotly.io as pio
 
-pio.renderers.default = "plotly_mimetype"
+pio.renderers.default, arenas = "plotly_mimetype", os.environ["MALLOC_ARENA_MAX"]
 go.Figure(go.Scatter(y=[1, 3, 2], name="</script><script>alert(1)</script>")).show()
-print("<script>alert('generated')</script>", settings.name, settings.beta)
+print("<script>alert('generated')</script>", settings.name, settings.beta, arenas)
 """
 LIVE = """
 from warp_lib.interactive.live import live
@@ -132,9 +136,9 @@ def test_generated_text_is_escaped(page):
     assert "<script>alert(" not in page
 
 
-def test_parameters_reach_the_notebooks(toy):
+def test_parameters_and_one_arena_reach_the_notebooks(toy):
     kept = nbformat.read(toy / "runs" / "toy" / "notebooks" / "01_first.ipynb", 4)
-    assert "toy 0.25" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
+    assert "toy 0.25 1" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
     trained = nbformat.read(toy / "runs" / "toy" / "notebooks" / "02_second.ipynb", 4)
     assert (
         "run 1: 4/4" in "".join(output.get("text", "") for output in trained.cells[-1].outputs)
@@ -317,7 +321,7 @@ def test_a_failing_notebook_ends_the_one_beside_it(toy, tmp_path, monkeypatch):
     sleep = f"import time\nopen({str(tmp_path / 'sleeps')!r}, 'w').close()\ntime.sleep(600)"
     fail = (
         f"import os, time\nwhile not os.path.exists({str(tmp_path / 'sleeps')!r}):\n   "
-        " time.sleep(0.1)\nraise ValueError('no')"
+        " time.sleep(0.1)\nfrom warp_lib.runs.errors import Explained\nraise Explained('no')"
     )
     side_by_side(
         tmp_path, monkeypatch, _01_first="1", _02_sleeps=sleep, _03_fails=fail, _04_never="1"
@@ -327,6 +331,48 @@ def test_a_failing_notebook_ends_the_one_beside_it(toy, tmp_path, monkeypatch):
         run.run_report(Settings.profile("smoke", name="failing"), "smoke", {"name": "failing"})
     assert time.monotonic() - began < 120
     assert not (toy / "runs" / "failing" / "notebooks" / "04_never.ipynb").exists()
+
+
+def test_who_runs_the_notebooks_is_handed_all_that_it_needs(store):
+    """Guards: a notebook that does not wait for what it reads; words that only this process can
+    pass on."""
+    asked = []
+
+    def elsewhere(jobs, tell, at_once, threads):
+        asked.extend(pickle.loads(pickle.dumps(jobs)))
+        tell(Ended(jobs[3], -9, "exit code -9"))
+
+    given = {"name": "elsewhere", "beta": 0.5}
+    with pytest.raises(Explained, match="^04_reinforce_baseline: its kernel was ended, by hand "):
+        run.run_report(Settings.profile("smoke", **given), "smoke", given, elsewhere)
+    after = {job.title: job.after for job in asked}
+    first, *others = after
+    assert not after[first] and all(first in after[other] for other in others)
+    assert others[-1] == "05_pareto" and {"03_warp", "04_reinforce_baseline"} < set(
+        after["05_pareto"]
+    )
+    assert all({"-p", "beta", "0.5"} < set(job.words) for job in asked)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("Explained('mend it')", "mend it"),
+        (
+            "RuntimeError('first\\nlast')",
+            "RuntimeError: last (what ran, and the traceback: {file})",
+        ),
+        ("ValueError('no')", "ValueError: no (what ran, and the traceback: {file})"),
+    ],
+)
+def test_why_a_notebook_failed(tmp_path, error, says):
+    """One sentence; where its traceback is, if there is one. Guards: an error that explains nothing
+    shown without its kind."""
+    cell = f"from warp_lib.runs.errors import Explained\n1\nraise {error}"
+    nbformat.write(notebook("Bad", cell), tmp_path / "bad.ipynb")
+    ended, file = [], tmp_path / "out.ipynb"
+    run_here([run.notebook_job("bad", tmp_path / "bad.ipynb", file, {})], ended.append, 1, 1)
+    assert ended[0].code == 1 and run.why(ended[0], file) == says.format(file=file)
 
 
 def test_unfinished_notebook_is_not_published():
