@@ -333,9 +333,10 @@ def test_a_failing_notebook_ends_the_one_beside_it(toy, tmp_path, monkeypatch):
     assert not (toy / "runs" / "failing" / "notebooks" / "04_never.ipynb").exists()
 
 
-def test_who_runs_the_notebooks_is_handed_all_that_it_needs(store):
+def test_who_runs_the_notebooks_is_handed_all_that_it_needs(store, monkeypatch):
     """Guards: a notebook that does not wait for what it reads; words that only this process can
     pass on."""
+    monkeypatch.setattr(paths, "NOTEBOOKS", paths.ROOT / "notebooks")
     asked = []
 
     def elsewhere(jobs, tell, at_once, threads):
