@@ -28,10 +28,8 @@ def publish(name: str) -> None:
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     folder = paths.RUNS / name
-    files = [
-        folder / "notebooks" / source.name
-        for source in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    ]
+    sources = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    files = [folder / "notebooks" / source.name for source in sources]
     if missing := [file.stem for file in files if not file.exists()] or ([] if files else ["all"]):
         raise Explained(f"runs/{name} has not run these notebooks: {', '.join(missing)}.")
     clean = {}
@@ -77,11 +75,8 @@ def _strip(notebook: NotebookNode) -> NotebookNode:
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
     for cell in notebook.cells:
-        for trace in (
-            "papermill",
-            "execution",
-            *(["tags"] if not cell.metadata.get("tags") else []),
-        ):
+        traces = ["papermill", "execution"] + ([] if cell.metadata.get("tags") else ["tags"])
+        for trace in traces:
             cell.metadata.pop(trace, None)
     notebook.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -109,17 +104,9 @@ def _refuse_paths(notebook: NotebookNode, stem: str) -> None:
     """Refuse outputs with absolute paths: they tell about one machine and are wrong on every
     other.
     """
-    here = [
-        paths.ROOT,
-        paths.RUNS,
-        Path.home(),
-        Path.cwd(),
-        Path(sys.prefix),
-        Path(tempfile.gettempdir()),
-    ]
-    here = "|".join(
-        re.escape(str(path.resolve())) for path in here if len(path.resolve().parts) > 1
-    )
+    known = [paths.ROOT, paths.RUNS, Path.home(), Path.cwd(), sys.prefix, tempfile.gettempdir()]
+    resolved = [Path(path).resolve() for path in known]
+    here = "|".join(re.escape(str(path)) for path in resolved if len(path.parts) > 1)
     anywhere = r"/(?:home|root|Users|tmp|usr|opt|var|mnt|srv)/|[A-Z]:\\\w"
     for output in shown_outputs(notebook):
         for text in _texts(output):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import IO, Protocol
+from typing import IO
 
 MARK = "WARP_JOBS"
 GRACE = 1.5  # seconds between asking a process to end and ending it
@@ -59,19 +59,12 @@ class Ended:
     last: str
 
 
-class Runner(Protocol):
-    """Runs jobs and tells when each has ended, `at_once` at a time sharing `threads` out, or as it
-    sees fit. What `tell` raises ends all jobs and is raised.
-    """
-
-    def __call__(
-        self, jobs: Sequence[Job], tell: Callable[[Ended], None], at_once: int, threads: int
-    ) -> None: ...
+Tell = Callable[[Ended], None]
+Runner = Callable[[Sequence[Job], Tell, int, int], None]
+"""Runs jobs as `run_here` does, wherever it does."""
 
 
-def run_here(
-    jobs: Sequence[Job], tell: Callable[[Ended], None], at_once: int, threads: int
-) -> None:
+def run_here(jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> None:
     """Run jobs on this machine, `at_once` at a time, in their order but each after those that it
     waits for.
 

@@ -1,6 +1,6 @@
 """Ways to train, which the study compares: each gives checkpoints to evaluate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from ..merging import Weights, geometry, interpolate, lerp, slerp, slerp_without
 from ..reward import Reward
 from ..runs.progress import Progress
 from ..settings import Settings
-from ..warp import Iteration
+from ..warp import Iteration, Merge
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
@@ -90,33 +90,38 @@ def steps_of_one_run(s: Settings) -> int:
 
 def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with pairs made anew before each iteration."""
-    remade, record = _noted(experiment, for_all_runs(experiment.pairs(reward, progress)))
-    points, found = _warp_of(experiment, experiment.dpo_aligner(remade, progress))
-    return points, found | record
+    remade = for_all_runs(experiment.pairs(reward, progress))
+    return _on_pairs(experiment, remade, progress, _warp_of)
 
 
 def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with the pairs of all iterations made from SFT at the start."""
-    once, record = _noted(experiment, _made_once(experiment, reward, progress))
-    points, found = _warp_of(experiment, experiment.dpo_aligner(once, progress))
-    return points, found | record
+    return _on_pairs(experiment, _made_once(experiment, reward, progress), progress, _warp_of)
 
 
 def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO where each run makes pairs of its own before each iteration, of prompts that it
     draws itself, 1/M as many as the others use: runs differ in their data."""
     s = experiment.settings
-    own, record = _noted(
-        experiment, partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs)
-    )
-    points, found = _warp_of(experiment, experiment.dpo_aligner(own, progress))
-    return points, found | record
+    own = partial(experiment.pairs(reward, progress), count=s.pair_prompts // s.runs)
+    return _on_pairs(experiment, own, progress, _warp_of)
 
 
 def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """DPO by itself, on those same pairs, with as many optimiser steps as all of WARP's runs."""
-    once, record = _noted(experiment, _made_once(experiment, reward, progress))
-    points, found = _long_run_of(experiment, experiment.dpo_aligner(once, progress), "dpo")
+    once = _made_once(experiment, reward, progress)
+    return _on_pairs(experiment, once, progress, partial(_long_run_of, method="dpo"))
+
+
+def _on_pairs(
+    experiment: Experiment,
+    make: MakePairs,
+    progress: Progress,
+    train: Callable[[Experiment, Aligner], Trained],
+) -> Trained:
+    """A way to train on DPO, with the pairs in its record."""
+    noted, record = _noted(experiment, make)
+    points, found = train(experiment, experiment.dpo_aligner(noted, progress))
     return points, found | record
 
 
@@ -146,21 +151,13 @@ def _noted(experiment: Experiment, make: MakePairs) -> tuple[MakePairs, dict[str
     and which ones each run got.
     """
     s = experiment.settings
-    record: dict[str, Any] = {
-        "pairs_from": s.iterations * s.pair_prompts * s.pair_completions,
-        "pairs": [],
-    }
+    sampled = s.iterations * s.pair_prompts * s.pair_completions
+    record: dict[str, Any] = {"pairs_from": sampled, "pairs": []}
 
     def noting(theta: Weights, seed: Seed) -> Pairs:
         pairs = make(theta, seed)
-        record["pairs"].append(
-            {
-                "run": list(seed),
-                "identity": pairs.identity,
-                "count": len(pairs),
-                "margin": pairs.margin.mean().item(),
-            }
-        )
+        made = {"run": list(seed), "identity": pairs.identity, "count": len(pairs)}
+        record["pairs"].append(made | {"margin": pairs.margin.mean().item()})
         return pairs
 
     return noting, record
@@ -181,48 +178,39 @@ def by_merging(experiment: Experiment, reward: Reward, progress: Progress) -> Tr
     Beyond, because SLERP of two runs is LERP made longer: along LERP's line η = 1/cos(Ω/2) is SLERP
     with one angle.
     """
-    s, sft, align = experiment.settings, experiment.theta_sft, experiment.aligner(reward, progress)
-    runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
-    merges = {"lerp": lerp} | {
-        f"slerp-{per}": partial(slerp, per=per) for per in ("layer", "tensor", "model")
-    }
-
-    def points() -> Iterator[Point]:
-        yield Point("sft", sft, 0, 0.0)
-        for m in range(2, s.runs + 1):
-            place = {
-                "steps": m * s.steps,
-                "seconds": sum(run.seconds for run in runs[:m]),
-                "iteration": 1,
-                "runs": m,
-            }
-            for name, merge in merges.items():
-                yield from _line(name, sft, merge(sft, [run.weights for run in runs[:m]]), **place)
-
-    return points(), {
-        "geometry": [{"iteration": 1} | row for row in geometry(sft, [run.weights for run in runs])]
-    }
+    runs = _runs_from_sft(experiment, reward, progress)
+    merges = {f"slerp-{per}": partial(slerp, per=per) for per in ("layer", "tensor", "model")}
+    points = _merged(experiment, runs, {"lerp": lerp} | merges, range(2, len(runs) + 1))
+    angles = geometry(experiment.theta_sft, [run.weights for run in runs])
+    return points, {"geometry": [{"iteration": 1} | row for row in angles]}
 
 
 def by_merging_without_order(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """The same runs, all of them merged by the paper's SLERP, one after another, and by one in
     which none comes first: lines from SFT.
     """
-    s, sft, align = experiment.settings, experiment.theta_sft, experiment.aligner(reward, progress)
-    runs = [align(sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
-    place = {
-        "steps": s.runs * s.steps,
-        "seconds": sum(run.seconds for run in runs),
-        "iteration": 1,
-        "runs": s.runs,
-    }
+    runs = _runs_from_sft(experiment, reward, progress)
+    merges = {"slerp-layer": slerp, "slerp-without-order": slerp_without_order}
+    return _merged(experiment, runs, merges, [len(runs)]), {}
 
-    def points() -> Iterator[Point]:
-        yield Point("sft", sft, 0, 0.0)
-        for name, merge in (("slerp-layer", slerp), ("slerp-without-order", slerp_without_order)):
-            yield from _line(name, sft, merge(sft, [run.weights for run in runs]), **place)
 
-    return points(), {}
+def _runs_from_sft(experiment: Experiment, reward: Reward, progress: Progress) -> list[Run]:
+    """The runs of WARP's first iteration."""
+    s, align = experiment.settings, experiment.aligner(reward, progress)
+    return [align(experiment.theta_sft, (s.seed, "warp", 1, m)) for m in range(1, s.runs + 1)]
+
+
+def _merged(
+    experiment: Experiment, runs: list[Run], merges: dict[str, Merge], counts: Iterable[int]
+) -> Iterator[Point]:
+    """SFT, and for each count M the lines from it through every merge of the first M runs."""
+    s, sft = experiment.settings, experiment.theta_sft
+    yield Point("sft", sft, 0, 0.0)
+    for m in counts:
+        seconds = sum(run.seconds for run in runs[:m])
+        place = {"steps": m * s.steps, "seconds": seconds, "iteration": 1, "runs": m}
+        for name, merge in merges.items():
+            yield from _line(name, sft, merge(sft, [run.weights for run in runs[:m]]), **place)
 
 
 def by_averaging_checkpoints(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
@@ -238,14 +226,8 @@ def by_averaging_checkpoints(experiment: Experiment, reward: Reward, progress: P
     def points() -> Iterator[Point]:
         yield Point("sft", sft, 0, 0.0)
         for last in (1, 2, len(kept)):
-            yield from _line(
-                "checkpoints",
-                sft,
-                lerp(sft, kept[-last:]),
-                steps=len(run.history),
-                seconds=run.seconds,
-                runs=last,
-            )
+            place = {"steps": len(run.history), "seconds": run.seconds, "runs": last}
+            yield from _line("checkpoints", sft, lerp(sft, kept[-last:]), **place)
 
     return points(), {}
 
@@ -257,11 +239,8 @@ def by_stepping_back(experiment: Experiment, reward: Reward, progress: Progress)
     s, sft = experiment.settings, experiment.theta_sft
     iterations = experiment.warp(experiment.aligner(reward, progress))
     last = iterations[-1]
-    place = {
-        "steps": s.iterations * s.runs * s.steps,
-        "seconds": sum(i.seconds for i in iterations),
-    }
-    place |= {"iteration": s.iterations, "runs": s.runs}
+    place = {"steps": s.iterations * s.runs * s.steps, "iteration": s.iterations, "runs": s.runs}
+    place["seconds"] = sum(i.seconds for i in iterations)
 
     def points() -> Iterator[Point]:
         for name, start in (("from-sft", sft), ("from-init", last.init)):

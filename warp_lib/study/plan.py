@@ -42,17 +42,9 @@ def tuning() -> list[Unit]:
     """Learning rate and β: the same trials for each arm of the primary contrast, on one seed,
     judged on validation prompts.
     """
-    return [
-        _unit(
-            "tuning",
-            f"{name}-{trial}",
-            arm,
-            TUNING_SEED,
-            TRIALS[trial] | {"held_out": "validation"},
-        )
-        for trial in TRIALS
-        for name, arm in PRIMARY.items()
-    ]
+    arms = [(f"{name}-{t}", arm, TRIALS[t]) for t in TRIALS for name, arm in PRIMARY.items()]
+    common = {"held_out": "validation"}
+    return [_unit("tuning", name, arm, TUNING_SEED, given | common) for name, arm, given in arms]
 
 
 def primary() -> list[Unit]:
@@ -269,28 +261,13 @@ def precision() -> list[Unit]:
     return units
 
 
-NOW: dict[str, Callable[[], list[Unit]]] = {
-    "tuning": tuning,
-    "primary": primary,
-    "best-of-n": best_of_n,
-    "grid": grid,
-    "merges": merges,
-    "averages": averages,
-    "angles": angles,
-}
-LATER: dict[str, Callable[[], list[Unit]]] = {
-    "anchors": anchors,
-    "duration": duration,
-    "more-runs": more_runs,
-    "restarts": restarts,
-}
-LATER |= {
-    "defaults": defaults,
-    "precision": precision,
-    "dpo-tuning": dpo_tuning,
-    "dpo": dpo,
-    "reference": reference,
-}
+def _named(*listed: Callable[[], list[Unit]]) -> dict[str, Callable[[], list[Unit]]]:
+    return {units.__name__.replace("_", "-"): units for units in listed}
+
+
+NOW = _named(tuning, primary, best_of_n, grid, merges, averages, angles)
+LATER = _named(anchors, duration, more_runs, restarts, defaults, precision)
+LATER |= _named(dpo_tuning, dpo, reference)
 # the arms whose settings an experiment decides when it ends
 TUNED = {"tuning": tuple(PRIMARY), "dpo-tuning": ("warp-dpo", "dpo")}
 EXPERIMENTS = NOW | LATER

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..evaluate import kl_of_pass
-from ..experiment import Experiment
+from ..evaluate import Evaluation, kl_of_pass
+from ..experiment import Experiment, Point
 from ..fast import machine
 from ..merging import Weights, geometry
 from ..reward import Reward
@@ -112,10 +113,16 @@ class Found:
     prompt; completions; its record.
     """
 
-    rows: list[dict[str, Any]]
-    scores: dict[str, list[Tensor]]
-    shown: list[dict[str, Any]]
     record: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[str, list[Tensor]] = field(default_factory=dict)
+    shown: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any], seen: Evaluation) -> None:
+        """A row of the table, and its scores."""
+        self.rows.append(row | seen.summary)
+        for score, values in seen.scores.items():
+            self.scores.setdefault(f"{row['split']}.{score}", []).append(values.mean(1))
 
 
 @dataclass(frozen=True)
@@ -135,32 +142,22 @@ class Training(Unit):
         splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
         # it counts nowhere there, and costs an encoder
         choosing = {name: reward for name, reward in rewards.items() if name != "judge"}
-        rows, scores, shown = [], {}, []
+        found = Found(record)
         for point in progress.track(list(points), "evaluation"):
-            place = {k: v for k, v in vars(point).items() if k != "theta"} | {"seed": s.seed}
+            place = _place(point) | {"seed": s.seed}
             if "pairs_from" not in record:  # DPO samples before it trains
                 place["completions"] = point.steps * s.batch_size
             for split in splits:
                 asked = rewards if split == "test" else choosing
                 seen = experiment.evaluate(point.theta, asked, split, progress=progress)
-                rows.append({"arm": self.arm, "split": split} | place | seen.summary)
-                for score, values in seen.scores.items():
-                    scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
+                found.add({"arm": self.arm, "split": split} | place, seen)
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
-            reviews = experiment.held_out_prompts(splits[-1])
-            for k, review in list(enumerate(reviews))[
-                : SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN
-            ]:
-                one = k * s.test_samples
-                shown.append(
-                    {
-                        "point": len(rows) // len(splits) - 1,
-                        "split": split,
-                        "review": review,
-                        "completion": texts[one],
-                    }
-                )
-        return Found(rows, scores, shown, record)
+            many = SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN
+            row = {"point": len(found.rows) // len(splits) - 1, "split": split}
+            for k, review in enumerate(islice(experiment.held_out_prompts(split), many)):
+                completion = texts[k * s.test_samples]
+                found.shown.append(row | {"review": review, "completion": completion})
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,13 +172,11 @@ class Passes(Unit):
     def measure(
         self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress
     ) -> Found:
-        s, rows, scores = self.settings, [], {}
+        s = self.settings
         points, record = self.train(experiment, rewards["reward"], progress)
+        found = Found(record)
         for point in progress.track(list(points), "evaluation"):
-            place = {k: v for k, v in vars(point).items() if k != "theta"} | {
-                "seed": s.seed,
-                "completions": point.steps * s.batch_size,
-            }
+            place = _place(point) | {"seed": s.seed, "completions": point.steps * s.batch_size}
             place["stays"] = rounds_to(experiment.theta_sft, point.theta)
             exact = experiment.evaluate(point.theta, rewards, progress=progress)
             seen = {"test": exact}
@@ -193,25 +188,21 @@ class Passes(Unit):
                     for p in self.others
                 }
             for split, one in seen.items():
-                row = {"arm": self.arm, "split": split} | place | one.summary
+                row = {"arm": self.arm, "split": split} | place
                 if split != "test":
-                    written = exact.rollouts.rows(
-                        torch.arange(0, len(exact.rollouts.tokens), s.test_samples)
-                    )
-                    apart = kl_of_pass(
-                        experiment.policy.load(point.theta),
-                        written,
-                        s.temperature,
-                        split.removeprefix("test in "),
-                    )
-                    row |= {
-                        "pass_kl": apart.mean().item(),
-                        "pass_kl_se": apart.std().item() / math.sqrt(len(apart)),
-                    }
-                rows.append(row)
-                for score, values in one.scores.items():
-                    scores.setdefault(f"{split}.{score}", []).append(values.mean(1))
-        return Found(rows, scores, [], record)
+                    firsts = torch.arange(0, len(exact.rollouts.tokens), s.test_samples)
+                    written, narrow = exact.rollouts.rows(firsts), split.removeprefix("test in ")
+                    policy = experiment.policy.load(point.theta)
+                    apart = kl_of_pass(policy, written, s.temperature, narrow)
+                    row["pass_kl"] = apart.mean().item()
+                    row["pass_kl_se"] = apart.std().item() / math.sqrt(len(apart))
+                found.add(row, one)
+        return found
+
+
+def _place(point: Point) -> dict[str, Any]:
+    """Where a checkpoint stands, as columns."""
+    return {name: value for name, value in vars(point).items() if name != "theta"}
 
 
 def rounds_to(base: Weights, theta: Weights) -> float:
@@ -254,35 +245,24 @@ class BestOfN(Unit):
             sampled.append((scores, experiment.policy.tokenizer.batch_decode(y.completions)))
         scores = {name: torch.cat([part[name] for part, _ in sampled], 1) for name in rewards}
         rows, kept, shown, n = [], {}, [], 1
+        like = {"arm": self.arm, "split": "test", "method": "best-of-n", "seed": s.seed}
         while n <= BEST_OF:
-            row = {
-                "arm": self.arm,
-                "split": "test",
-                "method": "best-of-n",
-                "seed": s.seed,
-                "n": n,
-                "kl": kl_of_best(n),
-                "kl_se": 0.0,
-            }
+            row = like | {"n": n, "kl": kl_of_best(n), "kl_se": 0.0}
             for name, values in scores.items():
                 by_prompt = best_of(scores["reward"], values, n)
-                row |= {
-                    name: by_prompt.mean().item(),
-                    f"{name}_se": by_prompt.std().item() / math.sqrt(len(by_prompt)),
-                }
+                row[name] = by_prompt.mean().item()
+                row[f"{name}_se"] = by_prompt.std().item() / math.sqrt(len(by_prompt))
                 kept.setdefault(f"test.{name}", []).append(by_prompt)
             kept.setdefault("test.kl", []).append(torch.full((len(prompts),), kl_of_best(n)))
             for k, review in list(enumerate(prompts))[:SHOWN_OF_FIRST]:
                 best = int(scores["reward"][k, :n].argmax())
-                text = sampled[best // SAMPLED_AT_ONCE][1][
-                    k * SAMPLED_AT_ONCE + best % SAMPLED_AT_ONCE
-                ]
-                shown.append(
-                    {"point": len(rows), "split": "test", "review": review, "completion": text}
-                )
+                part, one = divmod(best, SAMPLED_AT_ONCE)
+                text = sampled[part][1][k * SAMPLED_AT_ONCE + one]
+                place = {"point": len(rows), "split": "test"}
+                shown.append(place | {"review": review, "completion": text})
             rows.append(row | {"completions": n * len(prompts)})
             n *= 2
-        return Found(rows, kept, shown, {})
+        return Found({}, rows, kept, shown)
 
 
 @dataclass(frozen=True)
@@ -303,32 +283,18 @@ class Angles(Unit):
         rows, given = [], {}
         for name in dict.fromkeys(unit.arm for unit in self.between):
             units = [unit for unit in self.between if unit.arm == name]
-            runs = []
+            runs, s = [], units[0].settings
             for one in (experiment.under(unit.settings) for unit in units):
-                runs.append(
-                    one.long_run(
-                        one.aligner(rewards["reward"], progress),
-                        "reinforce",
-                        steps_of_one_run(one.settings),
-                    )
-                )
-            given[name] = units[0].settings.asdict()
+                align = one.aligner(rewards["reward"], progress)
+                runs.append(one.long_run(align, "reinforce", steps_of_one_run(one.settings)))
+            given[name] = s.asdict()
             for steps in runs[0].along:
-                place = {
-                    "arm": name,
-                    "steps": steps,
-                    "completions": steps * units[0].settings.batch_size,
-                }
-                whole = [
-                    row
-                    for row in geometry(experiment.theta_sft, [run.along[steps] for run in runs])
-                    if row["layer"] == "model"
-                ]
-                rows += [
-                    place | row | {"a": self.seeds[row["a"] - 1], "b": self.seeds[row["b"] - 1]}
-                    for row in whole
-                ]
-        return Found(rows, {}, [], {"runs": given})
+                place = {"arm": name, "steps": steps, "completions": steps * s.batch_size}
+                for row in geometry(experiment.theta_sft, [run.along[steps] for run in runs]):
+                    if row["layer"] == "model":
+                        pair = {end: self.seeds[row[end] - 1] for end in ("a", "b")}
+                        rows.append(place | row | pair)
+        return Found({"runs": given}, rows)
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
