@@ -24,23 +24,19 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
     sections, figures = [], 0
     for file in notebooks:
         notebook = nbformat.read(file, as_version=4)
-        heading = _title(notebook) or file.stem
         body, drawn = _body(notebook, file.stem)
         figures += drawn
-        sections.append((file.stem, heading, body))
+        sections.append((file.stem, _title(notebook) or file.stem, body))
     light, dark = (
         HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight")
         for style in ("default", "github-dark")
     )
     style = f"{(HERE / 'page.css').read_text()}{light}\n"
     style += f"@media (prefers-color-scheme: dark) {{ {dark} }}"
-    template = Environment(loader=FileSystemLoader(HERE), autoescape=True).get_template(
-        "page.html.j2"
-    )
-    script = get_plotlyjs() if figures else ""
-    paths.write_whole(
-        page, template.render(title=title, style=style, script=script, sections=sections)
-    )
+    templates = Environment(loader=FileSystemLoader(HERE), autoescape=True)
+    about = {"title": title, "style": style, "script": get_plotlyjs() if figures else ""}
+    whole = templates.get_template("page.html.j2").render(about, sections=sections)
+    paths.write_whole(page, whole)
 
 
 def _body(notebook: NotebookNode, stem: str) -> tuple[str, int]:
@@ -68,10 +64,7 @@ def _body(notebook: NotebookNode, stem: str) -> tuple[str, int]:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
-        require_js_url="",
-        mathjax_url="",
-        mermaid_js_url="",
-        jquery_url="",
+        **dict.fromkeys(("require_js_url", "mathjax_url", "mermaid_js_url", "jquery_url"), ""),
     )
     body, _ = exporter.from_notebook_node(notebook)
     # Where notebooks link each other, the page links its own sections.
@@ -85,15 +78,8 @@ def _figure(figure: dict[str, Any], name: str) -> str:
 
     figure = {part: figure[part] for part in ("data", "layout", "frames") if part in figure}
     config = {"responsive": True, "displaylogo": False}
-    drawn = pio.to_html(
-        figure,
-        config,
-        include_plotlyjs=False,
-        full_html=False,
-        default_height=450,
-        validate=False,
-        div_id=name,
-    )
+    bare = {"include_plotlyjs": False, "full_html": False, "validate": False}
+    drawn = pio.to_html(figure, config, **bare, default_height=450, div_id=name)
     return f'<div class="figure">{drawn}</div>'
 
 

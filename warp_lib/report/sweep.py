@@ -70,22 +70,19 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
     jobs: dict[str, Combination] = {}
     for values in product(*grid.values()):
         varied = dict(zip(grid, values, strict=True))
-        slug = re.sub(r"[^\w.-]", "_", "-".join(f"{k}-{v}" for k, v in varied.items()))[
-            -100:
-        ].lstrip(".")
+        words = "-".join(f"{k}-{v}" for k, v in varied.items())
+        slug = re.sub(r"[^\w.-]", "_", words)[-100:].lstrip(".")
         if slug in jobs:
             raise ValueError(
                 f"two combinations of the grid are called {slug}; leave one of them out."
             )
         parameters = fixed | varied | {"name": f"{name}-{slug}"}
         if len(parameters["name"].encode()) > LONGEST_NAME:  # shortened, and still its own
-            parameters["name"] = (
-                f"{name[:40]}-{hashlib.sha256(parameters['name'].encode()).hexdigest()[:24]}"
-            )
+            whole = hashlib.sha256(parameters["name"].encode()).hexdigest()
+            parameters["name"] = f"{name[:40]}-{whole[:24]}"
         Settings.profile(**parameters)  # refuses what is not allowed
-        jobs[slug] = Combination(
-            varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb"
-        )
+        executed = paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb"
+        jobs[slug] = Combination(varied, parameters, executed)
     return list(jobs.values())
 
 
@@ -121,11 +118,8 @@ def sweep(
         else:
             job.unfinished.replace(job.executed)
         seconds, done = time.monotonic() - began, len(ended)
-        left = (
-            f"about {duration(seconds / done * (len(todo) - done))} to go"
-            if done < len(todo)
-            else f"{duration(seconds)} in all"
-        )
+        to_go = seconds / done * (len(todo) - done)
+        left = f"about {duration(to_go)} to go" if to_go else f"{duration(seconds)} in all"
         state = f"FAILED: {one.last} (see {job.log})" if one.code else "done"
         print(f"[{done}/{len(todo)}] {job.title}: {state}, {left}", flush=True)
 
@@ -137,9 +131,8 @@ def sweep(
     ]
     with paths.locked(name, "sweep"):
         runner(commands, tell, jobs_at_once, threads)
-    return _collect([job for job in jobs if job not in failed], notebook, name), [
-        job for job in jobs if job in failed
-    ]
+    done = [job for job in jobs if job not in failed]
+    return _collect(done, notebook, name), [job for job in jobs if job in failed]
 
 
 def _refuse_other_parameters(name: str, fixed: Values) -> None:
@@ -186,15 +179,13 @@ def _finished(job: Combination, notebook: Path) -> bool:
         executed = nbformat.read(job.executed, 4)
     except (OSError, ValueError):  # not there, or damaged
         return False
-    made_from = [
-        *(paths.ROOT / "warp_lib").rglob("*.py"),
-        *(paths.ROOT / "data" / "policy").iterdir(),
-    ]
-    if job.executed.stat().st_mtime < max(file.stat().st_mtime for file in made_from):
-        return False
-    return executed.metadata["papermill"]["parameters"] == job.parameters and _code(
-        executed
-    ) == _code(nbformat.read(notebook, 4))
+    library, policy = (paths.ROOT / "warp_lib").rglob("*.py"), paths.ROOT / "data" / "policy"
+    changed = max(file.stat().st_mtime for file in (*library, *policy.iterdir()))
+    return (
+        job.executed.stat().st_mtime >= changed
+        and executed.metadata["papermill"]["parameters"] == job.parameters
+        and _code(executed) == _code(nbformat.read(notebook, 4))
+    )
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[str]:

@@ -45,14 +45,9 @@ def _commit() -> str:
     """The repository's commit, with a + where files were changed since; "unknown" outside a
     repository.
     """
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
+        said = subprocess.run(words, capture_output=True, text=True)
     except OSError:
         return "unknown"
     return said.stdout.strip() or "unknown"
@@ -312,18 +307,12 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
     found = unit.measure(experiment, rewards, progress)
-    columns = list(
-        dict.fromkeys(["arm", "split", *COLUMNS, *(name for row in found.rows for name in row)])
-    )
+    names = (name for row in found.rows for name in row)
+    table = pd.DataFrame(found.rows, columns=[*dict.fromkeys(["arm", "split", *COLUMNS, *names])])
     unit.file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        unit.file.with_suffix(".csv"),
-        pd.DataFrame(found.rows).reindex(columns=columns).to_csv(index=False),
-    )
-    save_tensors(
-        unit.file.with_suffix(".safetensors"),
-        {name: torch.stack(values).float() for name, values in found.scores.items()},
-    )
+    write_whole(unit.file.with_suffix(".csv"), table.to_csv(index=False))
+    scores = {name: torch.stack(values).float() for name, values in found.scores.items()}
+    save_tensors(unit.file.with_suffix(".safetensors"), scores)
     record = found.record | {
         "settings": s.asdict(),
         **made_with,
@@ -365,9 +354,8 @@ def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
         for file in sorted(outcomes.FOLDER.glob(f"{experiments}/*-{seed}.json")):
             if file.parent.name not in ("best-of-n", "angles"):  # no arm is compared with these
                 record = json.loads(file.read_text())
-                made_with = {
-                    part: record.get(part) for part in ("reward_model", "sft", "measured_in")
-                }
+                parts = ("reward_model", "sft", "measured_in")
+                made_with = {part: record.get(part) for part in parts}
                 made_with["dtype"] = record["machine"]["dtype"]
                 found[f"{file.parent.name}/{file.stem}"] = made_with
     return found
