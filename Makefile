@@ -53,6 +53,9 @@ lint: setup ## ruff, notebooks included; types; who imports whom
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/basedpyright
 
+# Cells train in threads, which are quick in one arena only: see keep_freed_memory in warp_lib/fast/machine.py.
+lab app: export MALLOC_ARENA_MAX = 1
+
 lab: setup ## open the notebooks in JupyterLab, on localhost only
 	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)
 

@@ -56,7 +56,7 @@ from transformers import (
 from warp_lib.fast import machine
 from warp_lib.policy import Policy, Rollouts
 from warp_lib.runs import paths, store
-from warp_lib.study import outcomes, study
+from warp_lib.study import outcomes
 
 GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` makes
 # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token
@@ -84,7 +84,6 @@ def _store(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty data/study."""
-    monkeypatch.setattr(study, "FOLDER", tmp_path)
     monkeypatch.setattr(outcomes, "FOLDER", tmp_path)
     outcomes.outcome.cache_clear()
     yield tmp_path

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import PROFILES
-from warp_lib.study import contrasts, outcomes, study
+from warp_lib.study import arms, contrasts, outcomes, run, units
 from warp_lib.study.best_of_n import best_of, kl_of_best
 
 
@@ -58,10 +58,10 @@ def test_the_unit_keeps_what_it_samples(folder, monkeypatch):
     """Guards: parts that repeat each other's samples, rows that are not their scores' means, the
     judge choosing for itself.
     """
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    monkeypatch.setattr(study, "BEST_OF", 8)
-    monkeypatch.setattr(study, "SAMPLED_AT_ONCE", 2)
-    study.run(["best-of-n"], Progress())
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(units, "BEST_OF", 8)
+    monkeypatch.setattr(units, "SAMPLED_AT_ONCE", 2)
+    run.run(["best-of-n"], Progress())
     rows = pd.read_csv(folder / "best-of-n" / "sft-0.csv")
     assert rows["n"].tolist() == [1, 2, 4, 8] and rows["kl"].tolist() == pytest.approx(
         [kl_of_best(n) for n in (1, 2, 4, 8)]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import nbformat
 import pytest
 
 from warp_lib.runs import jobs, paths
-from warp_lib.runs.jobs import marked, together
+from warp_lib.runs.jobs import Ended, Job, marked, run_here
 
 # A child, its child in a session of its own, and a grandchild whose parent has gone; none of them
 # listens to SIGTERM or SIGHUP.
@@ -32,23 +31,21 @@ time.sleep(600)
 """
 PARENT = """
 import sys
-from functools import partial
-from warp_lib.runs.jobs import together
+from warp_lib.runs.jobs import Job, run_here
 words = [sys.executable, sys.argv[1], "parent"]
-with together() as running:
-    jobs = {name: partial(running.command, words, {}) for name in "ab"}
-    running.run(jobs, 2, lambda name, error: None)
+run_here([Job(title, words) for title in "ab"], print, 2, 2)
 """
 
 # What people start, whose jobs begin such processes.
 STUDY = """
 import sys
+from warp_lib.runs.jobs import Job, run_here
 from warp_lib.settings import Settings
-from warp_lib.study import study
-study._command = lambda unit: [sys.executable, sys.argv[1], "parent"]
+from warp_lib.study import arms, run, units
+run._job = lambda unit: Job(unit.title, [sys.executable, sys.argv[1], "parent"])
 settings = [Settings.profile("smoke", seed=seed) for seed in range(2)]
-units = [study.Training("e", "warp", s, study.by_warp) for s in settings]
-study._run_side_by_side(units, 2)
+listed = [units.Training("e", "warp", s, arms.by_warp) for s in settings]
+run._run_side_by_side(listed, 2, run_here)
 """
 SWEEP = """
 import sys
@@ -63,6 +60,11 @@ for number in (os.getpid(), os.getppid()):
 subprocess.Popen([sys.executable, script, "parent"], start_new_session=True)
 time.sleep(600)
 """
+
+
+def python(title: str, code: str, *words: object, **about: object) -> Job:
+    """A job that is a line of Python, with words for its sys.argv."""
+    return Job(title, [sys.executable, "-c", code, *map(str, words)], **about)
 
 
 def alive(numbers: list[int]) -> list[int]:
@@ -87,7 +89,11 @@ def test_all_ends_within_five_seconds(tmp_path, how):
     script.write_text(STUBBORN)
     words = [sys.executable, "-c", PARENT, str(script)]
     parent = subprocess.Popen(
-        words, cwd=paths.ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+        words,
+        cwd=paths.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     until = time.monotonic() + 60
     while (
@@ -148,64 +154,91 @@ def test_a_study_and_a_sweep_end_with_their_processes(tmp_path, command, how, pr
             os.kill(number, signal.SIGKILL)
 
 
-def test_jobs_wait_for_those_they_need():
-    order, lock = [], threading.Lock()
-
-    def job(name: str) -> None:
-        with lock:
-            order.append(f"{name} begins")
-        time.sleep(0.05)
-        with lock:
-            order.append(f"{name} ends")
-
-    ended = []
-    with together() as running:
-        calls = {name: lambda name=name: job(name) for name in "abcd"}
-        running.run(
-            calls,
-            2,
-            lambda name, error: ended.append((name, error)),
-            {"b": "a", "c": "a", "d": "bc"},
-        )
-    assert sorted(ended) == [(name, None) for name in "abcd"]
-    places = {word: order.index(word) for word in order}
-    assert places["a ends"] < min(places["b begins"], places["c begins"]) and places[
-        "d begins"
-    ] > max(places["b ends"], places["c ends"])
-    assert max(places["b begins"], places["c begins"]) < min(places["b ends"], places["c ends"])
+# Notes that it began, waits until as many have, and notes that it ends.
+NOTING = """
+import os, sys, time
+file, title, many = sys.argv[1:]
+def note(word):
+    with open(file, "a") as notes:
+        notes.write(f"{title} {word}\\n")
+note(f"begins, on {os.environ['OMP_NUM_THREADS']}")
+until = time.monotonic() + 60
+while open(file).read().count("begins") < int(many) and time.monotonic() < until:
+    time.sleep(0.05)
+note("ends")
+"""
 
 
-def test_an_error_is_told_and_the_others_go_on():
-    told = {}
-    with together() as running:
-        running.run({"a": lambda: 1 / 0, "b": lambda: None}, 1, told.__setitem__)
-    assert isinstance(told["a"], ZeroDivisionError) and told["b"] is None
+def test_jobs_wait_for_those_they_need_and_share_threads_out(tmp_path, monkeypatch):
+    """`a`, which all others wait for, has the machine to itself; `b` and `c` run side by side."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    file, ended = tmp_path / "notes", []
+    jobs = [
+        python(title, NOTING, file, title, many, after=after)
+        for title, after, many in (("a", "", 1), ("d", "abc", 4), ("b", "a", 3), ("c", "a", 3))
+    ]
+    run_here(jobs, ended.append, 2, 8)
+    assert sorted((one.job.title, one.code) for one in ended) == [(title, 0) for title in "abcd"]
+    order = file.read_text().splitlines()
+    assert order[:2] == ["a begins, on 9", "a ends"]
+    assert sorted(order[2:4]) == ["b begins, on 4", "c begins, on 4"]
+    assert sorted(order[4:6]) == ["b ends", "c ends"]
+    assert order[6:] == ["d begins, on 4", "d ends"]
+
+
+def test_one_that_fails_is_told_with_its_last_sentence_and_the_others_go_on():
+    told = []
+    run_here([python("a", "1 / 0"), python("b", "print('well')")], told.append, 1, 1)
+    assert [(one.job.title, one.code) for one in told] == [("a", 1), ("b", 0)]
+    assert told[0].last == "ZeroDivisionError: division by zero"
+
+
+def test_what_a_job_prints_shows_or_is_kept(tmp_path, capfd):
+    """Guards: lines of two jobs that cannot be told apart, an unfinished last line that is lost,
+    tracebacks in the terminal."""
+    code, log = "print('one', end='\\n\\ntwo', flush=True); 1 / 0", tmp_path / "log"
+    run_here([python("a", code), python("b", code, log=log)], lambda _: None, 1, 1)
+    said = capfd.readouterr()
+    assert said.out == "a: begins\na: one\na: two\n" and not said.err
+    assert log.read_text().startswith("one\n\ntwoTraceback")
 
 
 def test_what_tell_raises_ends_all(tmp_path):
     """A report whose notebook failed does not wait for the one beside it."""
-    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    begun, never = time.monotonic(), []
+    began, number, never = time.monotonic(), tmp_path / "number", tmp_path / "never"
+    sleep = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    wait = (
+        "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.1)"
+    )
 
-    def tell(name: str, error: BaseException | None) -> None:
-        raise ValueError(f"{name} failed")
+    def tell(ended: Ended) -> None:
+        raise ValueError(f"{ended.job.title} failed")
 
-    with pytest.raises(ValueError, match="^b failed$"), together() as running:
-        calls = {
-            "a": lambda: running.command(sleep, {}),
-            "b": lambda: time.sleep(0.3),
-            "c": lambda: never.append("c"),
-        }
-        running.run(calls, 2, tell)
-    assert time.monotonic() - begun < 5 and not never and not marked(running.mark)
-    assert running.command(sleep, {})[0] == 1  # nor does anything begin later
+    jobs = [python("a", sleep, number), python("b", wait, number), python("c", sleep, never)]
+    with pytest.raises(ValueError, match="^b failed$"):
+        run_here(jobs, tell, 2, 2)
+    assert time.monotonic() - began < 30 and not never.exists()
+    assert not alive([int(number.read_text())])
 
 
-def test_the_environment_is_as_before(monkeypatch):
+def test_a_process_that_a_job_leaves_behind_ends_and_holds_nothing_up(tmp_path):
+    """Guards: a browser of a kernel that was killed, which holds the job's output open."""
+    leave = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time;"
+        " time.sleep(600)'], start_new_session=True); open(sys.argv[1], 'w').write(str(child.pid))"
+    )
+    began = time.monotonic()
+    run_here([python("a", leave, tmp_path / "number")], lambda _: None, 1, 1)
+    assert time.monotonic() - began < 30
+    assert not alive([int((tmp_path / "number").read_text())])
+
+
+def test_the_environment_is_as_before(monkeypatch, capfd):
+    """Jobs of a job carry both marks; nothing else of this process does."""
     monkeypatch.setenv(jobs.MARK, "outer")
-    with together() as running:
-        assert os.environ[jobs.MARK].split() == ["outer", running.mark]
-    assert os.environ[jobs.MARK] == "outer"
+    run_here([python("a", f"import os; print(os.environ['{jobs.MARK}'])")], lambda _: None, 1, 1)
+    outer, mark = capfd.readouterr().out.splitlines()[-1].removeprefix("a: ").split()
+    assert outer == os.environ[jobs.MARK] == "outer" and not marked(mark)
 
 
 def test_a_name_is_used_by_one_report_at_a_time(store):

@@ -4,6 +4,7 @@ short.
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,6 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from warp_lib.fast import machine
 from warp_lib.interactive import live as live_module
 from warp_lib.interactive.live import StoppedByHand, TextView, Watched, WidgetView, live
 from warp_lib.runs.paths import ROOT
@@ -263,25 +263,24 @@ def test_durations():
     ]
 
 
-def test_the_work_keeps_its_memory():
-    """Guards: the work in a thread whose arena hands every large tensor back, although other
-    threads came first, as in a kernel.
-    """
-    ready, over = threading.Barrier(33), threading.Event()
-
-    def occupy() -> None:
-        machine._has_main_arena()
-        ready.wait()
-        over.wait()
-
-    for _ in range(32):
-        threading.Thread(target=occupy, daemon=True).start()
-    ready.wait()
-    try:
-        for _ in range(5):
-            assert asyncio.run(live(lambda progress: machine._has_main_arena(), title="sum"))
-    finally:
-        over.set()
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("target", ["lab", "app"])
+def test_the_kernels_of_lab_and_voila_have_one_arena(tmp_path, target):
+    """Guards: the work in a thread whose arena hands every large tensor back."""
+    for name in ("jupyter", "voila"):
+        (tmp_path / name).write_text("#!/bin/sh\necho arenas: $MALLOC_ARENA_MAX\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "stamp").touch()  # nothing to set up
+    words = [
+        "make",
+        "-o",
+        f"{tmp_path}/stamp",
+        f"STAMP={tmp_path}/stamp",
+        f"BIN={tmp_path}",
+        target,
+    ]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "arenas: 1" in said.splitlines()
 
 
 @pytest.mark.skipif(

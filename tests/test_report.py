@@ -3,6 +3,7 @@ refusals in one sentence.
 """
 
 import json
+import pickle
 import re
 import time
 from html.parser import HTMLParser
@@ -15,20 +16,26 @@ from nbformat import v4
 
 from warp_lib.__main__ import main
 from warp_lib.fast import machine
-from warp_lib.report import report
+from warp_lib.report import publish, run
+from warp_lib.report.page import write_page
 from warp_lib.runs import paths, store
+from warp_lib.runs.errors import Explained
+from warp_lib.runs.jobs import Ended, run_here
+from warp_lib.settings import Settings
 
 SETTINGS = (
     "from warp_lib.settings import Settings\n\nsettings ="
     " Settings.from_notebook(globals())\nsettings"
 )
 FIGURE = """
+import os
+
 import plotly.graph_objects as go
 import plotly.io as pio
 
-pio.renderers.default = "plotly_mimetype"
+pio.renderers.default, arenas = "plotly_mimetype", os.environ["MALLOC_ARENA_MAX"]
 go.Figure(go.Scatter(y=[1, 3, 2], name="</script><script>alert(1)</script>")).show()
-print("<script>alert('generated')</script>", settings.name, settings.beta)
+print("<script>alert('generated')</script>", settings.name, settings.beta, arenas)
 """
 LIVE = """
 from warp_lib.interactive.live import live
@@ -58,11 +65,11 @@ def toy(tmp_path_factory):
     nbformat.write(notebook("The `reward` & <b>", FIGURE), root / "notebooks" / "01_first.ipynb")
     nbformat.write(notebook("Training", FIGURE, LIVE), root / "notebooks" / "02_second.ipynb")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "NOTEBOOKS", root / "notebooks")
-        patch.setattr(report, "FIGURES", root / "figures")
+        patch.setattr(paths, "NOTEBOOKS", root / "notebooks")
+        patch.setattr(paths, "FIGURES", root / "figures")
         patch.setattr(paths, "RUNS", root / "runs")
         patch.setattr(store, "RUNS", root / "runs")
-        patch.setenv("JPY_SESSION_NAME", "started from a notebook")  # must not reach the kernels
+        patch.setenv("JPY_SESSION_NAME", "started from a notebook")  # whose front end is not theirs
         assert main(["report", "--profile", "smoke", "--name", "toy", "--beta", "0.25"]) == 0
         yield root
 
@@ -129,9 +136,9 @@ def test_generated_text_is_escaped(page):
     assert "<script>alert(" not in page
 
 
-def test_parameters_reach_the_notebooks(toy):
+def test_parameters_and_one_arena_reach_the_notebooks(toy):
     kept = nbformat.read(toy / "runs" / "toy" / "notebooks" / "01_first.ipynb", 4)
-    assert "toy 0.25" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
+    assert "toy 0.25 1" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
     trained = nbformat.read(toy / "runs" / "toy" / "notebooks" / "02_second.ipynb", 4)
     assert (
         "run 1: 4/4" in "".join(output.get("text", "") for output in trained.cells[-1].outputs)
@@ -196,7 +203,7 @@ def test_text_that_only_looks_like_paths_is_published(toy):
         "display_data",
         {"text/html": "8/10, and/or <br /><br />a/b/c </td></tr>", "image/png": "aa+/home/a+/tmp/"},
     )
-    report._refuse_paths(v4.new_notebook(cells=[v4.new_code_cell("1", outputs=[shown])]), "x")
+    publish._refuse_paths(v4.new_notebook(cells=[v4.new_code_cell("1", outputs=[shown])]), "x")
 
 
 def test_publish_refuses_what_did_not_run(toy, capsys):
@@ -227,13 +234,13 @@ def test_failing_notebook_is_one_sentence(toy, monkeypatch, tmp_path, capsys):
     (tmp_path / "02_after.ipynb").write_text(
         (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"), encoding="utf-8"
     )
-    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
-    settings = report.Settings.profile("smoke", name="misspelt")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    settings = Settings.profile("smoke", name="misspelt")
     with pytest.raises(
-        report.ReportError,
+        Explained,
         match="^01_only: there is no setting 'iteration'; did you mean 'iterations'[?]$",
     ):
-        report.run_report(settings, "smoke", {"name": "misspelt", "iteration": 9})
+        run.run_report(settings, "smoke", {"name": "misspelt", "iteration": 9})
     folder = toy / "runs" / "misspelt"
     kept = json.loads((folder / "notebooks" / "01_only.ipynb").read_text(encoding="utf-8"))
     assert any(
@@ -265,7 +272,7 @@ def side_by_side(tmp_path, monkeypatch, **cells: str) -> None:
     """A project of these notebooks, on four threads."""
     for name, cell in cells.items():
         nbformat.write(notebook(name, cell), tmp_path / f"{name[1:]}.ipynb")
-    monkeypatch.setattr(report, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
 
@@ -290,8 +297,8 @@ def test_notebooks_run_side_by_side(toy, tmp_path, monkeypatch, capsys):
         _03_one=meet[0],
         _04_other=meet[1],
     )
-    monkeypatch.setattr(report, "AFTER", {"02_last": ("03_one", "04_other")})
-    report.run_report(report.Settings.profile("smoke", name="lanes"), "smoke", {"name": "lanes"})
+    monkeypatch.setattr(run, "AFTER", {"02_last": ("03_one", "04_other")})
+    run.run_report(Settings.profile("smoke", name="lanes"), "smoke", {"name": "lanes"})
     said = capsys.readouterr().out.splitlines()
     for line in ("01_first: 4 0", "02_last: True", "03_one: True 2", "04_other: True 2"):
         assert said.count(line) == 1
@@ -314,25 +321,66 @@ def test_a_failing_notebook_ends_the_one_beside_it(toy, tmp_path, monkeypatch):
     sleep = f"import time\nopen({str(tmp_path / 'sleeps')!r}, 'w').close()\ntime.sleep(600)"
     fail = (
         f"import os, time\nwhile not os.path.exists({str(tmp_path / 'sleeps')!r}):\n   "
-        " time.sleep(0.1)\nraise ValueError('no')"
+        " time.sleep(0.1)\nfrom warp_lib.runs.errors import Explained\nraise Explained('no')"
     )
     side_by_side(
         tmp_path, monkeypatch, _01_first="1", _02_sleeps=sleep, _03_fails=fail, _04_never="1"
     )
     began = time.monotonic()
-    with pytest.raises(report.ReportError, match="^03_fails: no$"):
-        report.run_report(
-            report.Settings.profile("smoke", name="failing"), "smoke", {"name": "failing"}
-        )
+    with pytest.raises(Explained, match="^03_fails: no$"):
+        run.run_report(Settings.profile("smoke", name="failing"), "smoke", {"name": "failing"})
     assert time.monotonic() - began < 120
     assert not (toy / "runs" / "failing" / "notebooks" / "04_never.ipynb").exists()
+
+
+def test_who_runs_the_notebooks_is_handed_all_that_it_needs(store, monkeypatch):
+    """Guards: a notebook that does not wait for what it reads; words that only this process can
+    pass on."""
+    monkeypatch.setattr(paths, "NOTEBOOKS", paths.ROOT / "notebooks")
+    asked = []
+
+    def elsewhere(jobs, tell, at_once, threads):
+        asked.extend(pickle.loads(pickle.dumps(jobs)))
+        tell(Ended(jobs[3], -9, "exit code -9"))
+
+    given = {"name": "elsewhere", "beta": 0.5}
+    with pytest.raises(Explained, match="^04_reinforce_baseline: its kernel was ended, by hand "):
+        run.run_report(Settings.profile("smoke", **given), "smoke", given, elsewhere)
+    after = {job.title: job.after for job in asked}
+    first, *others = after
+    assert not after[first] and all(first in after[other] for other in others)
+    assert others[-1] == "05_pareto" and {"03_warp", "04_reinforce_baseline"} < set(
+        after["05_pareto"]
+    )
+    assert all({"-p", "beta", "0.5"} < set(job.words) for job in asked)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("Explained('mend it')", "mend it"),
+        (
+            "RuntimeError('first\\nlast')",
+            "RuntimeError: last (what ran, and the traceback: {file})",
+        ),
+        ("ValueError('no')", "ValueError: no (what ran, and the traceback: {file})"),
+    ],
+)
+def test_why_a_notebook_failed(tmp_path, error, says):
+    """One sentence; where its traceback is, if there is one. Guards: an error that explains nothing
+    shown without its kind."""
+    cell = f"from warp_lib.runs.errors import Explained\n1\nraise {error}"
+    nbformat.write(notebook("Bad", cell), tmp_path / "bad.ipynb")
+    ended, file = [], tmp_path / "out.ipynb"
+    run_here([run.notebook_job("bad", tmp_path / "bad.ipynb", file, {})], ended.append, 1, 1)
+    assert ended[0].code == 1 and run.why(ended[0], file) == says.format(file=file)
 
 
 def test_unfinished_notebook_is_not_published():
     failed = v4.new_output("error", ename="ValueError", evalue="", traceback=[])
     for cell in (v4.new_code_cell("1", execution_count=1, outputs=[failed]), v4.new_code_cell("1")):
-        with pytest.raises(report.ReportError, match="did not run to its end"):
-            report._refuse_unfinished(v4.new_notebook(cells=[cell]), "x")
+        with pytest.raises(Explained, match="did not run to its end"):
+            publish._refuse_unfinished(v4.new_notebook(cells=[cell]), "x")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +399,7 @@ def test_unfinished_notebook_is_not_published():
     ],
 )
 def test_bad_option_is_one_sentence(monkeypatch, capsys, options, sentence):
-    monkeypatch.setattr(report, "run_report", lambda *_: pytest.fail("it must not start"))
+    monkeypatch.setattr(run, "run_report", lambda *_: pytest.fail("it must not start"))
     assert main(["report", *options]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(sentence) and captured.err.count("\n") == 1 and not captured.out
@@ -359,7 +407,7 @@ def test_bad_option_is_one_sentence(monkeypatch, capsys, options, sentence):
 
 def test_given_options_are_the_overrides(monkeypatch):
     seen = []
-    monkeypatch.setattr(report, "run_report", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr(run, "run_report", lambda *arguments: seen.extend(arguments))
     assert (
         main(["report", "--profile", "smoke", "--learning-rate", "3e-5", "--test_prompts", "10"])
         == 0
@@ -373,11 +421,11 @@ def test_every_setting_is_an_option(capsys):
     with pytest.raises(SystemExit) as done:
         main(["report", "--help"])
     text = capsys.readouterr().out
-    assert done.value.code == 0 and all(f"--{name}" in text for name in report.Settings().asdict())
+    assert done.value.code == 0 and all(f"--{name}" in text for name in Settings().asdict())
 
 
 def test_atomic_page(tmp_path):
-    report.write_page([], tmp_path / "report.html", "WARP: <none>")
+    write_page([], tmp_path / "report.html", "WARP: <none>")
     assert [file.name for file in Path(tmp_path).iterdir()] == ["report.html"]
     assert (
         "WARP: &lt;none&gt;" in (tmp_path / "report.html").read_text()

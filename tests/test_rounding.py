@@ -12,7 +12,7 @@ from warp_lib.fast import machine
 from warp_lib.report import plots
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
-from warp_lib.study import rounding, study
+from warp_lib.study import arms, rounding, units
 from warp_lib.study.outcomes import outcome
 
 PROMPTS, NOISE = 20, np.linspace(-0.1, 0.1, 20)
@@ -116,10 +116,10 @@ def test_a_unit_measures_the_same_weights_by_every_pass(folder, folders, store, 
     """
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
     settings = Settings.profile("smoke", **folders, learning_rate=3e-3)
-    unit = study.Passes(
-        "precision", "warp-split", settings, study.by_warp_beside_one_run, ("split", "bfloat16")
+    unit = units.Passes(
+        "precision", "warp-split", settings, arms.by_warp_beside_one_run, ("split", "bfloat16")
     )
-    study.run_unit(unit, Progress())
+    units.run_unit(unit, Progress())
     kept = outcome("precision", "warp-split", settings.seed)
     rows = kept.rows
     lines = rows[rows["method"].isin(rounding.LINES)]

@@ -19,14 +19,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from warp_lib.__main__ import main
+from warp_lib.experiment import Experiment
 from warp_lib.fast import machine
 from warp_lib.interactive.points import all_points
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
 from warp_lib.report import plots
+from warp_lib.runs.jobs import Job, run_here
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
-from warp_lib.study import contrasts, kept_reward, outcomes, study
+from warp_lib.study import arms, contrasts, kept_reward, outcomes, plan, run, units
 from warp_lib.study.contrasts import Contrast, contrast
 from warp_lib.study.fronts import Interval
 from warp_lib.study.outcomes import (
@@ -46,13 +48,13 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
 
     Guards: unequal compute, scores that are not the rows', a second run.
     """
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.2}})
-    monkeypatch.setattr(study, "PRIMARY", {n: study.PRIMARY[n] for n in ("warp", "reinforce")})
-    monkeypatch.setattr(study, "TUNED", {"tuning": ("warp", "reinforce")})
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(plan, "TRIALS", {"only": {"beta": 0.2}})
+    monkeypatch.setattr(plan, "PRIMARY", {n: plan.PRIMARY[n] for n in ("warp", "reinforce")})
+    monkeypatch.setattr(plan, "TUNED", {"tuning": ("warp", "reinforce")})
     # in four steps nothing moves
-    monkeypatch.setattr(study, "settle", lambda *_: {"high": 2.5, "chosen": {}})
-    study.run(["tuning"], Progress())
+    monkeypatch.setattr(outcomes, "settle", lambda *_: {"high": 2.5, "chosen": {}})
+    run.run(["tuning"], Progress())
     assert settled("tuning") == {"high": 2.5, "chosen": {}}
     assert sorted(p.name for p in (folder / "tuning").glob("*.json")) == [
         "reinforce-only-999.json",
@@ -80,13 +82,13 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
     assert {one["point"] for one in record["completions"]} == set(
         range(len(pd.read_csv(folder / "tuning" / "warp-only-999.csv")))
     )
-    monkeypatch.setattr(study, "run_unit", lambda *_: pytest.fail("a finished unit was run again"))
-    study.run(["tuning"], Progress())
-    monkeypatch.setattr(study, "TRIALS", {"only": {"beta": 0.3}})
+    monkeypatch.setattr(units, "run_unit", lambda *_: pytest.fail("a finished unit was run again"))
+    run.run(["tuning"], Progress())
+    monkeypatch.setattr(plan, "TRIALS", {"only": {"beta": 0.3}})
     with pytest.raises(
         ValueError, match="warp-only, seed 999 was run with beta=0.2, and is now listed with 0.3"
     ):
-        study.run(["tuning"], Progress())
+        run.run(["tuning"], Progress())
 
 
 def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(
@@ -95,7 +97,7 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     """Guards: arms of a seed that cannot be compared, within an experiment and across; a seed
     refused for what another one was made with; a trial for another experiment's; best-of-n, which
     is paired with no run, or a run for it."""
-    unit = study.Training(
+    unit = units.Training(
         "x",
         "warp",
         Settings.profile("smoke", name="study", seed=4),
@@ -112,9 +114,9 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
                 f"x: warp, seed 4 would be made with another reward_model than {beside}/reinforce-4"
             ),
         ):
-            study.run_unit(unit, Progress())
+            units.run_unit(unit, Progress())
         with pytest.raises((ValueError, pytest.fail.Exception), match=of_a_trial):
-            study.run_unit(trial, Progress())
+            units.run_unit(trial, Progress())
         for file in (folder / beside).glob("*.json"):
             file.rename(file.with_stem(f"reinforce-14{file.stem[-1]}"))
     file, made = (
@@ -123,10 +125,10 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     )
     made |= {
         "reward_model": kept_reward.read(unit.settings).identity,
-        "sft": digest(study.Experiment(unit.settings).theta_sft),
+        "sft": digest(Experiment(unit.settings).theta_sft),
     }
     monkeypatch.setattr(
-        study,
+        plan,
         "EXPERIMENTS",
         {"x": lambda: [unit, replace(unit, arm="next", settings=replace(unit.settings, seed=5))]},
     )
@@ -140,12 +142,12 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     ):
         file.write_text(json.dumps(other))
         with pytest.raises((pytest.fail.Exception, ValueError), match=refusal):
-            study.run_unit(unit, Progress())
-    monkeypatch.setattr(study.BestOfN, "measure", lambda *_: pytest.fail("sampled"))
+            units.run_unit(unit, Progress())
+    monkeypatch.setattr(units.BestOfN, "measure", lambda *_: pytest.fail("sampled"))
     with pytest.raises(pytest.fail.Exception, match="sampled"):
-        study.run_unit(study.BestOfN("best-of-n", "sft", unit.settings), Progress())
+        units.run_unit(units.BestOfN("best-of-n", "sft", unit.settings), Progress())
     with pytest.raises(pytest.fail.Exception, match="trained"):  # the next seed's turn comes
-        study.run(["x"], Progress())
+        run.run(["x"], Progress())
     assert (
         "[2/2] x: next, seed 5" in (said := capsys.readouterr().out)
         and "Left out: x: warp, seed 4 would be made with another dtype" in said
@@ -154,30 +156,30 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
 
 def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
     """Guards: controls of one seed before the next seed of what the question compares."""
-    names = [unit.arm for unit in study.dpo()]
+    names = [unit.arm for unit in plan.dpo()]
     assert set(names[: 2 * len(outcomes.SEEDS)]) == {"warp-dpo", "dpo"} and len(names) == len(
-        study.DPO
+        plan.DPO
     ) * len(outcomes.SEEDS)
-    assert len({(unit.arm, unit.settings.seed) for unit in study.dpo()}) == len(names)
+    assert len({(unit.arm, unit.settings.seed) for unit in plan.dpo()}) == len(names)
 
 
 def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
     """Guards: a reward model trained anew on another machine."""
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
 
-    def unit(experiment: str, seed: int = 0) -> study.Training:
-        arms = {"tuning": "warp-a", "primary": "warp"}
-        return study.Training(
+    def unit(experiment: str, seed: int = 0) -> units.Training:
+        names = {"tuning": "warp-a", "primary": "warp"}
+        return units.Training(
             experiment,
-            arms[experiment],
+            names[experiment],
             Settings.profile("smoke", name="study", steps=1, seed=seed),
-            study.by_warp,
+            arms.by_warp,
         )
 
-    study.run_unit(unit("tuning"), Progress())
+    units.run_unit(unit("tuning"), Progress())
     with monkeypatch.context() as another_machine:
-        another_machine.setattr(study.Experiment, "reward", lambda *_: pytest.fail("trained anew"))
-        study.run_unit(unit("primary", seed=1), Progress())
+        another_machine.setattr(Experiment, "reward", lambda *_: pytest.fail("trained anew"))
+        units.run_unit(unit("primary", seed=1), Progress())
     assert (
         outcome("tuning", "warp-a", 0).record["reward_model"]
         == outcome("primary", "warp", 1).record["reward_model"]
@@ -191,7 +193,7 @@ def test_a_kept_reward_model_rewards_alike(folder):
     settings = Settings.profile(
         "smoke", name="study", reward_layers=2, reward_trained=1, reward_steps=2
     )
-    reward = study.Experiment(settings).reward(Progress())
+    reward = Experiment(settings).reward(Progress())
     assert kept_reward.read(settings) is None
     reward = replace(reward, mean=5.0, sd=2.0)  # as another machine's completions might give
     kept_reward.write(reward, settings)
@@ -242,14 +244,14 @@ def test_committed_units_have_the_reward_model_that_they_are_compared_by():
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
     """Guards: rows of one split read with the scores of the other."""
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
-    unit = study.Training(
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    unit = units.Training(
         "primary",
         "reinforce",
         Settings.profile("smoke", name="study", judge_steps=1),
-        study.by_reinforce,
+        arms.by_reinforce,
     )
-    study.run_unit(unit, Progress())
+    units.run_unit(unit, Progress())
     found = outcome("primary", "reinforce", 0)
     # choosing needs no judge
     assert "test.judge" in found.scores and "validation.judge" not in found.scores
@@ -269,13 +271,13 @@ def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
 
 def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
     """Guards: a unit taken for finished because some of its files are there."""
-    unit = study.Training("x", "warp", Settings.profile("smoke", name="study"), study.by_warp)
+    unit = units.Training("x", "warp", Settings.profile("smoke", name="study"), arms.by_warp)
     with monkeypatch.context() as patch:
-        patch.setattr(study, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(units, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            study.run_unit(unit, Progress())
+            units.run_unit(unit, Progress())
     assert [file.suffix for file in (folder / "x").iterdir()] == [".csv"] and not unit.finished
-    study.run_unit(unit, Progress())
+    units.run_unit(unit, Progress())
     assert unit.finished and finished_seeds("x", ["warp"]) == [0]
 
 
@@ -283,9 +285,9 @@ def test_merges_line_up_with_slerp(monkeypatch):
     """With one angle for the model, SLERP of two runs is LERP made 1/cos(Ω/2) times as long: the
     same policy, told by its KL.
     """
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
-    experiment = study.Experiment(Settings.profile(**study.COMMON, name="study-test"))
-    found, record = study.by_merging(experiment, experiment.reward(Progress()), Progress())
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
+    experiment = Experiment(Settings.profile(**arms.COMMON, name="study-test"))
+    found, record = arms.by_merging(experiment, experiment.reward(Progress()), Progress())
     points = list(found)
     (omega,) = [row["degrees"] for row in record["geometry"] if row["layer"] == "model"]
     longer = 1 / math.cos(math.radians(omega) / 2)
@@ -296,19 +298,19 @@ def test_merges_line_up_with_slerp(monkeypatch):
     assert longer > 1.05 and all(
         torch.allclose(got[name], expected[name], atol=1e-6) for name in got
     )
-    assert len(points) == 1 + 4 * len(study.ETAS)
+    assert len(points) == 1 + 4 * len(arms.ETAS)
 
 
 def test_other_averages_are_of_the_runs_they_name(monkeypatch):
     """Guards: checkpoints of another run or in another order, a line from SFT taken for one from
     the iteration's beginning.
     """
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
-    s = Settings.profile(**study.COMMON, name="study-test")
-    experiment = study.Experiment(s)
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
+    s = Settings.profile(**arms.COMMON, name="study-test")
+    experiment = Experiment(s)
     reward = experiment.reward(Progress())
 
-    def trained(train: study.Train, **changes) -> dict[tuple, dict]:
+    def trained(train: arms.Train, **changes) -> dict[tuple, dict]:
         found, _ = train(experiment.under(replace(s, **changes)), reward, Progress())
         return {(p.method, p.runs, p.eta): p.theta for p in found}
 
@@ -317,7 +319,7 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
 
     align = experiment.aligner(reward, Progress())
     kept = experiment.long_run(align, "reinforce", s.steps).checkpoints
-    found = trained(study.by_averaging_checkpoints)
+    found = trained(arms.by_averaging_checkpoints)
     assert {runs for method, runs, _ in found if method == "checkpoints"} == {
         1,
         2,
@@ -332,7 +334,7 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
         {n: sum(theta[n] for theta in kept.values()) / 4 for n in kept[16]},
     )
     first, last = experiment.warp(align)
-    found = trained(study.by_stepping_back)
+    found = trained(arms.by_stepping_back)
     assert same(found["from-init", 2, 0.0], first.liti) and same(
         found["from-sft", 2, 0.0], experiment.theta_sft
     )
@@ -340,7 +342,7 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
         found["from-sft", 2, 1.0], last.merged
     )
     assert same(found["from-init", 2, 0.4], interpolate(first.liti, last.merged, 0.4))
-    found = trained(study.by_merging_without_order, runs=3)
+    found = trained(arms.by_merging_without_order, runs=3)
     runs = [align(experiment.theta_sft, RunId(s.seed, "warp", 1, m)).weights for m in (1, 2, 3)]
     assert same(
         found["slerp-without-order", 3, 1.0], slerp_without_order(experiment.theta_sft, runs)
@@ -352,23 +354,20 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
     """Guards: runs of one seed, another step's weights, seeds under other names, one batch for both
     arms.
     """
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"] | {"judge_steps": 0})
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | {"judge_steps": 0})
     monkeypatch.setattr(
-        study,
+        plan,
         "PRIMARY",
-        study.PRIMARY | {"reinforce-2b": study.Arm(study.by_reinforce, {"batch_size": 16})},
+        plan.PRIMARY | {"reinforce-2b": arms.Arm(arms.by_reinforce, {"batch_size": 16})},
     )
-    chosen = {arm: {"trial": "a"} | GIVEN for arm in study.PRIMARY}
+    chosen = {arm: {"trial": "a"} | GIVEN for arm in plan.PRIMARY}
     (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
-    (unit,) = study.angles()
-    study.run_unit(unit, Progress())
+    (unit,) = plan.angles()
+    units.run_unit(unit, Progress())
     found = outcomes.between_seeds()
     assert len(found) == 3 * (4 + 4) and set(found["completions"]) == {32, 64, 96, 128}
     assert {tuple(pair) for pair in found[["a", "b"]].to_numpy()} == {(6, 7), (6, 8), (7, 8)}
-    two = [
-        study.Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN))
-        for seed in (6, 8)
-    ]
+    two = [Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN)) for seed in (6, 8)]
     along = [
         e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).checkpoints
         for e in two
@@ -389,7 +388,7 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
             "angles: seeds, seed 6 would be made with another reward_model than primary/reinforce-8"
         ),
     ):
-        study.run_unit(unit, Progress())
+        units.run_unit(unit, Progress())
 
 
 def test_what_angles_would_be_if_noise_averaged_out():
@@ -453,19 +452,19 @@ def test_every_experiment_has_units_of_different_files(folder):
             strict=True,
         )
     )
-    for name, arms in study.TUNED.items():
-        chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in arms}
+    for name, tuned in plan.TUNED.items():
+        chosen = {arm: {"trial": "b", "learning_rate": rates[arm], "beta": 0.7} for arm in tuned}
         (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
-    units = [unit for experiment in study.EXPERIMENTS.values() for unit in experiment()]
+    listed = [unit for experiment in plan.EXPERIMENTS.values() for unit in experiment()]
     assert (
-        len({unit.file for unit in units})
-        == len(units)
+        len({unit.file for unit in listed})
+        == len(listed)
         == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10 + 4 + 6
     )
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
-        for u in units
-        if isinstance(u, study.Training)
+        for u in listed
+        if isinstance(u, units.Training)
         and "tuning" not in u.experiment
         and u.experiment != "defaults"
     }
@@ -476,7 +475,7 @@ def test_every_experiment_has_units_of_different_files(folder):
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
         like = like if like in rates else like.split("-")[0]
         assert rate == rates[like] and (beta == 0.7 or experiment == "anchors"), (experiment, arm)
-    assert {unit.settings.held_out for unit in units if "tuning" in unit.experiment} == {
+    assert {unit.settings.held_out for unit in listed if "tuning" in unit.experiment} == {
         "validation"
     }
 
@@ -485,10 +484,10 @@ def test_what_waits_is_what_has_not_ended(folder):
     """Guards: a question off the list once one unit has ended, counts that the list of experiments
     does not have.
     """
-    chosen = {arm: {"trial": "a"} | GIVEN for arm in study.PRIMARY}
+    chosen = {arm: {"trial": "a"} | GIVEN for arm in plan.PRIMARY}
     (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     assert {name: count for name, (_, count) in outcomes.ASKED.items()} == {
-        n: len(study.EXPERIMENTS[n]()) for n in outcomes.ASKED
+        n: len(plan.EXPERIMENTS[n]()) for n in outcomes.ASKED
     }
     assert outcomes.waiting() == [words for words, _ in outcomes.ASKED.values()]
     keep(folder, "merges", "warp-m3", 5, [(0, 0), (1, 1)])
@@ -511,15 +510,15 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
         along = {t: theta for t in range(keep_every, steps + 1, keep_every)} if keep_every else {}
         return Run(theta, along, [{}] * steps, 1.0)
 
-    monkeypatch.setattr(study, "geometry", lambda *_: [])
-    for name, arm in study.PRIMARY.items():
-        s = Settings.profile(**study.COMMON | arm.changes)
+    monkeypatch.setattr(arms, "geometry", lambda *_: [])
+    for name, arm in plan.PRIMARY.items():
+        s = Settings.profile(**arms.COMMON | arm.changes)
         lent = SimpleNamespace(
             settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align
         )
         lent.warp, lent.long_run = (
-            partial(study.Experiment.warp, lent),
-            partial(study.Experiment.long_run, lent),
+            partial(Experiment.warp, lent),
+            partial(Experiment.long_run, lent),
         )
         points, _ = arm.train(lent, None, None)
         found = list(points)
@@ -542,18 +541,18 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder):
     """Optimiser steps, pairs of a step, and completions sampled. Guards: pairs made once from fewer
     completions than those made anew.
     """
-    monkeypatch.setattr(study, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
     reward, spent, given = None, {}, {}
     # a seed each, or one would find another's pairs in the store
-    for seed, (name, arm) in enumerate(study.DPO.items(), 77):
+    for seed, (name, arm) in enumerate(plan.DPO.items(), 77):
         shorter = (
             {"steps": arm.changes["steps"] * PROFILES["smoke"]["steps"] // 100}
             if "steps" in arm.changes
             else {}
         )
         changes = arm.changes | shorter | {"pair_prompts": 6, "pair_completions": 2, "mu": 0.0}
-        experiment = study.Experiment(
-            Settings.profile(**study.COMMON | changes, name="study-test", seed=seed)
+        experiment = Experiment(
+            Settings.profile(**arms.COMMON | changes, name="study-test", seed=seed)
         )
         reward = reward or experiment.reward(Progress())
         sampled, sample = [], experiment.policy.sample
@@ -600,12 +599,12 @@ def test_unknown_experiments_are_named():
     with pytest.raises(
         ValueError, match="no experiment 'tunning'; there are tuning, primary, best-of-n, grid"
     ):
-        study.run(["tunning"], Progress())
+        run.run(["tunning"], Progress())
 
 
 def test_primary_waits_for_its_settings(folder):
     with pytest.raises(ValueError, match="study tuning"):
-        study.run(["primary"], Progress())
+        run.run(["primary"], Progress())
 
 
 def test_settings_and_range_are_chosen_on_validation_prompts(folder):
@@ -803,27 +802,27 @@ def test_end_rows_show_the_point_of_largest_kl(folder):
 def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch, capsys):
     """Guards: one failure that ends all, or is not told; more threads than processors."""
 
-    def command(unit):
+    def job(unit):
         words = (
             "raise ValueError('it is broken')"
             if unit.settings.seed == 1
             else "print('Left out: by', os.environ['OMP_NUM_THREADS'])"
         )
-        return [sys.executable, "-c", f"import os; {words}"]
+        return Job(unit.title, [sys.executable, "-c", f"import os; {words}"])
 
-    monkeypatch.setattr(study, "_command", command)
+    monkeypatch.setattr(run, "_job", job)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    units = [
-        study.Training("e", "warp", Settings.profile("smoke", seed=seed), study.by_warp)
+    four = [
+        units.Training("e", "warp", Settings.profile("smoke", seed=seed), arms.by_warp)
         for seed in range(4)
     ]
     with pytest.raises(
         RuntimeError, match="^1 failed: e: warp, seed 1 .ValueError: it is broken.$"
     ):
-        study._run_side_by_side(units, 2)
+        run._run_side_by_side(four, 2, run_here)
     said = capsys.readouterr().out.splitlines()
     assert (
-        said.count("Left out: by 8") == 3
+        sum(line.endswith(": Left out: by 8") for line in said) == 3
         and sum("ended" in line for line in said) == 3
         and sum("FAILED" in line for line in said) == 1
     )
@@ -834,9 +833,9 @@ def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
     asked for and is not there.
     """
     ran = []
-    monkeypatch.setattr(study, "run_unit", lambda unit, progress: ran.append(unit.title))
-    for unit in study.tuning():
-        words = study._command(unit)
+    monkeypatch.setattr(units, "run_unit", lambda unit, progress: ran.append(unit.title))
+    for unit in plan.tuning():
+        words = run._job(unit).words
         assert (
             words[1:3] == ["-m", "warp_lib"]
             and main(words[3:]) == 0

@@ -146,7 +146,7 @@ def report(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> in
     """Run the notebooks and write runs/NAME/report.html."""
     with refusing():
         settings = Settings.profile(profile, **overrides)
-    from .report.report import run_report  # only now: it takes a second to import
+    from .report.run import run_report  # only now: it takes a second to import
 
     run_report(settings, profile, dict(overrides))
     return 0
@@ -210,7 +210,7 @@ def study(*experiments: str, jobs: Jobs = 1, unit: str | None = None) -> int:
         jobs: units at a time, the processors shared out among them
         unit: ARM-SEED: only this unit of the experiment
     """
-    from .study.study import run as run_study
+    from .study.run import run as run_study
 
     try:
         run_study(list(experiments), TerminalProgress(), jobs, unit)
@@ -307,7 +307,7 @@ def publish(*, name: str = "laptop") -> int:
     Args:
         name: the run's folder under runs/
     """
-    from .report.report import publish as publish_run
+    from .report.publish import publish as publish_run
 
     publish_run(name)
     return 0

@@ -4,17 +4,13 @@ that is kept once it was asked for.
 
 import ctypes
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import datasets
 import torch
 import transformers
-
-# threads to start at most in search of the main arena; glibc makes 8 arenas for each core
-ARENAS = 300
 
 
 def device() -> torch.device:
@@ -110,8 +106,10 @@ def keep_freed_memory() -> None:
     to the system.
 
     Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew
-    took 40% of a language-modelling step. This holds for glibc's main arena, see `start_thread`.
-    Elsewhere than on Linux with glibc this does nothing.
+    took 40% of a language-modelling step. This holds for glibc's main arena only. A new thread has
+    it too where MALLOC_ARENA_MAX=1 is in the environment that the process began with, as that of
+    the notebooks' kernels, whose cells train in threads; in any other arena a training takes twice
+    as long. Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux":
         try:
@@ -136,51 +134,6 @@ def release_threads() -> None:
     except (OSError, AttributeError, TypeError):
         return
     pause(1)  # omp_pause_soft
-
-
-def start_thread(run: Callable[[], None], name: str) -> None:
-    """Run `run` in a thread that computes as fast as the main thread.
-
-    glibc gives a new thread one of several arenas to take its memory from. All but the main one are
-    too small to keep large tensors (see `keep_freed_memory`), and in one of these a training took
-    twice as long. So threads are started, and held, until one has the main arena. They are daemons:
-    unlike a pool's they do not hold up a process that is told to end.
-    """
-    found = threading.Event()
-    for attempt in range(ARENAS):
-        looked = threading.Event()
-
-        def begin(looked=looked, last=attempt == ARENAS - 1) -> None:
-            if last or _has_main_arena():
-                found.set()
-                looked.set()
-                run()
-            else:
-                looked.set()
-                found.wait()
-
-        threading.Thread(target=begin, name=name, daemon=True).start()
-        looked.wait()
-        if found.is_set():
-            return
-
-
-def _has_main_arena() -> bool:
-    """Whether this thread's memory comes from below the program break, as the main arena's does;
-    True where that cannot be asked.
-    """
-    if sys.platform != "linux":
-        return True
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-        libc.free.argtypes = [ctypes.c_void_p]
-        block = libc.malloc(5000)  # more than what a thread keeps for itself
-        end = libc.sbrk(0)
-    except (OSError, AttributeError):
-        return True
-    libc.free(block)
-    return block < end
 
 
 def device_name() -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import html
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -80,8 +81,9 @@ async def follow(
             loop.call_soon_threadsafe(finished.set)
 
     machine.release_threads()
-    # the context carries the cell that prints
-    machine.start_thread(partial(contextvars.copy_context().run, run), title)
+    # the context carries the cell that prints; a daemon holds up no kernel that is told to end
+    begin = partial(contextvars.copy_context().run, run)
+    threading.Thread(target=begin, name=title, daemon=True).start()
     shown = True
     while not outcome.done():
         try:

@@ -6,10 +6,8 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,18 @@ import pandas as pd
 
 from ..runs import paths
 from ..runs.errors import Explained
-from ..runs.jobs import Jobs, together
+from ..runs.jobs import Ended, Runner, run_here
 from ..runs.progress import duration
 from ..runs.results import readable
 from ..settings import LONGEST_NAME, Settings
-from .report import kernel_environment
+from .run import notebook_job
 
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One combination: what varies, everything that the notebook is given, and where it is
+class Combination:
+    """One of the grid: what varies, everything that the notebook is given, and where it is
     executed.
     """
 
@@ -45,11 +43,16 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What papermill said."""
+        """What its cells and papermill said."""
         return self.executed.with_suffix(".log")
 
+    @property
+    def unfinished(self) -> Path:
+        """Where it is executed until it has come to its end."""
+        return self.executed.with_suffix(".part.ipynb")
 
-def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -> list[Job]:
+
+def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -> list[Combination]:
     """The jobs of the sweep `name`: each combination of the grid's values, with `fixed` for all.
 
     Each job is a run of its own, named after the sweep and the combination, so that no two write
@@ -64,31 +67,33 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
     if twice := [parameter for parameter in given if given.count(parameter) > 1]:
         raise ValueError(f"{twice[0]} is set by the sweep itself and cannot be given to it again.")
     Settings.profile(name=name)
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, Combination] = {}
     for values in product(*grid.values()):
         varied = dict(zip(grid, values, strict=True))
-        slug = re.sub(r"[^\w.-]", "_", "-".join(f"{k}-{v}" for k, v in varied.items()))[
-            -100:
-        ].lstrip(".")
+        words = "-".join(f"{k}-{v}" for k, v in varied.items())
+        slug = re.sub(r"[^\w.-]", "_", words)[-100:].lstrip(".")
         if slug in jobs:
             raise ValueError(
                 f"two combinations of the grid are called {slug}; leave one of them out."
             )
         parameters = fixed | varied | {"name": f"{name}-{slug}"}
         if len(parameters["name"].encode()) > LONGEST_NAME:  # shortened, and still its own
-            parameters["name"] = (
-                f"{name[:40]}-{hashlib.sha256(parameters['name'].encode()).hexdigest()[:24]}"
-            )
+            whole = hashlib.sha256(parameters["name"].encode()).hexdigest()
+            parameters["name"] = f"{name[:40]}-{whole[:24]}"
         Settings.profile(**parameters)  # refuses what is not allowed
-        jobs[slug] = Job(
-            varied, parameters, paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb"
-        )
+        executed = paths.RUNS / name / "sweep" / notebook.stem / f"{slug}.ipynb"
+        jobs[slug] = Combination(varied, parameters, executed)
     return list(jobs.values())
 
 
 def sweep(
-    notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values, jobs_at_once: int = 1
-) -> tuple[Path | None, list[Job]]:
+    notebook: Path,
+    name: str,
+    grid: dict[str, list[Any]],
+    fixed: Values,
+    jobs_at_once: int = 1,
+    runner: Runner = run_here,
+) -> tuple[Path | None, list[Combination]]:
     """Execute the jobs of `plan`, and collect the rows of their results tables.
 
     A job that an earlier sweep finished with the same notebook, parameters, library and policy is
@@ -102,39 +107,32 @@ def sweep(
     _refuse_other_parameters(name, fixed)
     todo = [job for job in jobs if not _finished(job, notebook)]
     print(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them done before", flush=True)
-    environment = {}
-    if jobs_at_once > 1:
-        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-        environment["OMP_NUM_THREADS"] = str(max(1, threads // jobs_at_once))
+    titled = {job.title: job for job in todo}
     began, failed, ended = time.monotonic(), [], []
 
-    def tell(title: str, error: BaseException | None) -> None:
-        if isinstance(error, OSError):  # a disk that is full for one is full for all
-            raise error
-        ended.append(title)
-        job, seconds, done = titled[title], time.monotonic() - began, len(ended)
-        failed.extend([job] if error else [])
-        left = (
-            f"about {duration(seconds / done * (len(todo) - done))} to go"
-            if done < len(todo)
-            else f"{duration(seconds)} in all"
-        )
-        print(
-            f"[{done}/{len(todo)}] {title}: {f'FAILED, see {job.log}' if error else 'done'},"
-            f" {left}",
-            flush=True,
-        )
+    def tell(one: Ended) -> None:
+        job = titled[one.job.title]
+        ended.append(job)
+        if one.code:
+            failed.append(job)
+        else:
+            job.unfinished.replace(job.executed)
+        seconds, done = time.monotonic() - began, len(ended)
+        to_go = seconds / done * (len(todo) - done)
+        left = f"about {duration(to_go)} to go" if to_go else f"{duration(seconds)} in all"
+        state = f"FAILED: {one.last} (see {job.log})" if one.code else "done"
+        print(f"[{done}/{len(todo)}] {job.title}: {state}, {left}", flush=True)
 
-    titled = {job.title: job for job in todo}
-    with paths.locked(name, "sweep"), together() as running, kernel_environment():
-        calls = {
-            title: partial(_execute, job, notebook, environment, running)
-            for title, job in titled.items()
-        }
-        running.run(calls, jobs_at_once, tell)
-    return _collect([job for job in jobs if job not in failed], notebook, name), [
-        job for job in jobs if job in failed
+    for job in todo:
+        job.executed.parent.mkdir(parents=True, exist_ok=True)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    commands = [
+        notebook_job(job.title, notebook, job.unfinished, job.parameters, job.log) for job in todo
     ]
+    with paths.locked(name, "sweep"):
+        runner(commands, tell, jobs_at_once, threads)
+    done = [job for job in jobs if job not in failed]
+    return _collect(done, notebook, name), [job for job in jobs if job in failed]
 
 
 def _refuse_other_parameters(name: str, fixed: Values) -> None:
@@ -155,7 +153,7 @@ def _refuse_other_parameters(name: str, fixed: Values) -> None:
     paths.write_whole(file, json.dumps(fixed))
 
 
-def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
+def _collect(jobs: list[Combination], notebook: Path, name: str) -> Path | None:
     """One table of the results that the jobs wrote, with a column for each parameter that
     varies.
     """
@@ -173,22 +171,7 @@ def _collect(jobs: list[Job], notebook: Path, name: str) -> Path | None:
     return target
 
 
-def _execute(job: Job, notebook: Path, environment: dict[str, str], running: Jobs) -> None:
-    """Run one job in a process of its own. Only when it has come to its end is its notebook put
-    where `_finished` looks; else this raises RuntimeError."""
-    job.executed.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = job.executed.with_suffix(".part.ipynb")
-    command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished)]
-    command += "--kernel python3 --language python --no-progress-bar".split()
-    for parameter, value in job.parameters.items():
-        command += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
-    code, _ = running.command(command, environment, job.log)
-    if code:
-        raise RuntimeError(f"see {job.log}")
-    unfinished.replace(job.executed)
-
-
-def _finished(job: Job, notebook: Path) -> bool:
+def _finished(job: Combination, notebook: Path) -> bool:
     """Whether the job was executed from this notebook, with these parameters, since library and
     policy last changed.
     """
@@ -196,15 +179,13 @@ def _finished(job: Job, notebook: Path) -> bool:
         executed = nbformat.read(job.executed, 4)
     except (OSError, ValueError):  # not there, or damaged
         return False
-    made_from = [
-        *(paths.ROOT / "warp_lib").rglob("*.py"),
-        *(paths.ROOT / "data" / "policy").iterdir(),
-    ]
-    if job.executed.stat().st_mtime < max(file.stat().st_mtime for file in made_from):
-        return False
-    return executed.metadata["papermill"]["parameters"] == job.parameters and _code(
-        executed
-    ) == _code(nbformat.read(notebook, 4))
+    library, policy = (paths.ROOT / "warp_lib").rglob("*.py"), paths.ROOT / "data" / "policy"
+    changed = max(file.stat().st_mtime for file in (*library, *policy.iterdir()))
+    return (
+        job.executed.stat().st_mtime >= changed
+        and executed.metadata["papermill"]["parameters"] == job.parameters
+        and _code(executed) == _code(nbformat.read(notebook, 4))
+    )
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[str]:

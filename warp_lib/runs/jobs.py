@@ -1,11 +1,11 @@
-"""Running jobs: several at a time, each after those it needs, and all their processes ended
-together.
+"""Running jobs, each a command: several at a time, each after those it waits for, and all their
+processes ended together.
 
-Whatever is started inside `together` carries a mark in its environment, which what it starts
-inherits: kernels, their browsers, processes in sessions of their own. Who carries it is ended when
-the block is left, by whatever way; and should this process die without leaving it, a watcher ends
-them, which notices that the pipe from here has closed. The watcher is this file run as a program:
-nothing but the standard library is imported here.
+Whatever a job starts inherits a mark in its environment: kernels, their browsers, processes in
+sessions of their own. Who carries it is ended when the jobs are left, by whatever way; and should
+this process die without leaving them, a watcher ends them, which notices that the pipe from here
+has closed. The watcher is this file run as a program: nothing but the standard library is imported
+here.
 """
 
 import os
@@ -15,11 +15,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
+from typing import IO
 
 MARK = "WARP_JOBS"
 GRACE = 1.5  # seconds between asking a process to end and ending it
@@ -27,69 +30,110 @@ GRACE = 1.5  # seconds between asking a process to end and ending it
 SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
-class Jobs:
-    """What runs inside one `together` block."""
+@dataclass(frozen=True)
+class Job:
+    """A command to run: all that whoever runs it, here or elsewhere, has to know.
 
-    def __init__(self, mark: str):
-        self.mark, self.ended = mark, False
+    Attributes:
+        title: its name in the terminal, which no job beside it has.
+        words: the program and its arguments.
+        env: variables on top of the environment that there is.
+        log: where all that it says is kept; without one, what it prints shows in the terminal,
+            after its title.
+        after: titles of the jobs that must have ended before it begins.
+    """
 
-    def run(
-        self,
-        jobs: Mapping[str, Callable[[], object]],
-        at_once: int,
-        tell: Callable[[str, BaseException | None], None],
-        after: Mapping[str, Collection[str]] | None = None,
-    ) -> None:
-        """Run jobs in threads, `at_once` at a time, in their order but each after those that
-        `after` names for it.
+    title: str
+    words: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    log: Path | None = None
+    after: Collection[str] = ()
 
-        `tell` is called here, with a job's name and its error or None, when it has ended. Raises
-        what `tell` raises, and KeyboardInterrupt, when the processes of all jobs have been ended
-        and no further one begins.
-        """
-        after, waiting, running = after or {}, dict(jobs), dict[Future, str]()
-        with ThreadPoolExecutor(at_once) as pool:
-            try:
-                while waiting or running:
-                    unfinished = {*waiting, *running.values()}
-                    ready = [name for name in waiting if not unfinished & set(after.get(name, ()))]
-                    for name in ready[: at_once - len(running)]:
-                        running[pool.submit(waiting.pop(name))] = name
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        tell(running.pop(future), future.exception())
-            except BaseException:
-                self.ended = True
-                while wait(running, timeout=0).not_done:
-                    end(self.mark)
-                    wait(running, timeout=0.2)
-                raise
 
-    def command(
-        self, words: list[str], env: Mapping[str, str], log: Path | None = None
-    ) -> tuple[int, str]:
-        """Run a command out of Ctrl-C's reach: its exit code, and the end of what it said where
-        that does not go to `log`.
-        """
-        if self.ended:
-            return 1, "stopped before it began"
-        around = {
-            "stdin": subprocess.DEVNULL,
-            "stderr": subprocess.STDOUT,
-            "env": os.environ | env,
-            "process_group": 0,
-        }
-        if log:
-            with log.open("w", encoding="utf-8") as file:
-                return subprocess.run(words, stdout=file, **around).returncode, ""
-        done = subprocess.run(words, stdout=subprocess.PIPE, **around)
-        return done.returncode, done.stdout.decode(errors="replace")[-2000:]
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its exit code, 0 for well, and the last line that it said."""
+
+    job: Job
+    code: int
+    last: str
+
+
+Tell = Callable[[Ended], None]
+Runner = Callable[[Sequence[Job], Tell, int, int], None]
+"""Runs jobs as `run_here` does, wherever it does."""
+
+
+def run_here(jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> None:
+    """Run jobs on this machine, `at_once` at a time, in their order but each after those that it
+    waits for.
+
+    Of several at a time each computes with ``threads // at_once`` threads; one that all others
+    wait for has no other beside it, and as many as it would have alone. `tell` is called in this
+    thread. Raises what it raises, and KeyboardInterrupt at Ctrl-C, SIGTERM and SIGHUP, when the
+    processes of all jobs have been ended and no further one begins.
+    """
+    shared = {"OMP_NUM_THREADS": str(max(1, threads // at_once))} if at_once > 1 else {}
+    waiting, running = list(jobs), dict[Future[Ended], Job]()
+    with ThreadPoolExecutor(at_once) as pool, together() as mark:
+        carried = {MARK: f"{os.environ.get(MARK, '')} {mark}"}
+        try:
+            while waiting or running:
+                unfinished = {job.title for job in (*waiting, *running.values())}
+                ready = [job for job in waiting if unfinished.isdisjoint(job.after)]
+                for job in ready[: at_once - len(running)]:
+                    waiting.remove(job)
+                    others = [other for other in jobs if other is not job]
+                    alone = others and all(job.title in other.after for other in others)
+                    env = carried | ({} if alone else shared) | job.env
+                    running[pool.submit(_run, job, env)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    tell(future.result())
+        except BaseException:
+            while wait(running, timeout=0).not_done:
+                end(mark)
+                wait(running, timeout=0.2)
+            raise
+
+
+def _run(job: Job, env: Mapping[str, str]) -> Ended:
+    """Run a job out of Ctrl-C's reach."""
+    with job.log.open("w+b") if job.log else TemporaryFile() as log:
+        process = subprocess.Popen(
+            job.words,
+            stdin=subprocess.DEVNULL,
+            stdout=log if job.log else subprocess.PIPE,
+            stderr=log,
+            env=os.environ | env,
+            process_group=0,
+        )
+        if process.stdout:
+            print(f"{job.title}: begins\n", end="", flush=True)
+            shown = threading.Thread(target=_show, args=(job.title, process.stdout), daemon=True)
+            shown.start()
+        code = process.wait()
+        if process.stdout:
+            shown.join(1)  # a process that the job left behind may hold the pipe open
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 4000))
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    return Ended(job, code, lines[-1] if lines else f"exit code {code}")
+
+
+def _show(title: str, said: IO[bytes]) -> None:
+    """What a job prints, line by line."""
+    for line in said:
+        if text := line.decode(errors="replace").rstrip("\n"):
+            print(f"{title}: {text}\n", end="", flush=True)
 
 
 @contextmanager
-def together() -> Iterator[Jobs]:
-    """Every process that begins inside ends with the block: at its end, by an error, Ctrl-C,
-    SIGTERM or SIGHUP (both raise KeyboardInterrupt here), or this process's death."""
-    mark, before = uuid.uuid4().hex, os.environ.get(MARK)
+def together() -> Iterator[str]:
+    """A mark. Processes that carry it, in `MARK` of their environment, end with the block: at its
+    end, by an error, Ctrl-C, SIGTERM or SIGHUP (both raise KeyboardInterrupt here), or this
+    process's death.
+    """
+    mark = uuid.uuid4().hex
     watcher = subprocess.Popen(
         [sys.executable, "-IS", __file__, mark],
         stdin=subprocess.PIPE,
@@ -97,14 +141,10 @@ def together() -> Iterator[Jobs]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    os.environ[MARK] = f"{before or ''} {mark}"
     try:
         with interrupted_by_signals():
-            yield Jobs(mark)
+            yield mark
     finally:
-        os.environ.pop(MARK)
-        if before:
-            os.environ[MARK] = before
         end(mark)
         watcher.communicate()
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from .errors import Explained, writing
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS, FIGURES = ROOT / "notebooks", ROOT / "figures"
 RUNS = Path(os.environ.get("WARP_RUNS") or ROOT / "runs").resolve()
 
 

@@ -15,7 +15,7 @@ from ..runs.progress import Progress
 from ..runs.store import digest, save_tensors, write_json
 from ..settings import Settings
 from ..study.fronts import Interval
-from ..study.study import COMMIT
+from ..study.units import COMMIT
 from .deltas import norm, pack, unpack
 
 FOLDER = ROOT / "data" / "task_vectors"

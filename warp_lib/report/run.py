@@ -1,0 +1,136 @@
+"""The report: the notebooks executed, and one page made of them."""
+
+import os
+import sys
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from ..runs import paths
+from ..runs.errors import Explained
+from ..runs.jobs import Ended, Job, Runner, run_here
+from ..runs.progress import duration
+from ..settings import Settings
+from .page import shown_outputs, write_page
+
+# What a notebook waits for. All others wait for the first, which trains the reward model, and need
+# nothing of each other.
+AFTER = {"05_pareto": ("03_warp", "04_reinforce_baseline")}
+DEAD_KERNEL = 138  # papermill's exit code
+
+
+def run_report(
+    settings: Settings, profile: str, overrides: dict[str, Any], runner: Runner = run_here
+) -> Path:
+    """Execute the notebooks with ``settings``, which are those of `profile` and `overrides`, and
+    write ``runs/<name>/report.html``.
+
+    On a processor two are run side by side, as soon as they can be, on half of its threads each:
+    that is quicker than one after another. The executed notebooks are kept in
+    ``runs/<name>/notebooks``, up to a cell that fails; then Explained says which and why.
+    """
+    import torch  # only now: it takes seconds
+
+    from ..fast import machine
+
+    sources = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not sources:
+        raise Explained("there are no notebooks to run in notebooks/.")
+    folder = paths.folder(settings.name)
+    paths.folder(f"{settings.name}/notebooks")
+    parameters = {"profile": profile} | {
+        name: value for name, value in overrides.items() if value is not None
+    }
+    targets = {source.stem: folder / "notebooks" / source.name for source in sources}
+    first, *others = sources
+    jobs = [notebook_job(first.stem, first, targets[first.stem], parameters)]
+    for source in sorted(others, key=lambda source: source.stem in AFTER):
+        after = (first.stem, *AFTER.get(source.stem, ()))
+        jobs.append(
+            notebook_job(source.stem, source, targets[source.stem], parameters, after=after)
+        )
+    began, finished = time.monotonic(), []
+
+    def tell(ended: Ended) -> None:
+        stem = ended.job.title
+        if ended.code:
+            raise Explained(f"{stem}: {why(ended, targets[stem])}")
+        _answer_on_top(targets[stem], settings)
+        finished.append(stem)
+        state = f"finished, {duration(time.monotonic() - began)} in all"
+        print(f"[{len(finished)}/{len(jobs)}] {stem}: {state}\n\n", end="", flush=True)
+
+    threads = torch.get_num_threads()
+    at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
+    with paths.locked(settings.name, "report"):
+        runner(jobs, tell, at_once, threads)
+    page = folder / "report.html"
+    write_page([*targets.values()], page, f"WARP: {settings.name}")
+    print(f"The report: {page}\n{paths.size_line()}")
+    return page
+
+
+def notebook_job(
+    title: str,
+    source: Path,
+    executed: Path,
+    parameters: dict[str, Any],
+    log: Path | None = None,
+    after: Collection[str] = (),
+) -> Job:
+    """A notebook with its parameters, executed into `executed` by papermill, in a kernel of this
+    Python and this package. What its cells print is what the job prints.
+    """
+    words = [sys.executable, "-m", "papermill", str(source), str(executed), "--stdout-file", "-"]
+    words += "--kernel python3 --language python --start-timeout 300 --no-progress-bar".split()
+    for parameter, value in parameters.items():
+        words += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
+    path = filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])
+    env = {
+        "PYTHONPATH": os.pathsep.join(path),
+        "JUPYTER_PATH": "",  # it may hold another "python3"
+        "MALLOC_ARENA_MAX": "1",  # see `machine.keep_freed_memory`
+    }
+    return Job(title, words, env, log, after)
+
+
+def why(ended: Ended, executed: Path) -> str:
+    """Why a notebook's job failed, in one sentence."""
+    if ended.code < 0 or ended.code == DEAD_KERNEL:
+        return (
+            "its kernel was ended, by hand or for want of memory. What is finished is kept; run the"
+            " same command to go on."
+        )
+    try:
+        outputs = shown_outputs(nbformat.read(executed, as_version=4))
+        error = next(output for output in outputs if output.output_type == "error")
+    # not the notebook's: a kernel that did not start, a disk that is full
+    except (OSError, ValueError, StopIteration):
+        return ended.last
+    reason = (error.evalue.strip().splitlines() or [""])[-1]
+    if error.traceback == [error.evalue]:  # it shows as its message alone, which says it all
+        return reason
+    return f"{error.ename}: {reason} (what ran, and the traceback: {executed})"
+
+
+def _answer_on_top(file: Path, settings: Settings) -> None:
+    """Repeat the answer, which a notebook's last cell computes, right below its question."""
+    notebook = nbformat.read(file, as_version=4)
+    answers = [
+        o.data["text/markdown"]
+        for o in shown_outputs(notebook, "answer")
+        if "text/markdown" in o.get("data", {})
+    ]
+    for cell in notebook.cells:
+        if answers and "answer-here" in cell.metadata.get("tags", []):
+            of = (
+                "the study"
+                if "of-the-study" in cell.metadata["tags"]
+                else f"run `{settings.name}`, seed {settings.seed}"
+            )
+            cell.source = f"{answers[-1]}\n\n*Computed by the last cell; {of}.*"
+    notebook.metadata.pop("widgets", None)  # papermill keeps their state, which only a kernel shows
+    paths.write_whole(file, nbformat.writes(notebook))
