@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 def refusal(error: CycloptsError, command: str) -> str:
     """What was wrong with the words after a command, in a sentence."""
     match error:
-        case UnknownCommandError():
+        case UnknownCommandError(unused_tokens=[command, *_]):
             return f"there is no command {command!r}; there are {', '.join(TAKES)}."
         case UnknownOptionError(token=token):
             word = (token.keyword or token.value).split("=")[0]
