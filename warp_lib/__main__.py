@@ -123,10 +123,11 @@ Profile = Annotated[
     Parameter(help=f"{', '.join(PROFILES)}: what is not given (the defaults below are laptop's)"),
 ]
 # Those that are given; Settings checks them and says what is allowed.
-Overrides = TypedDict(  # type: ignore[misc]  # its keys are Settings' fields
+Overrides = TypedDict(
     "Overrides",
+    # its keys are Settings' fields
     {
-        f.name: Annotated[
+        f.name: Annotated[  # pyright: ignore[reportGeneralTypeIssues]
             f.type,
             Parameter(
                 help=f"{f.metadata['doc']} [default: {f.default}]",

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return math.acos(max(-1.0, min(1.0, dot / math.sqrt(aa * bb)))) if aa and bb else math.nan
 
 
-def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, str | int | float]]:
+def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, Any]]:
     """Angles and norms of the task vectors, a row for each layer and pair of runs, then for the
     whole model (layer "model").
 

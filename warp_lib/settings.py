@@ -179,7 +179,8 @@ class Settings:
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
                 raise Explained(f"there is no setting {name!r}; {hint}")
         given = {n: v for n, v in overrides.items() if v is not None}
-        return cls(**({"name": profile} | PROFILES[profile] | given))
+        named: dict[str, Any] = {"name": profile}
+        return cls(**named | PROFILES[profile] | given)
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "Settings":

@@ -15,11 +15,8 @@ import transformers
 
 def device() -> torch.device:
     """The accelerator where there is one, else the processor."""
-    return (
-        torch.accelerator.current_accelerator()
-        if torch.accelerator.is_available()
-        else torch.device("cpu")
-    )
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return here or torch.device("cpu")
 
 
 def fast_dtype() -> torch.dtype:

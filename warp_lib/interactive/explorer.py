@@ -244,7 +244,7 @@ class Explorer:
 
     def parts(self, chosen: dict[str, pd.DataFrame]) -> tuple[list[go.Scatter], dict[str, Any]]:
         """Traces and layout of the figure, for the view and intervals that are set."""
-        view = VIEWS[self.view.value]
+        view = VIEWS[str(self.view.value)]
         return traces(chosen, view, self.intervals.value), layout(view, pd.concat(chosen.values()))
 
     def draw(self) -> None:
@@ -255,7 +255,7 @@ class Explorer:
 
     def tell(self, chosen: dict[str, pd.DataFrame]) -> None:
         """What the choice comes to beside the figure, and the points of it that can be opened."""
-        self.volumes.value = _volumes(chosen, VIEWS[self.view.value])
+        self.volumes.value = _volumes(chosen, VIEWS[str(self.view.value)])
         labels = {
             int(k): f"{name} · {describe(row)}"
             for name, rows in chosen.items()
@@ -278,7 +278,7 @@ class Explorer:
         """The figure and its points as files under runs/explorer, and as links to download them."""
         self.export.disabled, self.exported.value = True, "exporting …"
         try:
-            files = export(self.chosen(), VIEWS[self.view.value], self.intervals.value)
+            files = export(self.chosen(), VIEWS[str(self.view.value)], self.intervals.value)
             self.exported.value = " · ".join(map(_link, files))
         finally:
             self.export.disabled = False
@@ -312,7 +312,8 @@ def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
     x, y = view
     if x != "kl":
         return "No front here: neither of the two scores is a price."
-    volumes = comparison(*selections.values(), y).items()
+    first, second = selections.values()
+    volumes = comparison(first, second, y).items()
     lines = [f"<b>{name}</b>: {_volume(interval)}" for name, interval in volumes]
     note = (
         f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a"

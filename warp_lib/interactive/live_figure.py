@@ -56,4 +56,5 @@ class LiveFigure(anywidget.AnyWidget):
 
     def draw(self, figure: Figure) -> None:
         """Show this figure, which may be the one before, changed."""
-        self.figure, self._text.text = figure, plotly.io.to_json(figure, validate=False)
+        self.figure = figure
+        self._text.set_trait("text", plotly.io.to_json(figure, validate=False))

@@ -104,7 +104,7 @@ class Panel:
 
     def settings(self) -> Settings:
         """What the controls say. Raises ValueError in one sentence."""
-        values = {name: typed(name, c.value.strip()) for name, c in self.controls.items()}
+        values = {name: typed(name, str(c.value).strip()) for name, c in self.controls.items()}
         return dataclasses.replace(self.experiment.settings, **values)
 
     def tell(self) -> None:
@@ -144,10 +144,10 @@ class Panel:
     def enable(self, able: bool) -> None:
         """Let the controls be turned, or not while a run goes on with their values."""
         for control in (*self.controls.values(), self.start):
-            control.disabled = not able
+            control.set_trait("disabled", not able)
 
 
-def _control(f: dataclasses.Field, value: Any) -> widgets.Widget:
+def _control(f: dataclasses.Field, value: Any) -> widgets.ValueWidget:
     """A list for a setting that is one of a few, else a line of text.
 
     So a bad value is refused in words and not silently mended.

@@ -116,7 +116,7 @@ class Playground:
         generator = torch_stream("playground", take, device=machine.device())
         y = policy.sample([ids] * COMPLETIONS, s.max_new_tokens, s.temperature, generator)
         kl, log_ratio = by_token(policy, self.experiment.sft, y, s.temperature)
-        start = policy.tokenizer.decode(ids)
+        start = str(policy.tokenizer.decode(ids))
         pieces = [split(policy, ids, completion) for completion in y.completions.tolist()]
         ends = [sentence_ends(tokens) for tokens in pieces]
         openings = [
@@ -152,9 +152,9 @@ def split(policy: Policy, prompt: Sequence[int], completion: Sequence[int]) -> l
 
     A letter of several tokens comes with the last of them.
     """
-    before, pieces = policy.tokenizer.decode(prompt), []
+    before, pieces = str(policy.tokenizer.decode([*prompt])), []
     for k in range(1, len(completion) + 1):
-        text = policy.tokenizer.decode([*prompt, *completion[:k]])
+        text = str(policy.tokenizer.decode([*prompt, *completion[:k]]))
         whole = text if k == len(completion) else text.rstrip("\N{REPLACEMENT CHARACTER}")
         pieces.append(whole[len(before) :])
         before = max(before, whole, key=len)
@@ -224,7 +224,8 @@ class Desk:
     def __init__(self, playground: Playground, prompt: str, mix: Mix):
         self.playground, self.take = playground, 0
         if front_end():
-            self.texts, self.layers = self._controls(prompt, mix), LiveFigure(self.angles(mix))
+            self.live_layers = self.layers = LiveFigure(self.angles(mix))
+            self.texts = self._controls(prompt, mix)
             self.draw()
         else:
             self.texts, self.layers = HTML(still(playground, prompt, mix)), self.angles(mix)
@@ -261,7 +262,8 @@ class Desk:
     @property
     def mix(self) -> Mix:
         """Where the sliders stand."""
-        return Mix(self.first.value, self.second.value, self.share.value, self.eta.value)
+        ends = str(self.first.value), str(self.second.value)
+        return Mix(*ends, self.share.value, self.eta.value)
 
     def _others(self, _: Any) -> None:
         self.take += 1
@@ -296,4 +298,4 @@ class Desk:
             dict(text=text, kl=kl, reward=reward, kl_half=kl_half, reward_half=reward_half)
         )
         self.trail.draw(plots.trail(self.visits))
-        self.layers.draw(self.angles(mix))
+        self.live_layers.draw(self.angles(mix))

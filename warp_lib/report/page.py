@@ -78,8 +78,8 @@ def _figure(figure: dict[str, Any], name: str) -> str:
 
     figure = {part: figure[part] for part in ("data", "layout", "frames") if part in figure}
     config = {"responsive": True, "displaylogo": False}
-    bare = {"include_plotlyjs": False, "full_html": False, "validate": False}
-    drawn = pio.to_html(figure, config, **bare, default_height=450, div_id=name)
+    bare: dict[str, Any] = {"include_plotlyjs": False, "full_html": False, "validate": False}
+    drawn = pio.to_html(figure, config, **bare, default_height="450px", div_id=name)
     return f'<div class="figure">{drawn}</div>'
 
 

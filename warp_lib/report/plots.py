@@ -50,13 +50,18 @@ LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "reinforce-liti": ("REINFORCE: its LITI line", ORANGE, "square-open", "dot"),
 }
 ABOVE = dict(orientation="h", y=1.15)  # a legend over narrow panels
-LAYOUT = dict(
+LAYOUT: dict[str, Any] = dict(
     template="plotly_white",
     height=520,
     width=900,
     legend=dict(orientation="h", y=-0.2),
     margin=dict(t=60),
 )
+
+
+def _layout(**changes: Any) -> dict[str, Any]:
+    """`LAYOUT` with changes."""
+    return LAYOUT | changes
 
 
 # ------------------------------------------------------------------------------- parts of figures
@@ -88,7 +93,7 @@ def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True)
 
 
 def mark_real_positive(
-    figure: go.Figure, axis: str, real_positive: dict[str, float], **panel: int
+    figure: go.Figure, axis: str, real_positive: dict[str, float], **panel: Any
 ) -> None:
     """Mark the mean and 99th percentile of real positive reviews on the reward's axis, x or y.
 
@@ -215,12 +220,13 @@ def layers(geometry: list[dict[str, Any]], names: Sequence[str]) -> go.Figure:
         geometry: rows as `merging.geometry` gives them.
         names: what its vectors 1, 2, … are called.
     """
-    degrees, norms = {}, {}
+    degrees: dict[str, dict[str, float]] = {}
+    norms: dict[str, dict[str, float]] = {}
     for row in geometry:
         layer = row["layer"].removeprefix("transformer.")
         degrees.setdefault(f"{row['a']} ∠ {row['b']}", {})[layer] = row["degrees"]
         for side in "ab":
-            name = f"{row[side]}: {html.escape(names[row[side] - 1])}"
+            name = f"{row[side]}: {html.escape(str(names[row[side] - 1]))}"
             norms.setdefault(name, {})[layer] = row[f"norm_{side}"]
     titles = ("angles, degrees", "norms")
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
@@ -241,7 +247,7 @@ def layers(geometry: list[dict[str, Any]], names: Sequence[str]) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title=LAYER, row=2, col=1)
-    return figure.update_layout(**LAYOUT | dict(height=440))
+    return figure.update_layout(**_layout(height=440))
 
 
 def lines(
@@ -263,9 +269,7 @@ def lines(
             line_color=colour,
         )
     x_title, y_title = titles
-    return figure.update_layout(
-        **LAYOUT | dict(height=400), xaxis_title=x_title, yaxis_title=y_title
-    )
+    return figure.update_layout(**_layout(height=400), xaxis_title=x_title, yaxis_title=y_title)
 
 
 def densities(scores: dict[str, Sequence[float]], title: str, of: str = "texts") -> go.Figure:
@@ -274,8 +278,8 @@ def densities(scores: dict[str, Sequence[float]], title: str, of: str = "texts")
     for (name, values), colour in zip(scores.items(), (GREY, GREEN, ORANGE, BLUE), strict=False):
         look = dict(opacity=0.6, marker_color=colour, nbinsx=60)
         figure.add_histogram(x=list(values), name=name, histnorm="probability", **look)
-    titles = dict(xaxis_title=title, yaxis_title=f"share of {of}")
-    return figure.update_layout(**LAYOUT | dict(height=400), barmode="overlay", **titles)
+    titles = dict(xaxis_title=title, yaxis_title=f"share of {of}", barmode="overlay")
+    return figure.update_layout(**_layout(height=400, **titles))
 
 
 def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
@@ -302,7 +306,7 @@ def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
     figure.add_scatter(
         x=here["kl"], y=here["reward"], name="here", mode="markers", marker=star, hoverinfo="skip"
     )
-    return figure.update_layout(**LAYOUT | dict(height=320), xaxis_title=KL, yaxis_title=REWARD)
+    return figure.update_layout(**_layout(height=320), xaxis_title=KL, yaxis_title=REWARD)
 
 
 class Table:
@@ -415,7 +419,7 @@ def fronts(
             line=dict(color=colour, width=3, dash=dash),
             hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
         )
-    label = dict(annotation_text="compared", annotation_position="bottom left")
+    label: dict[str, Any] = dict(annotation_text="compared", annotation_position="bottom left")
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
     mark_real_positive(figure, "y", real_positive)
     return figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
@@ -446,7 +450,7 @@ def judged(
     figure.add_scatter(x=ends, y=ends, mode="lines", line=dotted, name="both alike")
     mark_real_positive(figure, "x", real_positive)
     titles = dict(xaxis_title=REWARD, yaxis_title=AXES[judge])
-    return figure.update_layout(**LAYOUT | dict(height=420), **titles)
+    return figure.update_layout(**_layout(height=420, **titles))
 
 
 def through_merges(unit: Outcome, runs: Sequence[int]) -> go.Figure:
@@ -481,7 +485,7 @@ def through_merges(unit: Outcome, runs: Sequence[int]) -> go.Figure:
         )
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title=REWARD, row=1, col=1)
-    return figure.update_layout(**LAYOUT | dict(height=440))
+    return figure.update_layout(**_layout(height=440))
 
 
 def cells(
@@ -557,7 +561,7 @@ def between_seeds(angles: pd.DataFrame) -> go.Figure:
     look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
     figure.add_scatter(x=expected.index, y=expected, name=name, **look)
     return figure.update_layout(
-        **LAYOUT | dict(height=380),
+        **_layout(height=380),
         xaxis_title="completions of a run",
         yaxis_title="Ω between task vectors, degrees",
     )
@@ -587,7 +591,7 @@ def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]]) -> go.Figu
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title="rise of r̃ less the judge's (SFT's s.d.)", row=1, col=1)
-    return figure.update_layout(**LAYOUT | dict(height=400))
+    return figure.update_layout(**_layout(height=400))
 
 
 def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
@@ -612,7 +616,7 @@ def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
     figure.add_vline(0, line=dict(color=GREY, dash="dash"))
     figure.update_yaxes(autorange="reversed")
     height = dict(height=180 + 32 * len(rows))
-    return figure.update_layout(**LAYOUT | height, xaxis_title=title, showlegend=False)
+    return figure.update_layout(**_layout(**height), xaxis_title=title, showlegend=False)
 
 
 def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) -> go.Figure:
@@ -647,7 +651,7 @@ def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) 
     figure.update_xaxes(title=ETA)
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
-    return figure.update_layout(**LAYOUT | dict(height=440))
+    return figure.update_layout(**_layout(height=440))
 
 
 def by_pass(measured: pd.DataFrame) -> go.Figure:
@@ -656,8 +660,9 @@ def by_pass(measured: pd.DataFrame) -> go.Figure:
     """
     columns = list(rounding.LINES.items())
     titles = [f"{n}: {what}" for what in ("KL along η", "reward against KL") for _, n in columns]
-    spacing = dict(horizontal_spacing=0.1, vertical_spacing=0.16)
-    figure = make_subplots(2, 2, subplot_titles=titles, **spacing)
+    figure = make_subplots(
+        2, 2, subplot_titles=titles, horizontal_spacing=0.1, vertical_spacing=0.16
+    )
     looks = ((BLUE, "solid"), (GREEN, "dot"), (ORANGE, "solid"))
     for (passed, name), (colour, dash) in zip(rounding.PASSES.items(), looks, strict=True):
         for col, (method, _) in enumerate(columns, start=1):
@@ -684,7 +689,7 @@ def by_pass(measured: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title=KL, row=2)
     figure.update_yaxes(title=REWARD, row=2)
     return figure.update_layout(
-        **LAYOUT | dict(height=820, margin=dict(t=100), legend=dict(orientation="h", y=-0.1)),
+        **_layout(height=820, margin=dict(t=100), legend=dict(orientation="h", y=-0.1)),
         title="Rounding weights to bfloat16 hides KL; two bfloat16 parts do not",
     )
 
@@ -712,7 +717,7 @@ def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
             )
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(title=KL)
-    return figure.update_layout(**LAYOUT | dict(height=400))
+    return figure.update_layout(**_layout(height=400))
 
 
 def by_layer(table: pd.DataFrame) -> go.Figure:
@@ -738,4 +743,4 @@ def by_layer(table: pd.DataFrame) -> go.Figure:
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(type="category", tickangle=45)
     figure.update_xaxes(title=LAYER, row=1, col=2)
-    return figure.update_layout(**LAYOUT | dict(height=400, legend=ABOVE))
+    return figure.update_layout(**_layout(height=400, legend=ABOVE))

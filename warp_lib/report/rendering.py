@@ -90,7 +90,7 @@ def _draws() -> bool:
     with suppress(ChromeNotFoundError):
         kaleido.Kaleido(mathjax=False)  # opens nothing; raises where no browser is found
         # for map tiles only, and a running server warns about them with each image
-        pio.defaults.headers = None
+        pio.defaults.headers = None  # pyright: ignore[reportAttributeAccessIssue]
         kaleido.start_sync_server(mathjax=False, silence_warnings=True)
         # Kaleido waits without end for a browser that was found and does not start. So the trial
         # has its own thread, and a server that failed is forgotten, through its private name:

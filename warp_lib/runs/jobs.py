@@ -85,7 +85,7 @@ def run_here(jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> Non
                     waiting.remove(job)
                     others = [other for other in jobs if other is not job]
                     alone = others and all(job.title in other.after for other in others)
-                    env = carried | ({} if alone else shared) | job.env
+                    env = carried | ({} if alone else shared) | dict(job.env)
                     running[pool.submit(_run, job, env)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     del running[future]

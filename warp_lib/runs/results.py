@@ -110,7 +110,8 @@ def read_table(file: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             or not {"method", "kl", "reward"} <= set(rows.columns)
         ):
             raise ValueError("it is not what was written")
-        pd.to_numeric(rows["kl"]), pd.to_numeric(rows["reward"])
+        for column in ("kl", "reward"):
+            pd.to_numeric(rows[column])
         return rows, record
     except (OSError, ValueError) as error:
         why = reason(error) if isinstance(error, OSError) else "it is not what was written"

@@ -50,7 +50,7 @@ def digest(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             sha.update(f"tensor {part.dtype}{tuple(part.shape)}:".encode())
-            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            sha.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(part, Mapping) and any(isinstance(v, Tensor) for v in part.values()):
             for name in sorted(part):
                 sha.update(f"named {digest(name)}{digest(part[name])}".encode())

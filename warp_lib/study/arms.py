@@ -18,7 +18,7 @@ from ..warp import Aligner, Iteration, Merge, Run, RunId
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
 # All arms: the student report's T, a second judge, a front in steps of 0.1.
-COMMON = {"steps": 100, "judge_steps": 240, "front_points": 11}
+COMMON: dict[str, Any] = {"steps": 100, "judge_steps": 240, "front_points": 11}
 
 
 def settings_of(seed: int, changes: dict[str, Any] | None = None) -> Settings:
@@ -240,8 +240,12 @@ def by_stepping_back(experiment: Experiment, reward: Reward, progress: Progress)
     s, sft = experiment.settings, experiment.theta_sft
     iterations = experiment.warp(experiment.aligner(reward, progress))
     last = iterations[-1]
-    place = {"steps": s.iterations * s.runs * s.steps, "iteration": s.iterations, "runs": s.runs}
-    place["seconds"] = sum(i.seconds for i in iterations)
+    place = {
+        "steps": s.iterations * s.runs * s.steps,
+        "iteration": s.iterations,
+        "runs": s.runs,
+        "seconds": sum(i.seconds for i in iterations),
+    }
 
     def points() -> Iterator[Point]:
         for name, start in (("from-sft", sft), ("from-init", last.init)):

@@ -33,5 +33,5 @@ def kl_of_best(n: int) -> float:
 
 
 def _log_choose(total: Tensor | int, chosen: int) -> Tensor:
-    total, chosen = (torch.as_tensor(n, dtype=torch.float64) for n in (total, chosen))
-    return torch.lgamma(total + 1) - torch.lgamma(chosen + 1) - torch.lgamma(total - chosen + 1)
+    n, k = (torch.as_tensor(count, dtype=torch.float64) for count in (total, chosen))
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)

@@ -56,9 +56,10 @@ class Cell:
         rivals = _units(LONGEST)
         seeds = sorted(self.reward.keys() & rivals.keys())
         lines = {s: rivals[s].front_at([self.kl[s].mean()]) for s in seeds}
-        if not lines or any(line is None for line in lines.values()):
+        reached = {s: line for s, line in lines.items() if line is not None}
+        if not lines or len(reached) < len(lines):
             return None
-        return Effect({s: self.reward[s] - line[0] for s, line in lines.items()})
+        return Effect({s: self.reward[s] - line[0] for s, line in reached.items()})
 
 
 def shared_by(cells: Iterable[Cell]) -> list[int]:
@@ -83,7 +84,8 @@ def reinforce_cells() -> dict[int, Cell]:
     """Steps → REINFORCE after so many of them, every T that a finished seed has been through."""
     rows = pd.concat([unit.of("test") for arm in LONG for unit in _units(arm).values()])
     steps = sorted(rows.query("method == 'reinforce'")["steps"].astype(int).unique().tolist())
-    return {t: _cell(LONG, f"method == 'reinforce' and steps == {t}", runs=1) for t in steps}
+    cells = {t: _cell(LONG, f"method == 'reinforce' and steps == {t}", runs=1) for t in steps}
+    return {t: cell for t, cell in cells.items() if cell}
 
 
 def _units(arm: ArmId) -> dict[int, Outcome]:

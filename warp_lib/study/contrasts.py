@@ -96,7 +96,7 @@ def contrast(
 
     def on_validation(name: str) -> float:
         units = ((outcome(experiment, name, seed), end) for seed, end in ends.items())
-        return np.mean([unit.along_front("validation", end).mean() for unit, end in units])
+        return float(np.mean([unit.along_front("validation", end).mean() for unit, end in units]))
 
     rival = max(rivals, key=on_validation)
     gains = _gains((experiment, arm), (experiment, rival), ends, scorer)
@@ -148,8 +148,8 @@ def difference_of_gains(
     """
     ends = _ends([*of, *than], high)
     first, second = (_gains(*pair, ends) for pair in (of, than))
-    names = [f"{arm} − {rival}" for (_, arm), (_, rival) in (of, than)]
-    return Contrast({seed: first[seed] - second[seed] for seed in ends}, *names, high, ends)
+    arm, rival = (f"{arm} − {rival}" for (_, arm), (_, rival) in (of, than))
+    return Contrast({seed: first[seed] - second[seed] for seed in ends}, arm, rival, high, ends)
 
 
 def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:

@@ -4,19 +4,21 @@ A front is read linearly between its points and never beyond them. Reading it ne
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 FEWEST = 3  # seeds from which an interval over seeds is given, and a side taken
 DRAWS = 2000  # resamplings of a bootstrap
 
 
-def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
+def pareto(kl: ArrayLike, reward: ArrayLike) -> list[int]:
     """The points that no other beats (at least as much reward at no more KL), by increasing KL."""
+    kl, reward = np.asarray(kl, dtype=float), np.asarray(reward, dtype=float)
     best, chosen = -math.inf, []
     for k in sorted(range(len(kl)), key=lambda k: (kl[k], -reward[k])):
         if reward[k] > best:
@@ -25,7 +27,7 @@ def pareto(kl: Sequence[float], reward: Sequence[float]) -> list[int]:
     return chosen
 
 
-def hypervolume(kl: Sequence[float], score: Sequence[float], corner: tuple[float, float]) -> float:
+def hypervolume(kl: ArrayLike, score: ArrayLike, corner: tuple[float, float]) -> float:
     """Area between the points' front and a corner (KL, score) that is worse than all of them.
 
     The best score at no more than each KL, above the corner's, summed over KL up to the corner's.
@@ -35,12 +37,13 @@ def hypervolume(kl: Sequence[float], score: Sequence[float], corner: tuple[float
         kl, score: of the points, (points,), in nats and in any unit. The area is in nats times that
             unit.
     """
+    kl, score = np.asarray(kl, dtype=float), np.asarray(score, dtype=float)
     inside = [k for k in pareto(kl, score) if kl[k] < corner[0] and score[k] > corner[1]]
     widths = np.diff([*(kl[k] for k in inside), corner[0]])
     return float(sum((score[k] - corner[1]) * w for k, w in zip(inside, widths, strict=True)))
 
 
-def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
+def shares(kl: ArrayLike, low: float, high: float) -> np.ndarray:
     """The share of each point of a front in its mean reward over KL ∈ [low, high] nats, (points,).
 
     They add up to 1. The mean of the line through the points is linear in their rewards, so the
@@ -62,7 +65,7 @@ def shares(kl: Sequence[float], low: float, high: float) -> np.ndarray:
     return np.trapezoid(weights(kl, grid), grid, axis=1) / (high - low)
 
 
-def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
+def weights(kl: ArrayLike, at: ArrayLike) -> np.ndarray:
     """How much each point counts where the line through them is read: (points, KLs read at).
 
     Each column adds up to 1.
@@ -71,7 +74,7 @@ def weights(kl: Sequence[float], at: Sequence[float]) -> np.ndarray:
         kl: the points' KL, in any order, (points,), nats.
         at: the KLs to read at, nats; outside of the points' the nearest of them counts alone.
     """
-    kl = np.asarray(kl, dtype=float)
+    kl, at = np.asarray(kl, dtype=float), np.asarray(at, dtype=float)
     order = np.argsort(kl, kind="stable")
     return np.stack([np.interp(at, kl[order], column) for column in np.eye(len(kl))[:, order]])
 
@@ -86,7 +89,7 @@ class Interval:
     n: int
 
     @classmethod
-    def of(cls, differences: Sequence[float]) -> "Interval":
+    def of(cls, differences: ArrayLike) -> "Interval":
         """The interval of independent differences, one a seed (or one a prompt)."""
         x = np.asarray(differences, dtype=float)
         half = math.nan
@@ -279,14 +282,14 @@ def matched(
     )
 
     def end(shares: np.ndarray) -> float:
-        return min((points @ shares).max() for points in own_kl) if kl is None else kl
+        return min(float((points @ shares).max()) for points in own_kl) if kl is None else kl
 
     def difference(shares: np.ndarray) -> float:
         a, b = (
             weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares)
             for k, r in zip(own_kl, reward, strict=True)
         )
-        return a - b
+        return float(a - b)
 
     prompts = reward[0].shape[1]
     at = float(end(np.full(prompts, 1 / prompts)))

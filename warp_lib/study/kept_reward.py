@@ -41,6 +41,7 @@ def file() -> Path:
 
 def write(reward: Reward, settings: Settings) -> None:
     """Keep the reward model that was trained with these settings, unless one is kept already."""
+    assert isinstance(reward.raw, EncoderScorer)
     RUNS.mkdir(parents=True, exist_ok=True)
     with FileLock(RUNS / "kept-reward.lock"):  # units may be run side by side
         if file().exists():

@@ -5,7 +5,7 @@ Comparing one arm with another is in `contrasts`. Needs no torch.
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from safetensors.numpy import load_file
 
 from ..runs.paths import ROOT
@@ -124,13 +125,13 @@ class Outcome:
             kl, reward = np.append(kl, self.reach(split)), np.concatenate([reward, reward[-1:]])
         return kl, reward
 
-    def front_at(self, kl: Sequence[float]) -> np.ndarray | None:
+    def front_at(self, kl: ArrayLike) -> np.ndarray | None:
         """r̃ of each prompt on the front at these KLs, (KLs, prompts), on test prompts.
 
         None where one of them is beyond the front.
         """
         own, line = self.line("test")
-        return weights(own, kl).T @ line if max(kl) <= own[-1] else None
+        return weights(own, kl).T @ line if np.max(kl) <= own[-1] else None
 
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,

@@ -71,12 +71,10 @@ def by_training(among: Iterable[int]) -> dict[str, tuple[Effect, Effect]]:
         rounded, split = (_mean(trained(how, seed), *stage, score) for how in ("bfloat16", "split"))
         return rounded - split
 
-    return {
-        words: tuple(
-            Effect({s: gain(s, stage, score) for s in seeds}) for score in ("reward", "kl")
-        )
-        for words, stage in STAGES.items()
-    }
+    def effect(stage: tuple[str, int], score: str) -> Effect:
+        return Effect({seed: gain(seed, stage, score) for seed in seeds})
+
+    return {words: (effect(at, "reward"), effect(at, "kl")) for words, at in STAGES.items()}
 
 
 def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:

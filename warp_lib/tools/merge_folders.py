@@ -75,7 +75,7 @@ NOTICED = 0.01
 
 LARGEST_ETA = 1000  # beyond, nothing of the base is left in what is rounded
 
-Rows = list[dict[str, str | int | float]]
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class Rounding:
         """Count a tensor in."""
         if merged.is_floating_point() and merged.numel():
             changed = merged != base
-            self.moved += changed.sum().item()
-            self.stayed += (changed & (written == base.to(written.dtype))).sum().item()
+            self.moved += int(changed.sum())
+            self.stayed += int((changed & (written == base.to(written.dtype))).sum())
             self.error += _squared_norm(written.to(merged.dtype) - merged)
             self.length += _squared_norm(merged - base)
 
@@ -327,7 +327,7 @@ def _merge(
         rounding.add(base[name], merged[name], tensor)
         with place.file.open("r+b") as file:
             file.seek(place.start)
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return _measure(base, runs)
 
 
@@ -385,7 +385,7 @@ def _whole(rows: Rows) -> Rows:
     return whole
 
 
-def _dot(row: dict[str, str | int | float]) -> float:
+def _dot(row: dict[str, Any]) -> float:
     """The dot product of two task vectors, from their angle and norms."""
     product = row["norm_a"] * row["norm_b"]
     return product * math.cos(math.radians(row["degrees"])) if product else 0.0

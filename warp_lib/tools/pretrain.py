@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from ..evaluate import language_loss
@@ -106,7 +107,8 @@ def pretrain(
             embd_pdrop=0.0,
             attn_pdrop=0.0,
         )
-    ).to(device())
+    )
+    nn.Module.to(model, device())
     # at this length its backward is faster on a CPU than the fused kernel's
     model.set_attn_implementation("eager")
     named = dict(model.named_parameters())
@@ -139,7 +141,7 @@ def pretrain(
             checkpoint.history.append(numbers)
             progress.log(**numbers)
 
-    model.to(torch.bfloat16).save_pretrained(out)  # the rounded weights are θ_sft
+    model.bfloat16().save_pretrained(out)  # the rounded weights are θ_sft
     rows = [{"step": k} | row for k, row in enumerate(checkpoint.history, start=1)]
     looks = [row for row in rows if "validation" in row]
     seen = steps * windows * CONTEXT
@@ -190,7 +192,7 @@ Of openings of validation reviews (bold), 53 tokens at τ = 0.7, the first eight
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=RUNS / "pretrain")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=320)

@@ -86,7 +86,7 @@ def _measured(
     before, after = experiment.evaluate(theta, rewards), experiment.evaluate(packed, rewards)
     numbers = {}
     for score in (*rewards, "kl"):
-        difference = Interval.of((after.scores[score] - before.scores[score]).mean(1))
+        difference = Interval.of((after.scores[score] - before.scores[score]).mean(1).tolist())
         numbers[score] = {
             "true": [before.summary[score], before.summary[f"{score}_se"]],
             "packed": [after.summary[score], after.summary[f"{score}_se"]],

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from ..runs import paths
@@ -66,10 +66,11 @@ def sample(
         max_new_tokens=new,
     )
     completions = torch.empty(len(prompts) * samples, new, dtype=torch.long)
+    generate: Any = model.generate
     for rows in _batches(prompts, samples, ROWS):
         ids = torch.tensor([prompts[row // samples] for row in rows], device=model.device)
         # nothing ends, so nothing is padded
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0)
+        written = generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0)
         completions[rows] = written[:, ids.shape[1] :].cpu()
     return completions.view(len(prompts), samples, new)
 
@@ -186,7 +187,8 @@ def check(
     samples, length = settings["test_samples"], settings["max_new_tokens"]
     temperature = settings["temperature"]
     try:
-        model = _float32(folder).to(sft.device)
+        model = _float32(folder)
+        nn.Module.to(model, sft.device)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers has a dozen of them
         raise ValueError(f"transformers cannot open {folder} ({type(error).__name__}).") from error
