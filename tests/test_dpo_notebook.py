@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from warp_lib.report import plots
 from warp_lib.runs.paths import ROOT
 from warp_lib.settings import Settings
-from warp_lib.study import outcomes
+from warp_lib.study import contrasts, outcomes
 
 
 def unit(folder, experiment: str, arm: str, seed: int, slope: float) -> None:
@@ -66,6 +66,7 @@ def answer(folder):
 
     def run() -> str:
         names = {
+            "contrasts": contrasts,
             "outcomes": outcomes,
             "plots": plots,
             "Markdown": str,

@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from .fronts import Effect
 from .outcomes import EARLIER, SEEDS, ArmId, Outcome, finished_seeds, outcome
@@ -82,8 +81,9 @@ def warp_cells() -> dict[tuple[int, int], Cell]:
 
 def reinforce_cells() -> dict[int, Cell]:
     """Steps → REINFORCE after so many of them, every T that a finished seed has been through."""
-    rows = pd.concat([unit.of("test") for arm in LONG for unit in _units(arm).values()])
-    steps = sorted(rows.query("method == 'reinforce'")["steps"].astype(int).unique().tolist())
+    units = [unit for arm in LONG for unit in _units(arm).values()]
+    runs = [unit.of("test").query("method == 'reinforce'") for unit in units]
+    steps = sorted({int(t) for rows in runs for t in rows["steps"]})
     cells = {t: _cell(LONG, f"method == 'reinforce' and steps == {t}", runs=1) for t in steps}
     return {t: cell for t, cell in cells.items() if cell}
 
