@@ -43,12 +43,12 @@ from warp_lib.tools import task_vectors
 from warp_lib.warp import Run, RunId
 
 
-def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch):
-    """WARP and REINFORCE on real reviews in the smoke profile's sizes.
+def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatch, folders):
+    """WARP and REINFORCE in the smoke profile's sizes.
 
     Guards: unequal compute, scores that are not the rows', a second run.
     """
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders)
     monkeypatch.setattr(plan, "TRIALS", {"only": {"beta": 0.2}})
     monkeypatch.setattr(plan, "PRIMARY", {n: plan.PRIMARY[n] for n in ("warp", "reinforce")})
     monkeypatch.setattr(plan, "TUNED", {"tuning": ("warp", "reinforce")})
@@ -92,7 +92,7 @@ def test_a_unit_runs_once_and_leaves_rows_scores_and_a_record(folder, monkeypatc
 
 
 def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_trained(
-    folder, monkeypatch, capsys
+    folder, monkeypatch, capsys, folders
 ):
     """Guards: arms of a seed that cannot be compared, within an experiment and across; a seed
     refused for what another one was made with; a trial for another experiment's; best-of-n, which
@@ -100,7 +100,7 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     unit = units.Training(
         "x",
         "warp",
-        Settings.profile("smoke", name="study", seed=4),
+        Settings.profile("smoke", **folders, name="study", seed=4),
         lambda *_: pytest.fail("trained"),
     )
     trial = replace(unit, settings=replace(unit.settings, seed=outcomes.TUNING_SEED))
@@ -163,16 +163,16 @@ def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
     assert len({(unit.arm, unit.settings.seed) for unit in plan.dpo()}) == len(names)
 
 
-def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch):
+def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch, folders):
     """Guards: a reward model trained anew on another machine."""
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders)
 
     def unit(experiment: str, seed: int = 0) -> units.Training:
         names = {"tuning": "warp-a", "primary": "warp"}
         return units.Training(
             experiment,
             names[experiment],
-            Settings.profile("smoke", name="study", steps=1, seed=seed),
+            Settings.profile("smoke", **folders, name="study", steps=1, seed=seed),
             arms.by_warp,
         )
 
@@ -242,13 +242,13 @@ def test_committed_units_have_the_reward_model_that_they_are_compared_by():
     ] != {kept}
 
 
-def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
+def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch, folders):
     """Guards: rows of one split read with the scores of the other."""
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders)
     unit = units.Training(
         "primary",
         "reinforce",
-        Settings.profile("smoke", name="study", judge_steps=1),
+        Settings.profile("smoke", **folders, name="study", judge_steps=1),
         arms.by_reinforce,
     )
     units.run_unit(unit, Progress())
@@ -269,9 +269,11 @@ def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch):
     assert len(reviews) == 8 and {one["split"] for one in found.record["completions"]} == {"test"}
 
 
-def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
+def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch, folders):
     """Guards: a unit taken for finished because some of its files are there."""
-    unit = units.Training("x", "warp", Settings.profile("smoke", name="study"), arms.by_warp)
+    unit = units.Training(
+        "x", "warp", Settings.profile("smoke", **folders, name="study"), arms.by_warp
+    )
     with monkeypatch.context() as patch:
         patch.setattr(units, "save_tensors", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -281,11 +283,11 @@ def test_a_unit_that_was_cut_short_is_run_again(folder, monkeypatch):
     assert unit.finished and finished_seeds("x", ["warp"]) == [0]
 
 
-def test_merges_line_up_with_slerp(monkeypatch):
+def test_merges_line_up_with_slerp(monkeypatch, folders):
     """With one angle for the model, SLERP of two runs is LERP made 1/cos(Ω/2) times as long: the
     same policy, told by its KL.
     """
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders | {"learning_rate": 1e-3})
     experiment = Experiment(Settings.profile(**arms.COMMON, name="study-test"))
     found, record = arms.by_merging(experiment, experiment.reward(Progress()), Progress())
     points = list(found)
@@ -301,11 +303,11 @@ def test_merges_line_up_with_slerp(monkeypatch):
     assert len(points) == 1 + 4 * len(arms.ETAS)
 
 
-def test_other_averages_are_of_the_runs_they_name(monkeypatch):
+def test_other_averages_are_of_the_runs_they_name(monkeypatch, folders):
     """Guards: checkpoints of another run or in another order, a line from SFT taken for one from
     the iteration's beginning.
     """
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | {"learning_rate": 1e-3})
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders | {"learning_rate": 1e-3})
     s = Settings.profile(**arms.COMMON, name="study-test")
     experiment = Experiment(s)
     reward = experiment.reward(Progress())
@@ -350,11 +352,11 @@ def test_other_averages_are_of_the_runs_they_name(monkeypatch):
     assert same(found["slerp-layer", 3, 1.0], slerp(experiment.theta_sft, runs))
 
 
-def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch):
+def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch, folders):
     """Guards: runs of one seed, another step's weights, seeds under other names, one batch for both
     arms.
     """
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | {"judge_steps": 0})
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders | {"judge_steps": 0})
     monkeypatch.setattr(
         plan,
         "PRIMARY",
@@ -535,13 +537,18 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
             - 1
         )
     assert set(spent.values()) == {400 * 64} and set(seen.values()) == {14}, (spent, seen)
+    assert {name: plan.PRIMARY[name].changes.get("batch_size") for name in plan.PRIMARY} == {
+        "warp": None,
+        "reinforce": None,
+        "reinforce-2b": 128,
+    }
 
 
-def test_dpo_arms_spend_the_same(monkeypatch, folder):
+def test_dpo_arms_spend_the_same(monkeypatch, folder, folders):
     """Optimiser steps, pairs of a step, and completions sampled. Guards: pairs made once from fewer
     completions than those made anew.
     """
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders)
     reward, spent, given = None, {}, {}
     # a seed each, or one would find another's pairs in the store
     for seed, (name, arm) in enumerate(plan.DPO.items(), 77):
