@@ -23,7 +23,7 @@ from warp_lib.dpo import (
 )
 from warp_lib.fast import machine
 from warp_lib.merging import slerp
-from warp_lib.policy import together
+from warp_lib.policy import pad_and_concat
 from warp_lib.reward import Reward
 from warp_lib.runs.progress import Progress, Stopped
 from warp_lib.runs.store import digest
@@ -125,7 +125,7 @@ def test_losses_are_trls(float32):
     chosen = padded(prompts, [[1, 9, 4, 4], [2, 2, 5, 11], [0, 1, 2, 4]])
     rejected = padded(prompts, [[8, 0, 2, 6], [6, 7, 1, 1], [11, 10, 9, 8]], wider=2)
     policy, reference = by_formula(0.0), by_formula(0.5)
-    y = together([chosen, rejected])
+    y = pad_and_concat([chosen, rejected])
     with torch.no_grad():
         better, worse = (
             policy.log_probs(y, 1.0).sum(1) - reference.log_probs(y, 1.0).sum(1)
@@ -434,7 +434,7 @@ def test_warp_runs_dpo_as_it_is(store):
 def test_rollouts_together():
     """Shorter prompts are padded on the left, and padding stays padding."""
     a, b = padded([[5, 2, 7]], [[1, 9]]), padded([[4]], [[2, 2]])
-    both = together([a, b]).to(machine.device())
+    both = pad_and_concat([a, b]).to(machine.device())
     assert both.tokens.tolist() == [[5, 2, 7, 1, 9], [0, 0, 4, 2, 2]] and both.mask.tolist() == [
         [True] * 5,
         [False] * 2 + [True] * 3,

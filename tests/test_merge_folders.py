@@ -83,9 +83,9 @@ def in_memory(
     merge: str = "slerp",
     per: str = "layer",
 ) -> Weights:
-    base, *finals = (weights_in(folders[name]) for name in ("base", *runs))
+    base, *tuned = (weights_in(folders[name]) for name in ("base", *runs))
     return interpolate(
-        base, lerp(base, finals) if merge == "lerp" else slerp(base, finals, per=per), eta
+        base, lerp(base, tuned) if merge == "lerp" else slerp(base, tuned, per=per), eta
     )
 
 
@@ -127,8 +127,8 @@ def test_the_report_is_merging_geometry(folders, tmp_path):
     """Every layer and pair, and the whole model, whose angle is put together from those of the
     layers.
     """
-    base, *finals = (weights_in(folders[name]) for name in NAMES)
-    expected = {(row["layer"], row["a"], row["b"]): row for row in geometry(base, finals)}
+    base, *tuned = (weights_in(folders[name]) for name in NAMES)
+    expected = {(row["layer"], row["a"], row["b"]): row for row in geometry(base, tuned)}
     for per in ("layer", "model"):
         rows = merge_folders(
             str(folders["base"]), [str(folders[run]) for run in "abc"], tmp_path / per, per=per

@@ -23,14 +23,14 @@ from warp_lib.merging import (
 MERGES = [
     lerp,
     slerp,
-    lambda base, finals: slerp(base, finals, per="tensor"),
-    lambda base, finals: slerp(base, finals, per="model"),
+    lambda base, tuned: slerp(base, tuned, per="tensor"),
+    lambda base, tuned: slerp(base, tuned, per="model"),
 ]
 MERGES += [slerp_without_order]
 MERGE_NAMES = ["lerp", "slerp-layer", "slerp-tensor", "slerp-model", "slerp-without-order"]
 EVERY = [
     *MERGES,
-    *(lambda base, finals, eta=eta: interpolate(base, finals[0], eta) for eta in (0.0, 0.3, 1.0)),
+    *(lambda base, tuned, eta=eta: interpolate(base, tuned[0], eta) for eta in (0.0, 0.3, 1.0)),
 ]
 EVERY_NAMES = [*MERGE_NAMES, "liti-0", "liti-0.3", "liti-1"]
 every_merge = pytest.mark.parametrize("merge", MERGES, ids=MERGE_NAMES)
@@ -214,17 +214,17 @@ def test_slerp_without_order_is_slerp_of_two_and_has_no_order_of_three() -> None
     """Two at 80°, of length 2; three orthogonal ones: each takes 1/√3 of the sphere, where the
     paper's form takes (.612, .612, .5).
     """
-    base, finals = one([0.5, -1.0], at_degrees(0, 2.0), at_degrees(80, 2.0))
-    assert near(slerp_without_order(base, finals), slerp(base, finals))
-    base, finals = one([0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0])
-    assert delta_of(base, slerp_without_order(base, finals)) == pytest.approx([3**-0.5] * 3)
-    base, finals = random(0), [random(m, scale=m) for m in (1, 2, 3)]
-    merged, turned = slerp_without_order(base, finals), slerp_without_order(base, finals[::-1])
-    assert near(merged, turned) and not near(slerp(base, finals), slerp(base, finals[::-1]))
+    base, tuned = one([0.5, -1.0], at_degrees(0, 2.0), at_degrees(80, 2.0))
+    assert near(slerp_without_order(base, tuned), slerp(base, tuned))
+    base, tuned = one([0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0])
+    assert delta_of(base, slerp_without_order(base, tuned)) == pytest.approx([3**-0.5] * 3)
+    base, tuned = random(0), [random(m, scale=m) for m in (1, 2, 3)]
+    merged, turned = slerp_without_order(base, tuned), slerp_without_order(base, tuned[::-1])
+    assert near(merged, turned) and not near(slerp(base, tuned), slerp(base, tuned[::-1]))
     for layer in ("wte", "h.0", "h.1"):  # each as long as its task vectors are on average
         part = {name: t for name, t in base.items() if layer_of(name) == layer}
         assert norm(part, merged) == pytest.approx(
-            sum(norm(part, final) for final in finals) / 3, rel=1e-5
+            sum(norm(part, final) for final in tuned) / 3, rel=1e-5
         )
 
 
@@ -396,17 +396,17 @@ def with_buffer(w: Weights, value: int) -> Weights:
 
 @everything
 def test_inputs_stay_as_they_were_and_the_result_shares_no_memory_with_them(merge: Merge) -> None:
-    base, finals = with_buffer(random(0), 4), [with_buffer(random(1), 5), with_buffer(random(2), 6)]
-    before = [{name: tensor.clone() for name, tensor in w.items()} for w in (base, *finals)]
-    for runs in (finals, finals[:1]):
+    base, tuned = with_buffer(random(0), 4), [with_buffer(random(1), 5), with_buffer(random(2), 6)]
+    before = [{name: tensor.clone() for name, tensor in w.items()} for w in (base, *tuned)]
+    for runs in (tuned, tuned[:1]):
         merged = merge(base, runs)
-        theirs = {t.untyped_storage().data_ptr() for w in (base, *finals) for t in w.values()}
+        theirs = {t.untyped_storage().data_ptr() for w in (base, *tuned) for t in w.values()}
         assert theirs.isdisjoint(t.untyped_storage().data_ptr() for t in merged.values())
         for tensor in merged.values():
             tensor.zero_()
         assert all(
             torch.equal(w[n], old[n])
-            for w, old in zip((base, *finals), before, strict=True)
+            for w, old in zip((base, *tuned), before, strict=True)
             for n in w
         )
 

@@ -96,7 +96,7 @@ def test_the_whole_chain_by_name(folders, store):
         == experiment.policy.tokenizer("great film")["input_ids"]
     )
     again = Policy.from_name(str(saved))
-    assert again.ends == experiment.policy.ends and all(
+    assert again.eos_ids == experiment.policy.eos_ids and all(
         torch.equal(w, theta[n]) for n, w in again.weights().items()
     )
 
@@ -379,7 +379,7 @@ def test_bundled_names_load():
     policy = Policy.from_name("reviews-gpt2")
     assert (
         len(policy.tokenizer) <= policy.model.config.vocab_size
-        and policy.ends
+        and policy.eos_ids
         and policy.model.dtype == torch.float32
     )
     scorer = reward_module.untrained("minilm", 1, ("reward",))

@@ -148,7 +148,7 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
     """What is written is read back, and the measured change is that of packed minus trained."""
     monkeypatch.setattr(task_vectors, "FOLDER", tmp_path / "vectors")
     monkeypatch.setattr(task_vectors, "RECORD", tmp_path / "vectors" / "task_vectors.json")
-    policy, finals = (
+    policy, tuned = (
         tiny_policy(),
         {
             "WARP": tiny_policy(seed=2).weights(),
@@ -162,7 +162,7 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
 
     def evaluate(theta, rewards):
         which = (
-            "trained" if any(distance(theta, final) == 0 for final in finals.values()) else "packed"
+            "trained" if any(distance(theta, final) == 0 for final in tuned.values()) else "packed"
         )
         summary = {
             f"{score}{end}": float(scores[which].mean())
@@ -179,7 +179,7 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
         evaluate=evaluate,
         rewards=lambda progress: {"reward": SimpleNamespace(identity="r")},
     )
-    said = task_vectors.commit(experiment, finals, Progress())
+    said = task_vectors.commit(experiment, tuned, Progress())
     assert said == task_vectors.record() and task_vectors.settings() == Settings.profile("smoke")
     assert (
         said["vectors"]["WARP"]["reward"]["packed_minus_true"][0] == 1.0
@@ -187,7 +187,7 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
     )
     for name, delta in task_vectors.committed(policy.weights()).items():
         true, said_error = (
-            {n: finals[name][n] - t for n, t in policy.weights().items()},
+            {n: tuned[name][n] - t for n, t in policy.weights().items()},
             said["vectors"][name]["relative_error"],
         )
         assert (
@@ -253,7 +253,7 @@ def test_weights_are_plain_arithmetic(play):
     """
     sft, delta = (
         play.experiment.theta_sft,
-        {n: play.finals["WARP"][n] - t for n, t in play.experiment.theta_sft.items()},
+        {n: play.tuned["WARP"][n] - t for n, t in play.experiment.theta_sft.items()},
     )
     for eta in (1.0, 0.35, 0.0):
         play.write("w1 w2", Mix("WARP", "run", 0.0, eta))
@@ -261,7 +261,7 @@ def test_weights_are_plain_arithmetic(play):
         for name, t in sft.items():
             torch.testing.assert_close(now[name], t + eta * delta[name])
     assert all(torch.equal(now[n], t) for n, t in sft.items())
-    merged = between(sft, play.finals["WARP"], play.finals["run"], 0.3)
+    merged = between(sft, play.tuned["WARP"], play.tuned["run"], 0.3)
     assert distance(play.theta(Mix("WARP", "run", 0.3, 0.6)), interpolate(sft, merged, 0.6)) == 0
 
 

@@ -38,7 +38,7 @@ from transformers import (
 import warp_lib.policy
 from warp_lib.evaluate import exact_kl, kl_of_pass
 from warp_lib.fast import cuda_graphs, machine
-from warp_lib.fast.decoding import draw
+from warp_lib.fast.decoding import sample_token
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.runs.seeds import torch_stream
@@ -78,12 +78,12 @@ def stream(*role):
     return torch_stream(*role, device=machine.device())
 
 
-def spy_on_draw(monkeypatch, pick=draw) -> list[torch.Tensor]:
-    """The logits that `draw` was given, a tensor each step; `pick` draws in its place."""
+def spy_on_draw(monkeypatch, pick=sample_token) -> list[torch.Tensor]:
+    """The logits that `sample_token` was given, a tensor each step; `pick` draws in its place."""
     seen = []
     monkeypatch.setattr(
         warp_lib.policy,
-        "draw",
+        "sample_token",
         lambda logits, generator: seen.append(logits.clone()) or pick(logits, generator),
     )
     return seen
@@ -248,7 +248,7 @@ def test_log_distribution_is_one_without_eos():
 def test_several_eos_tokens_are_all_masked():
     """Guards: a model with a list of EOS ids masked at one of them only."""
     policy = tiny_policy(ends=[7, 5])
-    assert policy.ends == [END, 5, 7]  # the tokenizer's own too
+    assert policy.eos_ids == [END, 5, 7]  # the tokenizer's own too
     with torch.no_grad():
         expected = plain_log_probs(policy, [6, 2, 1, 1], 2, TAU, ends=(END, 5, 7))
     torch.testing.assert_close(
@@ -603,7 +603,7 @@ def test_draw_follows_softmax_without_truncation():
         torch.randperm(300, generator=torch.manual_seed(0))
     ]
     p, n = logits.double().softmax(0), 40_000
-    drawn = draw(logits.repeat(n, 1).to(machine.device()), stream(0)).cpu()
+    drawn = sample_token(logits.repeat(n, 1).to(machine.device()), stream(0)).cpu()
     assert drawn.shape == (n, 1) and 0.15 < p[logits < 2].sum() < 0.25 and (p * n).min() > 5
     assert fits(drawn.flatten().bincount(minlength=300), p)
 
@@ -615,7 +615,7 @@ def test_draw_never_takes_a_masked_token():
     for forbidden in ([0], [9], [0, 1, 8, 9], [*range(9)]):
         logits = torch.zeros(50_000, 10, device=machine.device())
         logits[:, forbidden] = MASKED
-        assert sorted(draw(logits, stream(0)).unique().tolist()) == [
+        assert sorted(sample_token(logits, stream(0)).unique().tolist()) == [
             v for v in range(10) if v not in forbidden
         ]
 
@@ -623,7 +623,7 @@ def test_draw_never_takes_a_masked_token():
 def test_draw_uses_one_stream_and_a_row_each():
     """Guards: a draw that ignores its generator, or gives all rows the same token."""
     same, again, other = (
-        draw(torch.zeros(100, 10, device=machine.device()), stream(k)) for k in (1, 1, 2)
+        sample_token(torch.zeros(100, 10, device=machine.device()), stream(k)) for k in (1, 1, 2)
     )
     assert torch.equal(again, same) and not torch.equal(other, same) and len(same.unique()) == 10
 
@@ -763,7 +763,7 @@ def test_a_clone_masks_the_same_eos_tokens():
     """
     policy = tiny_policy(ends=[7, 5])
     clone, y = policy.clone(), padded(PROMPTS, [[1] * NEW] * 4)
-    assert clone.ends == policy.ends and torch.equal(
+    assert clone.eos_ids == policy.eos_ids and torch.equal(
         clone.log_probs(y, TAU), policy.log_probs(y, TAU)
     )
 
@@ -806,11 +806,11 @@ def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, mon
         with monkeypatch.context() as patch, machine.passes(precision):
             following = iter(y.completions.T[..., None])
 
-            def draw(logits, _, drawn=drawn, following=following):
+            def sample_token(logits, _, drawn=drawn, following=following):
                 drawn.append(logits.log_softmax(-1))
                 return next(following)
 
-            patch.setattr("warp_lib.policy.draw", draw)
+            patch.setattr("warp_lib.policy.sample_token", sample_token)
             policy.sample(prompts, 53, 0.7, stream("unused"))
         exact = policy.log_distribution(policy.logits(y), 0.7)
         kl = exact_kl(exact.exp(), exact, torch.stack(drawn, 1)).mean()

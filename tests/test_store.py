@@ -31,7 +31,7 @@ from warp_lib.runs import store as memory
 from warp_lib.runs.checkpoint import Checkpoint, weights_of
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress, Stopped
-from warp_lib.runs.store import NotStored, digest, only_stored, remember, save_tensors, write_json
+from warp_lib.runs.store import NotStored, digest, memoise, only_stored, save_tensors, write_json
 from warp_lib.settings import Settings
 from warp_lib.warp import RunId
 
@@ -128,7 +128,7 @@ def _with_store(target, args, runs: Path, threads: int) -> None:
 def test_computes_once(store):
     """The second call computes nothing, and returns what the first did: record and tensors."""
     make = Make()
-    first, second = (remember("thing", {"a": 1}, make) for _ in range(2))
+    first, second = (memoise("thing", {"a": 1}, make) for _ in range(2))
     assert make.calls == 1
     assert first == second and first.record == {
         "pair": [1, 2],
@@ -153,7 +153,7 @@ def test_another_input_another_entry(store):
         ("b", {"x": 1}),
         ("a", {"y": 2, "x": 1}),
     ]:
-        remember(kind, inputs, make)
+        memoise(kind, inputs, make)
     assert make.calls == len(entries(store)) == 4
 
 
@@ -169,9 +169,9 @@ MACHINE = [
 def test_another_machine_another_entry(store, monkeypatch, owner, name, value):
     """Format, torch version, device and dtype are part of every key, and stand in the record."""
     make = Make()
-    remember("thing", {}, make)
+    memoise("thing", {}, make)
     monkeypatch.setattr(owner, name, value)
-    entry = remember("thing", {}, make)
+    entry = memoise("thing", {}, make)
     assert make.calls == 2
     assert {"format", "torch", "device", "dtype"} <= json.loads(
         (entry.folder / "record.json").read_text()
@@ -183,9 +183,9 @@ def test_other_threads_find_it(store, monkeypatch):
     the record.
     """
     make, before = Make(), torch.get_num_threads()
-    remember("thing", {}, make)
+    memoise("thing", {}, make)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
-    entry = remember("thing", {}, make)
+    entry = memoise("thing", {}, make)
     assert (
         make.calls == 1
         and json.loads((entry.folder / "record.json").read_text())["threads"] == before
@@ -203,7 +203,7 @@ def key(module, call, **arguments) -> str:
         raise Looked(kind, digest(inputs))
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Looked) as looked:
-        patch.setattr(module, "remember", look)
+        patch.setattr(module, "memoise", look)
         call(**arguments)
     return looked.value.args
 
@@ -447,23 +447,23 @@ DAMAGE = {
 def test_damage_is_redone(store, damage):
     """A damaged entry is computed anew, once, and an intact one beside it is left alone."""
     make, beside = Make(), Make()
-    good = remember("thing", {}, make)
-    remember("beside", {}, beside)
+    good = memoise("thing", {}, make)
+    memoise("beside", {}, beside)
     damage(good.folder)
-    again = remember("thing", {}, make)
+    again = memoise("thing", {}, make)
     assert make.calls == 2
     assert again == good and torch.equal(again.tensors("model")["w"], torch.arange(64.0))
-    remember("thing", {}, make)
-    remember("beside", {}, beside)
+    memoise("thing", {}, make)
+    memoise("beside", {}, beside)
     assert (make.calls, beside.calls) == (2, 1)
 
 
 def test_a_changed_number_in_the_record_is_noticed(store):
     """A record that still is JSON but not what was written is redone."""
     make = Make()
-    file = remember("thing", {}, make).folder / "record.json"
+    file = memoise("thing", {}, make).folder / "record.json"
     file.write_text(file.read_text().replace("0.125", "0.625"))
-    assert remember("thing", {}, make).record["history"] == [{"reward": 0.125}]
+    assert memoise("thing", {}, make).record["history"] == [{"reward": 0.125}]
 
 
 def test_failure_leaves_no_entry(store):
@@ -481,9 +481,9 @@ def test_failure_leaves_no_entry(store):
         return {}
 
     with pytest.raises(RuntimeError):
-        remember("thing", {}, make)
+        memoise("thing", {}, make)
     assert [e.suffix for e in entries(store)] == [".part"]
-    entry = remember("thing", {}, make)
+    entry = memoise("thing", {}, make)
     assert seen == [[], ["half.safetensors"]] and entries(store) == [entry.folder]
     assert torch.equal(entry.tensors("whole")["w"], torch.ones(2))
 
@@ -504,7 +504,7 @@ def test_entries_appear_whole(store, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", watched)
-    assert renamed == [remember("thing", {}, make).folder]
+    assert renamed == [memoise("thing", {}, make).folder]
 
 
 @pytest.mark.parametrize("file, write", [("a.json", write_json), ("a.safetensors", save_tensors)])
@@ -530,10 +530,10 @@ def test_killed_before_the_rename(store, monkeypatch):
     make, rename = Make(), Path.rename
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
-        remember("thing", {}, make)
+        memoise("thing", {}, make)
     assert Path.rename is rename
-    remember("thing", {}, make)
-    remember("thing", {}, make)
+    memoise("thing", {}, make)
+    memoise("thing", {}, make)
     assert make.calls <= 2
 
 
@@ -547,7 +547,7 @@ def _slowly(meet, counter: Path) -> None:
         return Make()(folder)
 
     meet.wait(60)
-    assert remember("slow", {}, make).record["3"] == "three"
+    assert memoise("slow", {}, make).record["3"] == "three"
 
 
 def test_two_processes_compute_once(store, tmp_path):
@@ -565,7 +565,7 @@ def test_two_processes_compute_once(store, tmp_path):
 def test_size_line(store):
     """How many results are stored, and how much they take, unfinished ones included."""
     for k in range(3):
-        remember("thing", {"k": k}, Make())
+        memoise("thing", {"k": k}, Make())
     (store / "store" / "x.part").mkdir()
     (store / "store" / "x.part" / "checkpoint.safetensors").write_bytes(b"0" * 5_000_000)
     assert re.fullmatch(
@@ -998,9 +998,9 @@ def test_damage_is_moved_aside_and_said(store, capsys):
     """Guards: what a person might still want removed without a word."""
     make = Make()
     for number in range(2):
-        folder = remember("thing", {}, make).folder
+        folder = memoise("thing", {}, make).folder
         _cut(folder)
-        remember("thing", {}, make)
+        memoise("thing", {}, make)
         (aside,) = (f for f in entries(store) if f.name == f"{folder.name}.damaged{number or ''}")
         assert aside.name in capsys.readouterr().err and (aside / "record.json").exists()
     assert make.calls == 3 and len(list(memory.records("thing"))) == 1
@@ -1010,7 +1010,7 @@ def test_damage_is_moved_aside_and_said(store, capsys):
 def test_what_cannot_be_read_is_left_alone(store, monkeypatch, name):
     """Guards: hours of training deleted because the disk, or a permission, refused for a moment."""
     make = Make()
-    folder = remember("thing", {}, make).folder
+    folder = memoise("thing", {}, make).folder
     refused = OSError(errno.EIO, os.strerror(errno.EIO))
     for method in ("open", "read_text"):
         usual = getattr(Path, method)
@@ -1020,10 +1020,10 @@ def test_what_cannot_be_read_is_left_alone(store, monkeypatch, name):
 
         monkeypatch.setattr(Path, method, wrapped)
     with pytest.raises(ValueError, match=f"^{folder} cannot be read: Input/output error"):
-        remember("thing", {}, make)
+        memoise("thing", {}, make)
     monkeypatch.undo()
     monkeypatch.setattr(memory, "RUNS", store)
-    remember("thing", {}, make)
+    memoise("thing", {}, make)
     assert make.calls == 1
 
 
@@ -1036,7 +1036,7 @@ def test_writing_is_tried_before_computing(store, monkeypatch, refused):
     """Guards: hours of training that cannot be put into the store, each time anew."""
     make = Make()
     if refused == "rename":  # a damaged entry that cannot be moved
-        _cut(remember("thing", {}, make).folder)
+        _cut(memoise("thing", {}, make).folder)
         make.calls = 0
     monkeypatch.setattr(
         Path,
@@ -1044,7 +1044,7 @@ def test_writing_is_tried_before_computing(store, monkeypatch, refused):
         lambda *_, **__: _raise(PermissionError(errno.EACCES, os.strerror(errno.EACCES))),
     )
     with pytest.raises(ValueError, match="cannot be written: Permission denied"):
-        remember("thing", {}, make)
+        memoise("thing", {}, make)
     assert make.calls == 0
 
 
@@ -1052,7 +1052,7 @@ def test_a_store_that_is_a_file(store):
     (store / "store").write_text("")
     make = Make()
     with pytest.raises(ValueError, match="/store cannot be written: "):
-        remember("thing", {}, make)
+        memoise("thing", {}, make)
     assert make.calls == 0
 
 
@@ -1101,7 +1101,7 @@ def test_killed_between_the_record_and_the_rename(store, training, monkeypatch):
 
 def test_a_damaged_record_of_another_run_is_named_once(store, capsys):
     """Guards: one half-written file that breaks every question about what runs there are."""
-    first, second = (remember("thing", {"k": k}, Make()).folder for k in range(2))
+    first, second = (memoise("thing", {"k": k}, Make()).folder for k in range(2))
     (first / "record.json").write_text((first / "record.json").read_text()[:50])
     for _ in range(2):
         assert [record["inputs"]["k"] for record in memory.records("thing")] == [1]
@@ -1111,12 +1111,12 @@ def test_a_damaged_record_of_another_run_is_named_once(store, capsys):
 def test_a_store_that_is_only_asked(store):
     """Guards: a lock, a folder or a result where only a look was meant; a damaged entry taken."""
     with pytest.raises(NotStored), only_stored():
-        remember("thing", {"a": 1}, lambda _: {"made": 1})
+        memoise("thing", {"a": 1}, lambda _: {"made": 1})
     assert not list(store.iterdir())
-    made = remember("thing", {"a": 1}, lambda _: {"made": 1})
+    made = memoise("thing", {"a": 1}, lambda _: {"made": 1})
     with only_stored():
-        assert remember("thing", {"a": 1}, lambda _: {"made": 2}).record == {"made": 1}
+        assert memoise("thing", {"a": 1}, lambda _: {"made": 2}).record == {"made": 1}
     (made.folder / "record.json").write_text("{}")
     with pytest.raises(NotStored), only_stored():
-        remember("thing", {"a": 1}, lambda _: {"made": 2})
-    assert remember("thing", {"a": 1}, lambda _: {"made": 3}).record == {"made": 3}
+        memoise("thing", {"a": 1}, lambda _: {"made": 2})
+    assert memoise("thing", {"a": 1}, lambda _: {"made": 3}).record == {"made": 3}

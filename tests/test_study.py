@@ -516,7 +516,7 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
     for name, arm in plan.PRIMARY.items():
         s = Settings.profile(**arms.COMMON | arm.changes)
         lent = SimpleNamespace(
-            settings=s, theta_sft=theta, merge=lambda init, finals: theta, aligner=lambda *_: align
+            settings=s, theta_sft=theta, merge=lambda init, tuned: theta, aligner=lambda *_: align
         )
         lent.warp, lent.long_run = (
             partial(Experiment.warp, lent),

@@ -14,7 +14,7 @@ from .merging import Weights
 from .policy import Policy
 from .runs.checkpoint import Checkpoint
 from .runs.progress import Progress
-from .runs.store import digest, remember, save_tensors
+from .runs.store import digest, memoise, save_tensors
 from .settings import Settings
 from .warp import Run, RunId
 
@@ -92,7 +92,7 @@ def train(
         save_tensors(folder / "policy.safetensors", learner.weights())
         return {"history": checkpoint.history}
 
-    entry = remember("run", inputs, make)
+    entry = memoise("run", inputs, make)
     history = entry.record["history"]
     checkpoints = (
         {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)}

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from .aligner import train
 from .fast import machine
 from .merging import Weights
-from .policy import Policy, Rollouts, together
+from .policy import Policy, Rollouts, pad_and_concat
 from .reinforce import batch
 from .reward import Reward
 from .runs.errors import Explained
 from .runs.identities import function_identity
 from .runs.progress import Progress
 from .runs.seeds import numpy_stream, torch_stream
-from .runs.store import digest, remember, save_tensors
+from .runs.store import digest, memoise, save_tensors
 from .settings import Settings
 from .warp import Run, RunId
 
@@ -150,7 +150,7 @@ def make_pairs(
             scores.append(reward(texts := policy.texts(parts[-1])).view(-1, n))
             progress.show(texts, scores[-1].flatten().tolist())
             progress.log(reward=scores[-1].mean().item())
-        rewards, y = torch.cat(scores), together(parts)
+        rewards, y = torch.cat(scores), pad_and_concat(parts)
         prompt, better, worse = rank(rewards).unbind(1)
         if not len(prompt):
             raise Explained(
@@ -163,7 +163,7 @@ def make_pairs(
         save_tensors(folder / "pairs.safetensors", tensors)
         return {"pairs": len(prompt)}
 
-    t = remember("pairs", inputs, make).tensors("pairs")
+    t = memoise("pairs", inputs, make).tensors("pairs")
     chosen, rejected = (
         Rollouts(t[f"{name}.tokens"], t[f"{name}.mask"], s.max_new_tokens)
         for name in ("chosen", "rejected")
@@ -243,7 +243,7 @@ def dpo(
 
     def both(chosen: list[int]) -> Rollouts:
         picked = torch.tensor(chosen)
-        return together(
+        return pad_and_concat(
             [part.rows(picked).to(machine.device()) for part in (given.chosen, given.rejected)]
         )
 

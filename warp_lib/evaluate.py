@@ -18,7 +18,7 @@ from .policy import ChosenLogProbs, Policy, Rollouts, at_once
 from .reward import Reward
 from .runs.progress import Progress
 from .runs.seeds import torch_stream
-from .runs.store import digest, remember, save_tensors
+from .runs.store import digest, memoise, save_tensors
 
 CHUNK = 64  # rollouts scored at a time, so that two models' logits fit in memory
 KEPT = 2**30  # bytes of logits that sampling may leave for the KL, which saves it one of two passes
@@ -104,7 +104,7 @@ def evaluate(
         save_tensors(folder / "rollouts.safetensors", {"tokens": y.tokens, "mask": y.mask})
         return summarise(scores, y.completions.view(len(prompts), samples, new).cpu())
 
-    entry = remember("evaluation", inputs, make)
+    entry = memoise("evaluation", inputs, make)
     y = entry.tensors("rollouts")
     return Evaluation(entry.record, entry.tensors("scores"), Rollouts(y["tokens"], y["mask"], new))
 

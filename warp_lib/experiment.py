@@ -29,7 +29,7 @@ from .runs.errors import Explained
 from .runs.paths import folder, write_whole
 from .runs.progress import Progress
 from .runs.results import write_results
-from .runs.store import digest, remember, save_tensors, write_json
+from .runs.store import digest, memoise, save_tensors, write_json
 from .settings import Settings
 from .warp import Aligner, Iteration, Merge, Run, RunId, warp
 
@@ -252,7 +252,7 @@ class Experiment:
             "reviews": digest(held["text"][:], held["label"][:]),
             "crops": CROPS,
         }
-        return pd.DataFrame(remember("accuracy", inputs, make).record["rows"])
+        return pd.DataFrame(memoise("accuracy", inputs, make).record["rows"])
 
     def openings_loss(self) -> tuple[float, float]:
         """The policy's loss on openings of validation reviews, as long as prompt and completion:
@@ -272,7 +272,7 @@ class Experiment:
             "texts": digest(texts),
             "tokens": tokens,
         }
-        loss = remember("openings-loss", inputs, make).record
+        loss = memoise("openings-loss", inputs, make).record
         return loss["loss"], loss["se"]
 
     def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
@@ -289,9 +289,9 @@ class Experiment:
             )
             return {}
 
-        return remember(
-            "people", {"reward": reward.identity, "texts": digest(texts)}, make
-        ).tensors("scores")
+        return memoise("people", {"reward": reward.identity, "texts": digest(texts)}, make).tensors(
+            "scores"
+        )
 
     def real_positive(self, reward: Reward) -> dict[str, float]:
         """Where real positive reviews of a completion's length lie on the reward axis, for the
@@ -492,7 +492,7 @@ class Experiment:
                 | {"seed": self.settings.seed}
             ),
             "settings": self.settings.asdict(),
-            "eos": self.policy.ends,
+            "eos": self.policy.eos_ids,
             "sft": digest(self.theta_sft),
             "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd},
             "prompts": self.test_prompts,

@@ -32,13 +32,13 @@ def task_vector(base: Weights, final: Weights) -> Weights:
     return {name: _wide(final[name]) - _wide(base[name]) for name in base}
 
 
-def lerp(base: Weights, finals: Sequence[Weights]) -> Weights:
+def lerp(base: Weights, tuned: Sequence[Weights]) -> Weights:
     """θ_init + mean of the task vectors."""
-    _check(base, finals)
-    return _merge(base, finals, "tensor", _mean)
+    _check(base, tuned)
+    return _merge(base, tuned, "tensor", _mean)
 
 
-def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> Weights:
+def slerp(base: Weights, tuned: Sequence[Weights], *, per: str = "layer") -> Weights:
     """θ_init + spherical mean of the task vectors (paper, section 3.2 and its appendix on M > 2).
 
     Two runs: sin((1−λ)Ω)/sin Ω · δ_1 + sin(λΩ)/sin Ω · δ_2 with λ = ½. More: slerp(merge of the
@@ -46,13 +46,13 @@ def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> We
 
     Args:
         base: θ_init. The result has its names, dtypes and ties.
-        finals: the runs' weights θ_1 … θ_M, M ≥ 1, of the same names and shapes.
+        tuned: the runs' weights θ_1 … θ_M, M ≥ 1, of the same names and shapes.
         per: where one angle Ω is taken: "layer" (the paper; see `layer_of`), "tensor" (mergekit,
             the student report) or "model".
 
     Raises ValueError when names or shapes differ, or `per` is unknown.
     """
-    _check(base, finals)
+    _check(base, tuned)
     if per not in ("layer", "tensor", "model"):
         raise ValueError(f"per must be layer, tensor or model, not {per!r}.")
 
@@ -62,10 +62,10 @@ def slerp(base: Weights, finals: Sequence[Weights], *, per: str = "layer") -> We
             merged = _slerp_pair(merged, delta, 1 / m)
         return merged
 
-    return _merge(base, finals, per, spherical)
+    return _merge(base, tuned, per, spherical)
 
 
-def slerp_without_order(base: Weights, finals: Sequence[Weights]) -> Weights:
+def slerp_without_order(base: Weights, tuned: Sequence[Weights]) -> Weights:
     """θ_init + the mean of the task vectors, in each layer made as long as these are on average: a
     spherical mean where no run comes first.
 
@@ -74,14 +74,14 @@ def slerp_without_order(base: Weights, finals: Sequence[Weights]) -> Weights:
 
     Raises ValueError when names or shapes differ.
     """
-    _check(base, finals)
+    _check(base, tuned)
 
     def spherical(deltas: list[list[Tensor]]) -> list[Tensor]:
         mean = _mean(deltas)
         shortened = _norm(mean) / (sum(map(_norm, deltas)) / len(deltas) or 1.0)
         return [t / shortened for t in mean] if shortened else mean
 
-    return _merge(base, finals, "layer", spherical)
+    return _merge(base, tuned, "layer", spherical)
 
 
 def between(base: Weights, first: Weights, second: Weights, share: float) -> Weights:
@@ -121,14 +121,14 @@ def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return math.acos(max(-1.0, min(1.0, dot / math.sqrt(aa * bb)))) if aa and bb else math.nan
 
 
-def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, Any]]:
+def geometry(base: Weights, tuned: Sequence[Weights]) -> list[dict[str, Any]]:
     """Angles and norms of the task vectors, a row for each layer and pair of runs, then for the
     whole model (layer "model").
 
     Columns: layer, a, b (runs, from 1), degrees, norm_a, norm_b.
     """
-    _check(base, finals)
-    deltas = [task_vector(base, final) for final in finals]
+    _check(base, tuned)
+    deltas = [task_vector(base, final) for final in tuned]
     layers = _groups(base, "layer") | {"model": _groups(base, "model").get("", [])}
     norms = [
         {layer: _norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas
@@ -145,7 +145,7 @@ def geometry(base: Weights, finals: Sequence[Weights]) -> list[dict[str, Any]]:
             "norm_b": norms[b][layer],
         }
         for layer, names in layers.items()
-        for a, b in combinations(range(len(finals)), 2)
+        for a, b in combinations(range(len(tuned)), 2)
     ]
 
 
@@ -193,14 +193,14 @@ def _groups(base: Weights, per: str) -> dict[str, list[str]]:
 
 def _merge(
     base: Weights,
-    finals: Sequence[Weights],
+    tuned: Sequence[Weights],
     per: str,
     average: Callable[[list[list[Tensor]]], list[Tensor]],
 ) -> Weights:
     """base + average(task vectors), group by group."""
     by_place = {}
     for names in _groups(base, per).values():
-        deltas = [[_wide(final[n]) - _wide(base[n]) for n in names] for final in finals]
+        deltas = [[_wide(final[n]) - _wide(base[n]) for n in names] for final in tuned]
         by_place |= {
             _place(base[n]): _wide(base[n]) + delta
             for n, delta in zip(names, average(deltas), strict=True)
@@ -230,10 +230,10 @@ def _place(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def _check(base: Weights, finals: Sequence[Weights]) -> None:
-    if not finals:
+def _check(base: Weights, tuned: Sequence[Weights]) -> None:
+    if not tuned:
         raise ValueError("a merge needs at least one run's weights.")
-    for final in finals:
+    for final in tuned:
         if odd := sorted(base.keys() ^ final.keys()):
             raise ValueError(
                 f"the weights to merge must have the same names as the base; {odd[0]!r} is only on"

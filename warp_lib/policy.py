@@ -23,7 +23,7 @@ from transformers.activations import NewGELUActivation
 
 from . import loading
 from .fast import cuda_graphs, machine
-from .fast.decoding import Draw, decode, decode_gpt2, draw, is_plain_gpt2, positions
+from .fast.decoding import NextToken, decode, decode_gpt2, is_plain_gpt2, positions, sample_token
 from .fast.dense import multiply_in_parts
 from .merging import Weights
 from .prompts import prompts
@@ -76,7 +76,7 @@ class Rollouts:
         return Rollouts(self.tokens.to(device), self.mask.to(device), self.new)
 
 
-def together(parts: Sequence[Rollouts]) -> Rollouts:
+def pad_and_concat(parts: Sequence[Rollouts]) -> Rollouts:
     """Rollouts of completions of one length as one, those of shorter prompts padded on the left."""
     widest = max(part.tokens.shape[1] for part in parts)
     tokens, mask = (
@@ -110,7 +110,7 @@ class Policy:
         ends = (
             ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
         )
-        self.ends = sorted({e for e in [*ends, tokenizer.eos_token_id] if e is not None})
+        self.eos_ids = sorted({e for e in [*ends, tokenizer.eos_token_id] if e is not None})
 
     @classmethod
     def from_name(cls, name: str) -> "Policy":
@@ -228,13 +228,13 @@ class Policy:
                 progress.check()
             if kept is not None:
                 kept[:, next(places)] = logits[: len(kept)]
-            return draw(masked(logits, temperature, self.ends), generator)
+            return sample_token(masked(logits, temperature, self.eos_ids), generator)
 
         completions = self._complete(tokens, mask, new, next_token)
         mask = torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], 1)
         return Rollouts(torch.cat([tokens, completions], 1), mask, new)
 
-    def _complete(self, tokens: Tensor, mask: Tensor, new: int, next_token: Draw) -> Tensor:
+    def _complete(self, tokens: Tensor, mask: Tensor, new: int, next_token: NextToken) -> Tensor:
         """Completions of padded prompts, (n, new), as fast as is known here."""
         if cuda_graphs.can_capture(self.model):
             shape = (*tokens.shape, new)
@@ -275,7 +275,7 @@ class Policy:
         """log π(y_s | x, y_<s) of each sampled token: (n, new)."""
         logits, chosen = self.logits(rollouts), rollouts.completions
         return ChosenLogProbs.apply(
-            logits.flatten(0, 1), chosen.flatten(), temperature, self.ends
+            logits.flatten(0, 1), chosen.flatten(), temperature, self.eos_ids
         ).view_as(chosen)
 
     def step_log_probs(self, rollouts: Rollouts, temperature: float) -> Tensor:
@@ -299,7 +299,7 @@ class Policy:
         """log π(· | x, y_<s) over the whole vocabulary, from what `logits` gave: the same shape,
         float32. It has no gradient.
         """
-        out = masked(logits, temperature, self.ends)
+        out = masked(logits, temperature, self.eos_ids)
         out -= out.amax(-1, keepdim=True)
         # in the memory it has: twice as fast as log_softmax on a processor
         return out.sub_(out.exp().sum(-1, keepdim=True).log_())
@@ -312,19 +312,19 @@ class Policy:
             for k, v in self.model.config.to_diff_dict().items()
             if not k.startswith(("_", "transformers"))
         }
-        return digest(config, tokenizer_identity(self.tokenizer), self.ends)
+        return digest(config, tokenizer_identity(self.tokenizer), self.eos_ids)
 
 
 def masked(
-    logits: Tensor, temperature: float, ends: Sequence[int], work: Tensor | None = None
+    logits: Tensor, temperature: float, eos_ids: Sequence[int], work: Tensor | None = None
 ) -> Tensor:
     """Logits / τ with EOS masked, whose softmax is the one distribution: the same shape, float32;
     in the memory of `work` if given.
     """
     out = torch.empty_like(logits, dtype=torch.float32) if work is None else work[: len(logits)]
     out.copy_(logits).mul_(1 / temperature)
-    for end in ends:  # not by a list, which an accelerator would wait for
-        out[..., end] = MASKED
+    for eos in eos_ids:  # not by a list, which an accelerator would wait for
+        out[..., eos] = MASKED
     return out
 
 
@@ -346,12 +346,15 @@ class ChosenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, logits: Tensor, chosen: Tensor, temperature: float, ends: Sequence[int]
+        ctx, logits: Tensor, chosen: Tensor, temperature: float, eos_ids: Sequence[int]
     ) -> Tensor:
         rows, log_p = at_once(logits[0]), logits.new_empty(len(logits), dtype=torch.float32)
         work = logits.new_empty(rows, logits.shape[1], dtype=torch.float32)
         for k in range(0, len(logits), rows):
-            part, here = masked(logits[k : k + rows], temperature, ends, work), slice(k, k + rows)
+            part, here = (
+                masked(logits[k : k + rows], temperature, eos_ids, work),
+                slice(k, k + rows),
+            )
             part.sub_(part.amax(-1, keepdim=True))
             of_chosen = part.gather(-1, chosen[here, None])
             total = part.exp_().sum(-1, keepdim=True)

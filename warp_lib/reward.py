@@ -41,7 +41,7 @@ from .runs.identities import tokenizer_identity
 from .runs.model_files import Unfit, reason, refuse_non_finite, said_of
 from .runs.progress import Progress
 from .runs.seeds import numpy_stream, stream
-from .runs.store import digest, remember, save_tensors
+from .runs.store import digest, memoise, save_tensors
 
 # positive and as many negative reviews in a training step: of crops, and of whole reviews
 CROPPED, WHOLE = 32, 4
@@ -90,7 +90,7 @@ class Reward:
 
         return cls(
             raw,
-            **remember(
+            **memoise(
                 "standard", {"scorer": raw.identity, "texts": digest(list(sft_texts))}, make
             ).record,
         )
@@ -354,7 +354,7 @@ def train_encoder_scorer(
             del layer.forward
         return {"history": checkpoint.history}
 
-    entry = remember("reward", inputs, make)
+    entry = memoise("reward", inputs, make)
     return EncoderScorer(
         load(scorer.model, entry.tensors("model")), scorer.tokenizer, entry.record["history"]
     )
@@ -415,7 +415,7 @@ def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
         )
         return {"offset": fitted.intercept_.item()}
 
-    entry = remember("tfidf", {"texts": digest(texts, labels)}, make)
+    entry = memoise("tfidf", {"texts": digest(texts, labels)}, make)
     tensors = entry.tensors("model")
     return TfidfScorer(tensors["idf"].numpy(), tensors["weight"].numpy(), entry.record["offset"])
 

@@ -69,7 +69,7 @@ class Aligner(Protocol):
 class Merge(Protocol):
     """Averages tuned weights θ_1 … θ_M over their initialisation, as `merging.slerp` does."""
 
-    def __call__(self, base: Weights, finals: Sequence[Weights], /) -> Weights: ...
+    def __call__(self, base: Weights, tuned: Sequence[Weights], /) -> Weights: ...
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Attention for training a small encoder on a processor: transformers' eager one, its scores kept
-in the number format of the products.
+in the dtype of the products.
 """
 
 from typing import Any

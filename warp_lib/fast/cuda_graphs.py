@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 from transformers.pytorch_utils import Conv1D
 
 from . import machine
-from .decoding import Draw, positions
+from .decoding import NextToken, positions
 from .dense import in_parts, plain_forward, repeated
 
 WARM_UPS = 2  # of what is captured, before it is
@@ -77,7 +77,7 @@ def keeping_no_casts() -> torch.autocast:
 
 
 class Completion:
-    """`decode` for batches of one shape: (tokens, mask, draw) → completions (n, new).
+    """`decode` for batches of one shape: (tokens, mask, next_token) → completions (n, new).
 
     Args:
         model: its weights may change in place between two calls.
@@ -126,15 +126,15 @@ class Completion:
         self.place += 1
         return logits
 
-    def __call__(self, tokens: Tensor, mask: Tensor, draw: Draw) -> Tensor:
+    def __call__(self, tokens: Tensor, mask: Tensor, next_token: NextToken) -> Tensor:
         self.refresh()
         self.tokens.copy_(tokens)
         self.mask[:, : self.prompt] = mask
-        completion = [draw(self.begin())]
+        completion = [next_token(self.begin())]
         self.place.copy_(mask.sum(1, keepdim=True))
         for _ in range(1, self.new):
             self.token.copy_(completion[-1])
-            completion.append(draw(self.go_on()))
+            completion.append(next_token(self.go_on()))
         return torch.cat(completion, 1)
 
 

@@ -22,7 +22,7 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+def sample_token(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One token a row from softmax(logits), (n, vocabulary) → (n, 1): first a block of neighbouring
     tokens, then one of the block.
 
@@ -50,11 +50,13 @@ def invert(mass: Tensor, level: Tensor) -> Tensor:
     )
 
 
-Draw = Callable[[Tensor], Tensor]
+NextToken = Callable[[Tensor], Tensor]
 """Picks ids (n, 1) from logits (n, vocabulary)."""
 
 
-def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw) -> Tensor:
+def decode(
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, next_token: NextToken
+) -> Tensor:
     """Complete `tokens` by `new` tokens with any transformers model: (n, new)."""
     n = len(tokens)
     cache = DynamicCache(config=model.config)
@@ -69,14 +71,14 @@ def decode(model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw:
                 past_key_values=cache,
                 logits_to_keep=1,
             ).logits
-            tokens = draw(logits[:, -1])
+            tokens = next_token(logits[:, -1])
             completion.append(tokens)
             mask = torch.cat([mask, mask.new_ones(n, 1)], 1)
     return torch.cat(completion, 1)
 
 
 def decode_gpt2(
-    model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, draw: Draw
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, next_token: NextToken
 ) -> Tensor:
     """`decode` for GPT-2, whose many small calls per token cost transformers more than the
     arithmetic: same numbers, less between them.
@@ -119,11 +121,13 @@ def decode_gpt2(
     with torch.autocast(device.type, enabled=False):
         at = positions(mask)
         completion = [
-            draw(next_logits(tokens, at, 0, torch.minimum(hidden_by[..., :prompt], later)))
+            next_token(next_logits(tokens, at, 0, torch.minimum(hidden_by[..., :prompt], later)))
         ]
         for s in range(prompt, prompt + new - 1):
             at = at[:, -1:] + 1
-            completion.append(draw(next_logits(completion[-1], at, s, hidden_by[..., : s + 1])))
+            completion.append(
+                next_token(next_logits(completion[-1], at, s, hidden_by[..., : s + 1]))
+            )
     return torch.cat(completion, 1)
 
 

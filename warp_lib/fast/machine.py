@@ -1,4 +1,4 @@
-"""What this machine computes fastest with: the device, the number format, the threads; and memory
+"""What this machine computes fastest with: the device, the dtype, the threads; and memory
 that is kept once it was asked for.
 """
 

@@ -13,7 +13,7 @@ from ..merging import Weights
 from ..reward import Reward
 from ..runs.checkpoint import steps_done
 from ..runs.progress import Progress, Stopped, duration
-from ..runs.store import NotStored, only_stored, records, remember, surroundings
+from ..runs.store import NotStored, memoise, only_stored, records, surroundings
 from ..warp import Run, RunId
 
 TIMED = 3  # steps that are timed where none is on record; the first is not counted, it warms up
@@ -65,7 +65,7 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
         return Cost(steps, stored, runs, pace, f"as an earlier run took{elsewhere}")
     reward = experiment.standardised(rewards, Progress())["reward"]
     inputs = _size(experiment) | {"threads": here}
-    timed = remember("pace", inputs, lambda _: {"seconds": _timed_pace(experiment, reward)})
+    timed = memoise("pace", inputs, lambda _: {"seconds": _timed_pace(experiment, reward)})
     source = f"measured on {TIMED - 1} steps"
     return Cost(steps, _stored(experiment, rewards), runs, timed.record["seconds"], source)
 

@@ -73,14 +73,14 @@ class Playground:
     def __init__(self, experiment: Experiment, deltas: dict[str, Weights], reward: Reward):
         """deltas: name → task vector θ − θ_sft of the experiment's policy."""
         self.experiment, self.reward = experiment, reward
-        self.finals = {
+        self.tuned = {
             name: {n: t + delta[n] for n, t in experiment.theta_sft.items()}
             for name, delta in deltas.items()
         }
 
     def target(self, mix: Mix) -> Weights:
         """The weights at η = 1."""
-        first, second = self.finals[mix.first], self.finals[mix.second]
+        first, second = self.tuned[mix.first], self.tuned[mix.second]
         return between(self.experiment.theta_sft, first, second, mix.share)
 
     def theta(self, mix: Mix) -> Weights:
@@ -89,7 +89,7 @@ class Playground:
 
     def layers(self, mix: Mix) -> list[dict[str, Any]]:
         """`merging.geometry` of the mix's two policies (1 and 2) and of its own weights (3)."""
-        first, second = self.finals[mix.first], self.finals[mix.second]
+        first, second = self.tuned[mix.first], self.tuned[mix.second]
         return geometry(self.experiment.theta_sft, [first, second, self.theta(mix)])
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -239,7 +239,7 @@ class Desk:
             "layout": ipywidgets.Layout(width="min(100%, 48em)"),
             "style": {"description_width": "7em"},
         }
-        policies = look | {"options": list(self.playground.finals)}
+        policies = look | {"options": list(self.playground.tuned)}
         slide = look | {"min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
         self.prompt = ipywidgets.Text(prompt, description="prompt", continuous_update=False, **look)
         self.first = ipywidgets.Dropdown(value=mix.first, description="policy", **policies)

@@ -60,7 +60,7 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()[:24]
 
 
-def remember(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Entry:
+def memoise(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Entry:
     """The stored result of the computation `kind` on `inputs`, computed by `make` if it is not
     there yet.
 

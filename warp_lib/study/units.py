@@ -334,7 +334,7 @@ class Unlike(ValueError):
 
 def _refuse_others(unit: Unit, made_with: dict[str, str]) -> None:
     """Raises Unlike when a unit that this one is to be compared with has another reward model, SFT
-    or number format.
+    or dtype.
     """
     for name, others in _compared_with(unit).items():
         if odd := [part for part, value in made_with.items() if others[part] != value]:

@@ -220,10 +220,10 @@ def merge_folders(
             " removed."
         )
 
-    theta, *finals = (Model.find(name) for name in (base, *runs))
-    for final in finals:
+    theta, *tuned = (Model.find(name) for name in (base, *runs))
+    for final in tuned:
         _check(theta, final)
-    exact = _exact_dtypes(theta, finals)
+    exact = _exact_dtypes(theta, tuned)
     written = {
         n: CHOICES[dtype] if dtype and exact[n].is_floating_point else exact[n] for n in exact
     }
@@ -242,18 +242,18 @@ def merge_folders(
             angles = [
                 row
                 for layer in progress.track(layers, "angles")
-                for row in _measure(*_read(theta, finals, layers[layer], exact))
+                for row in _measure(*_read(theta, tuned, layers[layer], exact))
             ]
             average = partial(_combine, shares=_shares(_whole(angles), len(runs)))
         else:
             average = partial(slerp, per=per)
         rows = []
         for layer in progress.track(layers, "merge"):
-            rows += _merge(theta, finals, layers[layer], exact, average, eta, places, rounding)
+            rows += _merge(theta, tuned, layers[layer], exact, average, eta, places, rounding)
         rows += _whole(rows)
         record = {
             "base": _origin(theta),
-            "runs": [_origin(final) for final in finals],
+            "runs": [_origin(final) for final in tuned],
             "eta": eta,
             "merge": merge,
             "per": per if merge == "slerp" else None,
@@ -300,7 +300,7 @@ def _warn_of_rounding(
 
 def _merge(
     theta: Model,
-    finals: list[Model],
+    tuned: list[Model],
     names: list[str],
     exact: dict[str, torch.dtype],
     average: Callable,
@@ -312,7 +312,7 @@ def _merge(
 
     A function, so that its tensors are gone before the next are read.
     """
-    base, runs = _read(theta, finals, names, exact)
+    base, runs = _read(theta, tuned, names, exact)
     # base + (run − base) would not be the run to the last bit
     target = average(base, runs) if len(runs) > 1 else runs[0]
     merged = interpolate(base, target, eta)
@@ -332,7 +332,7 @@ def _merge(
 
 
 def _read(
-    theta: Model, finals: list[Model], names: list[str], exact: dict[str, torch.dtype]
+    theta: Model, tuned: list[Model], names: list[str], exact: dict[str, torch.dtype]
 ) -> tuple[Weights, list[Weights]]:
     """A layer of the base and of the runs, in one dtype.
 
@@ -342,10 +342,10 @@ def _read(
         n: torch.promote_types(exact[n], torch.float32) if exact[n].is_floating_point else exact[n]
         for n in names
     }
-    return theta.read(names, wide), [final.read(names, wide) for final in finals]
+    return theta.read(names, wide), [final.read(names, wide) for final in tuned]
 
 
-def _exact_dtypes(theta: Model, finals: list[Model]) -> dict[str, torch.dtype]:
+def _exact_dtypes(theta: Model, tuned: list[Model]) -> dict[str, torch.dtype]:
     """Each tensor's narrowest dtype that holds the base's and every run's numbers.
 
     What is not floating-point stays the base's.
@@ -353,7 +353,7 @@ def _exact_dtypes(theta: Model, finals: list[Model]) -> dict[str, torch.dtype]:
     dtypes = {}
     for name, stored in theta.tensors.items():
         own = DTYPES[stored.dtype]
-        others = [DTYPES[final.tensors[name].dtype] for final in finals]
+        others = [DTYPES[final.tensors[name].dtype] for final in tuned]
         dtypes[name] = reduce(torch.promote_types, others, own) if own.is_floating_point else own
     return dtypes
 

@@ -35,14 +35,12 @@ def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
     return {"WARP": last.merged, **runs, "REINFORCE": long.weights}
 
 
-def commit(
-    experiment: Experiment, finals: dict[str, Weights], progress: Progress
-) -> dict[str, Any]:
+def commit(experiment: Experiment, tuned: dict[str, Weights], progress: Progress) -> dict[str, Any]:
     """Pack θ − θ_sft of each policy into `FOLDER`; measure, write and return what that changed."""
     sft, rewards = experiment.theta_sft, experiment.rewards(progress)
     vectors, kept = {}, []
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, theta in progress.track(list(finals.items()), "packing"):
+    for name, theta in progress.track(list(tuned.items()), "packing"):
         delta, file = task_vector(sft, theta), f"{name.lower().replace(' ', '-')}.safetensors"
         packed = pack(delta)
         save_tensors(FOLDER / file, packed)
@@ -57,10 +55,10 @@ def commit(
         } | _measured(experiment, theta, kept[-1], rewards)
     angles = {}
     for row, packed_row in zip(
-        geometry(sft, list(finals.values())), geometry(sft, kept), strict=True
+        geometry(sft, list(tuned.values())), geometry(sft, kept), strict=True
     ):
         if row["layer"] == "model":
-            names = " and ".join(list(finals)[row[side] - 1] for side in "ab")
+            names = " and ".join(list(tuned)[row[side] - 1] for side in "ab")
             angles[names] = {"degrees": row["degrees"], "degrees_packed": packed_row["degrees"]}
     record = {
         "settings": experiment.settings.asdict(),

@@ -1,6 +1,6 @@
 """`python -m warp_lib verify RUN`: are the results table's numbers those of the saved policies?
 
-The report computes fast, with kernels and number formats of its own. Here every policy that a run
+The report computes fast, with kernels and dtypes of its own. Here every policy that a run
 saved is opened by transformers in float32, sampled by its `generate`, and compared with π_sft in a
 few lines that can be read against the definition:
 
