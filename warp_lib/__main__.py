@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter
 
-from .runs.errors import Explained, Failed, reason
+from .runs.errors import Explained, reason
 from .runs.jobs import interrupted_by_signals
 from .runs.progress import TerminalProgress
 from .settings import PROFILES, Settings, number, typed
@@ -31,6 +31,10 @@ TAKES = {
     "verify": "takes the name of one run only, not {}.",
     "publish": "takes --name only, not {}.",
 }
+
+
+class Failed(Exception):
+    """A command cannot go on; the message is for the person at the terminal."""
 
 
 class Help(DefaultFormatter):

@@ -19,10 +19,6 @@ class Explained(ValueError):
         return [str(self)]
 
 
-class Failed(Exception):
-    """A command cannot go on; the message is for the person at the terminal."""
-
-
 class Unwritable(OSError, Explained):
     """A file or folder could not be written."""
 
