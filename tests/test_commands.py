@@ -175,11 +175,16 @@ def test_output_that_is_cut_off():
 
 
 @pytest.mark.parametrize("command", ["report", "pack"])
-def test_help_says_what_each_setting_is(command, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "1000")
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    lines = capsys.readouterr().out.splitlines()
+def test_help_says_what_each_setting_is(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "warp_lib", command, "--help"],
+        cwd=paths.ROOT,
+        env=os.environ | {"COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
     for f in fields(Settings):
         (line,) = (line for line in lines if line.startswith(f"│ --{f.name} "))
         assert f.metadata["doc"] in line and f"[default: {f.default}]" in line
