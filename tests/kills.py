@@ -99,10 +99,8 @@ def main(kills: int, seed: int) -> int:
             flush=True,
         )
         for number in range(kills):
-            report, how = (
-                begin(killed),
-                draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]),
-            )
+            report = begin(killed)
+            how = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
             try:
                 report.wait(moment := draw.uniform(0.2, longest))
                 moment = f"after its end ({report.returncode})"

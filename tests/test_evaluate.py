@@ -77,10 +77,8 @@ def test_exact_kl_in_closed_form():
     """Guards: sums over the wrong axes, KL the wrong way round, p·log(p/q) without p, nan from the
     EOS mask.
     """
-    p, q = (
-        torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]]),
-        torch.tensor([[0.25, 0.75, 0.0], [0.9, 0.1, 0.0]]),
-    )
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.9, 0.1, 0.0]])
+    q = torch.tensor([[0.25, 0.75, 0.0], [0.9, 0.1, 0.0]])
     log_p, log_q = (t.log().clamp(min=MASKED) for t in (p, q))
     first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     back = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
@@ -155,11 +153,9 @@ def test_logits_kept_from_sampling_are_those_of_a_pass(float32):
     """Guards: logits of another token, row, τ or with EOS masked already; rows beyond those that
     were kept.
     """
-    policy, sft, prompts = (
-        tiny_policy(),
-        tiny_policy(seed=2),
-        [p for p in PROMPTS for _ in range(3)],
-    )
+    policy = tiny_policy()
+    sft = tiny_policy(seed=2)
+    prompts = [p for p in PROMPTS for _ in range(3)]
     kept = torch.full(
         (len(prompts) - 1, 6, policy.model.config.vocab_size), torch.nan, device=machine.device()
     )

@@ -44,10 +44,8 @@ def test_the_loop_stays_free():
     """A cell that awaits lets other coroutines run: without it no button would answer."""
 
     async def cell() -> int:
-        ticks, task = (
-            0,
-            asyncio.ensure_future(live(lambda progress: slow(progress, 60), title="WARP")),
-        )
+        ticks = 0
+        task = asyncio.ensure_future(live(lambda progress: slow(progress, 60), title="WARP"))
         while not task.done():
             ticks += 1
             await asyncio.sleep(0.01)

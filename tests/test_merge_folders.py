@@ -116,10 +116,8 @@ def test_one_run_is_interpolated_and_both_ends_are_exact(folders, tmp_path):
         interpolate(weights_in(folders["base"]), weights_in(folders["a"]), 0.5),
     )
     for eta, end in ((0, "base"), (1, "a")):
-        result, expected = (
-            merged(folders, tmp_path / end, "a", eta=eta, per="model"),
-            weights_in(folders[end]),
-        )
+        result = merged(folders, tmp_path / end, "a", eta=eta, per="model")
+        expected = weights_in(folders[end])
         assert all(torch.equal(result[n], expected[n]) for n in expected)
 
 
@@ -257,10 +255,8 @@ def test_a_dtype_that_is_asked_for_is_rounded_to_once_and_its_cost_is_told(
     was, exact, rounded = (
         torch.cat([w[n].double().flatten() for n in wide]) for w in (base, wide, result)
     )
-    error, unmoved = (
-        ((rounded - exact).norm() / (exact - was).norm()).item(),
-        (rounded == was)[exact != was].double().mean().item(),
-    )
+    error = ((rounded - exact).norm() / (exact - was).norm()).item()
+    unmoved = (rounded == was)[exact != was].double().mean().item()
     assert error > 0.5 and unmoved > 0.5
     said = capsys.readouterr().err
     assert f"Warning: rounding to bfloat16 costs {error:.1%} of the task vector (" in said

@@ -163,10 +163,8 @@ def test_lerp_of_orthogonal_task_vectors_has_0_7071_of_their_norm() -> None:
 @pytest.mark.parametrize("per", ["layer", "tensor", "model"])
 def test_slerp_of_two_runs_is_lerp_over_cos_of_half_the_angle_whatever_the_norms(per: str) -> None:
     base, a, b = random(0), random(1, 0.1), random(2, 3.0)
-    straight, curved = (
-        task_vector(base, lerp(base, [a, b])),
-        task_vector(base, slerp(base, [a, b], per=per)),
-    )
+    straight = task_vector(base, lerp(base, [a, b]))
+    curved = task_vector(base, slerp(base, [a, b], per=per))
     groups = {
         "model": [list(base)],
         "tensor": [[n] for n in base],
@@ -427,13 +425,11 @@ def tied(embedding: list[float], block: list[float]) -> Weights:
 
 @pytest.mark.parametrize("merge", EVERY[:-1], ids=EVERY_NAMES[:-1])
 def test_tied_tensors_are_merged_once_and_stay_tied(merge: Merge) -> None:
-    base, runs = (
-        tied([0.5, 1.0], [2.0, 0.0]),
-        [
-            tied([1.5, 1.0], [2.0, 1.0]),
-            tied([1.5, 1.0], [3.0, 0.0]),
-        ],
-    )
+    base = tied([0.5, 1.0], [2.0, 0.0])
+    runs = [
+        tied([1.5, 1.0], [2.0, 1.0]),
+        tied([1.5, 1.0], [3.0, 0.0]),
+    ]
     untied = [{name: w[name].clone() for name in ("wte.weight", "h.0.w")} for w in (base, *runs)]
     merged, alone = merge(base, runs), merge(untied[0], untied[1:])
     assert list(merged) == list(base)
@@ -639,9 +635,7 @@ def test_geometry_is_of_task_vectors_and_checks_its_input() -> None:
 
 
 def test_task_vector_of_bfloat16_is_an_exact_float32() -> None:
-    base, final = (
-        weights({"h.0.w": [256.0]}, torch.bfloat16),
-        weights({"h.0.w": [1.0078125]}, torch.bfloat16),
-    )
+    base = weights({"h.0.w": [256.0]}, torch.bfloat16)
+    final = weights({"h.0.w": [1.0078125]}, torch.bfloat16)
     delta = task_vector(base, final)["h.0.w"]
     assert delta.dtype == torch.float32 and delta.item() == -254.9921875

@@ -148,13 +148,11 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
     """What is written is read back, and the measured change is that of packed minus trained."""
     monkeypatch.setattr(task_vectors, "FOLDER", tmp_path / "vectors")
     monkeypatch.setattr(task_vectors, "RECORD", tmp_path / "vectors" / "task_vectors.json")
-    policy, tuned = (
-        tiny_policy(),
-        {
-            "WARP": tiny_policy(seed=2).weights(),
-            "run 1": tiny_policy(seed=3).weights(),
-        },
-    )
+    policy = tiny_policy()
+    tuned = {
+        "WARP": tiny_policy(seed=2).weights(),
+        "run 1": tiny_policy(seed=3).weights(),
+    }
     scores = {
         name: torch.tensor([[k, k + 1.0], [0.0, 2.0 * k]])
         for k, name in enumerate(("trained", "packed"))
@@ -186,10 +184,8 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
         and said["vectors"]["WARP"]["kl"]["packed_minus_true"][0] == 3.0
     )
     for name, delta in task_vectors.committed(policy.weights()).items():
-        true, said_error = (
-            {n: tuned[name][n] - t for n, t in policy.weights().items()},
-            said["vectors"][name]["relative_error"],
-        )
+        true = {n: tuned[name][n] - t for n, t in policy.weights().items()}
+        said_error = said["vectors"][name]["relative_error"]
         assert (
             distance(delta, true) / norm(true) == pytest.approx(said_error)
             and 0.3 < said_error < 0.7
@@ -251,10 +247,8 @@ def test_weights_are_plain_arithmetic(play):
     """θ_sft + η δ, with nothing left of the place before; and what writes is the policy at that
     place.
     """
-    sft, delta = (
-        play.experiment.theta_sft,
-        {n: play.tuned["WARP"][n] - t for n, t in play.experiment.theta_sft.items()},
-    )
+    sft = play.experiment.theta_sft
+    delta = {n: play.tuned["WARP"][n] - t for n, t in play.experiment.theta_sft.items()}
     for eta in (1.0, 0.35, 0.0):
         play.write("w1 w2", Mix("WARP", "run", 0.0, eta))
         now = play.experiment.policy.weights()

@@ -166,10 +166,8 @@ def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, c
     rows, words = 37, 12
     draw = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(rows, words, generator=draw)).to(dtype).requires_grad_()
-    chosen, weights = (
-        torch.randint(END + 1, words, (rows,), generator=draw),
-        torch.randn(rows, generator=draw),
-    )
+    chosen = torch.randint(END + 1, words, (rows,), generator=draw)
+    weights = torch.randn(rows, generator=draw)
     found = ChosenLogProbs.apply(logits * 1, chosen, TAU, [END])  # a copy, for it is written over
     (gradient,) = torch.autograd.grad(found @ weights, logits)
     expected = -torch.nn.functional.cross_entropy(
@@ -339,10 +337,8 @@ def test_decode_gpt2_equals_decode(activation, monkeypatch, float32):
     logits = []
     for sampler in ("decode_gpt2", "decode"):
         with monkeypatch.context() as patch:
-            policy, seen = (
-                policy_of("gpt2", sampler, patch, activation_function=activation),
-                spy_on_draw(patch),
-            )
+            policy = policy_of("gpt2", sampler, patch, activation_function=activation)
+            seen = spy_on_draw(patch)
             policy.sample(PROMPTS, 20, TAU, stream("s"))
         logits.append(torch.stack(seen, 1))
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
@@ -665,10 +661,8 @@ def test_a_completion_does_not_depend_on_its_batch_or_padding(monkeypatch, float
     """Guards: rows that see each other, padding that is seen: logits of a row alone and beside
     longer prompts are the same.
     """
-    policy, seen = (
-        tiny_policy(),
-        spy_on_draw(monkeypatch, lambda logits, _: logits.argmax(-1, keepdim=True)),
-    )
+    policy = tiny_policy()
+    seen = spy_on_draw(monkeypatch, lambda logits, _: logits.argmax(-1, keepdim=True))
     policy.sample(PROMPTS, NEW, TAU, stream("s"))
     together = torch.stack(seen, 1)
     for row, prompt in enumerate(PROMPTS):

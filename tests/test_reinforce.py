@@ -63,10 +63,8 @@ def train(
 ) -> Run:
     """A run from the tiny policy of seed 1, SFT being that of seed 2, on the raw scores."""
     policy = tiny_policy()
-    init, sft = (
-        policy.weights() if init is None else init,
-        (tiny_policy(seed=2).weights() if sft is None else sft),
-    )
+    init = policy.weights() if init is None else init
+    sft = tiny_policy(seed=2).weights() if sft is None else sft
     settings = Settings(**SETTINGS | settings)
     return reinforce(
         init,
@@ -240,11 +238,9 @@ def test_three_steps_equal_a_plain_second_implementation(baseline, k, store, flo
     """
     run = train(scores := Scores(), baseline=baseline, completions_per_prompt=k)
     policy, anchor, sft = tiny_policy(), tiny_policy(), tiny_policy(seed=2)
-    adam, new, n = (
-        torch.optim.Adam(policy.model.parameters(), eps=1e-8),
-        SETTINGS["max_new_tokens"],
-        SETTINGS["batch_size"],
-    )
+    adam = torch.optim.Adam(policy.model.parameters(), eps=1e-8)
+    new = SETTINGS["max_new_tokens"]
+    n = SETTINGS["batch_size"]
 
     def total(model: Policy, ids: list[int]) -> Tensor:
         return plain_log_probs(model, ids, new, TAU).sum()
@@ -396,11 +392,9 @@ def test_beta_keeps_the_policy_near_its_anchor(store, float32):
     """Guards: β without effect or of the wrong sign: on noise as reward it keeps the exact KL
     several times lower.
     """
-    kl, anchor, y = (
-        {0.0: 0.0, 1.0: 0.0},
-        tiny_policy(),
-        padded(PROMPTS, [[5, 2, 1, 7]] * len(PROMPTS)),
-    )
+    kl = {0.0: 0.0, 1.0: 0.0}
+    anchor = tiny_policy()
+    y = padded(PROMPTS, [[5, 2, 1, 7]] * len(PROMPTS))
     for beta in kl:
         for m in range(4):
             noise = partial(torch.randn, (), generator=torch.Generator().manual_seed(m))

@@ -180,10 +180,8 @@ def test_publish_strips(toy, capsys):
 )
 def test_publish_refuses_paths(toy, capsys, shown):
     file = toy / "runs" / "toy" / "notebooks" / "02_second.ipynb"
-    kept, published = (
-        file.read_text(encoding="utf-8"),
-        (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8"),
-    )
+    kept = file.read_text(encoding="utf-8")
+    published = (toy / "notebooks" / "01_first.ipynb").read_text(encoding="utf-8")
     broken = nbformat.reads(kept, 4)
     broken.cells[-1].outputs.append(
         v4.new_output("display_data", {"text/html": f"<p>{shown.format(root=toy)}</p>"})

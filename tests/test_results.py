@@ -62,10 +62,8 @@ def test_with_known_kl_the_interval_is_that_of_paired_differences():
     scores["kl"] = scores["kl"].mean(1)[:, None] * np.ones(100)
     places = [(scores["kl"][rows, 0], scores["reward"][rows]) for rows in ([0, 2, 3], [0, 1])]
     a, b = (fronts.weights(kl, [2.5])[:, 0] @ reward for kl, reward in places)
-    found, expected = (
-        matched(ROWS, scores, "warp", "reinforce", kl=2.5).difference,
-        Interval.of(a - b),
-    )
+    found = matched(ROWS, scores, "warp", "reinforce", kl=2.5).difference
+    expected = Interval.of(a - b)
     assert (found.mean, found.n) == pytest.approx((expected.mean, 100))
     assert found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.05)
 

@@ -48,11 +48,9 @@ from warp_lib.runs.checkpoint import weights_of
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 
-GOOD, BAD, OTHER = (
-    ["good", "great", "fine"],
-    ["bad", "awful", "poor"],
-    [f"word{k}" for k in range(20)],
-)
+GOOD = ["good", "great", "fine"]
+BAD = ["bad", "awful", "poor"]
+OTHER = [f"word{k}" for k in range(20)]
 WORDS = [*GOOD, *BAD, *OTHER]
 
 
@@ -565,11 +563,9 @@ def test_a_trained_scorer_is_the_stored_one(store, tmp_path, kind):
     """Guards: frozen layers or an attention that stay as they were for training: scores would
     depend on who trained.
     """
-    folder, reviews, texts = (
-        save_encoder(tmp_path, layers=3, kind=kind),
-        toy_reviews(40),
-        [f"{word} " * 40 for word in WORDS],
-    )
+    folder = save_encoder(tmp_path, layers=3, kind=kind)
+    reviews = toy_reviews(40)
+    texts = [f"{word} " * 40 for word in WORDS]
 
     def scorer() -> EncoderScorer:
         return train_encoder_scorer(
@@ -605,14 +601,11 @@ def test_tfidf_is_sklearns_own_pipeline(store):
     """The judge's scores are the decision function of sklearn's pipeline on the same fit, whole
     reviews and their openings.
     """
-    reviews, unseen = (
-        toy_reviews(60, length=70),
-        list(toy_reviews(30, seed=1)["text"])
-        + [
-            "",
-            "unknown words only",
-        ],
-    )
+    reviews = toy_reviews(60, length=70)
+    unseen = list(toy_reviews(30, seed=1)["text"]) + [
+        "",
+        "unknown words only",
+    ]
     texts = list(reviews["text"])
     pipeline = make_pipeline(
         HashingVectorizer(n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None),
@@ -648,10 +641,8 @@ def test_judges_learn_from_the_other_half(monkeypatch):
     rows = toy_reviews(40)
     parts = [list(range(0, 15)), list(range(15, 30)), list(range(30, 35)), list(range(35, 40))]
     experiment = Experiment.__new__(Experiment)
-    experiment.settings, experiment.reviews = (
-        Settings.profile("full"),
-        Reviews(*(rows.select(part) for part in parts)),
-    )
+    experiment.settings = Settings.profile("full")
+    experiment.reviews = Reviews(*(rows.select(part) for part in parts))
     experiment.__dict__["sft_texts"] = ["a", "bbb"]
     rewards = experiment.rewards(Progress())
     assert trained == [(("reward",), parts[0]), (None, parts[1]), (("judge",), parts[1])]

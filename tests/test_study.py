@@ -119,10 +119,8 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
             units.run_unit(trial, Progress())
         for file in (folder / beside).glob("*.json"):
             file.rename(file.with_stem(f"reinforce-14{file.stem[-1]}"))
-    file, made = (
-        folder / "x" / "other-4.json",
-        json.loads((folder / "x" / "reinforce-144.json").read_text()),
-    )
+    file = folder / "x" / "other-4.json"
+    made = json.loads((folder / "x" / "reinforce-144.json").read_text())
     made |= {
         "reward_model": kept_reward.read(unit.settings).identity,
         "sft": digest(Experiment(unit.settings).theta_sft),
@@ -198,13 +196,11 @@ def test_a_kept_reward_model_rewards_alike(folder):
     reward = replace(reward, mean=5.0, sd=2.0)  # as another machine's completions might give
     kept_reward.write(reward, settings)
     kept_reward.write(replace(reward, mean=6.0), settings)  # comes too late
-    kept, texts = (
-        kept_reward.read(settings),
-        [
-            "A wonderful film.",
-            "Awful, from the first minute to the last.",
-        ],
-    )
+    kept = kept_reward.read(settings)
+    texts = [
+        "A wonderful film.",
+        "Awful, from the first minute to the last.",
+    ]
     assert torch.equal(kept(texts), reward(texts)) and kept.identity == reward.identity
     for change in ({"reward_steps": 3}, {"temperature": 1.0}):
         assert kept_reward.read(replace(settings, **change)) is None
@@ -518,10 +514,8 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
         lent = SimpleNamespace(
             settings=s, theta_sft=theta, merge=lambda init, tuned: theta, aligner=lambda *_: align
         )
-        lent.warp, lent.long_run = (
-            partial(Experiment.warp, lent),
-            partial(Experiment.long_run, lent),
-        )
+        lent.warp = partial(Experiment.warp, lent)
+        lent.long_run = partial(Experiment.long_run, lent)
         points, _ = arm.train(lent, None, None)
         found = list(points)
         line = {round(p.eta, 3) for p in found if p.method in ("warp", "reinforce-liti")}

@@ -158,10 +158,8 @@ def test_any_trainer_can_be_averaged():
     bottom = torch.tensor([3.0, -2.0, 1.0, 4.0])
 
     def descend(theta_init: Weights, run_id: RunId) -> Run:
-        theta, noise = (
-            theta_init["w"].clone(),
-            torch.Generator().manual_seed(10 * run_id.iteration + run_id.run),
-        )
+        theta = theta_init["w"].clone()
+        noise = torch.Generator().manual_seed(10 * run_id.iteration + run_id.run)
         for _ in range(50):
             theta -= 0.1 * (theta - bottom + 2 * torch.randn(4, generator=noise))
         return Run({"w": theta}, {}, [], 0.0)

@@ -160,15 +160,11 @@ def distances(
             chunk.completions[..., None].split(few),
             strict=True,
         ):
-            log_p, log_q = (
-                policy.log_distribution(p, temperature),
-                sft.log_distribution(q, temperature),
-            )
-            p, log_p_y, log_q_y = (
-                log_p.exp(),
-                log_p.gather(-1, y)[..., 0],
-                log_q.gather(-1, y)[..., 0],
-            )
+            log_p = policy.log_distribution(p, temperature)
+            log_q = sft.log_distribution(q, temperature)
+            p = log_p.exp()
+            log_p_y = log_p.gather(-1, y)[..., 0]
+            log_q_y = log_q.gather(-1, y)[..., 0]
             parts.append(
                 [
                     exact_kl(p, log_p, log_q),

@@ -82,10 +82,8 @@ class Experiment:
         compare completions with.
         """
         for label, word in ((1, "positive"), (0, "negative")):
-            texts, tokens = (
-                self._held_out(label),
-                sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens,
-            )
+            texts = self._held_out(label)
+            tokens = sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens
             parts = (self._openings(texts[k : k + 20]) for k in range(0, len(texts), 20))
             if len(list(islice((text for part in parts for text in part), 2))) < 2:
                 new, name = self.settings.max_new_tokens, self.settings.reviews
@@ -258,10 +256,8 @@ class Experiment:
         """The policy's loss on openings of validation reviews, as long as prompt and completion:
         nats per token, and its standard error.
         """
-        texts, tokens = (
-            self.reviews.validation["text"][:],
-            PROMPT_TOKENS[1] + self.settings.max_new_tokens,
-        )
+        texts = self.reviews.validation["text"][:]
+        tokens = PROMPT_TOKENS[1] + self.settings.max_new_tokens
 
         def make(_) -> dict:
             return dict(zip(("loss", "se"), language_loss(self.sft, texts, tokens), strict=True))

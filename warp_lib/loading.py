@@ -51,13 +51,11 @@ def inspect(folder: Path, causal: bool) -> None:
     Raises Unfit.
     """
     config = configuration(folder)
-    kind, known = (
-        config["model_type"],
-        (
-            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-            if causal
-            else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-        ),
+    kind = config["model_type"]
+    known = (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if causal
+        else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     )
     if kind not in CONFIG_MAPPING_NAMES:
         if config.get("auto_map"):
@@ -217,11 +215,9 @@ def check_decoding(model: PreTrainedModel) -> None:
         [[(k * step + 1) % tokens for k in range(n)] for n, step in sizes]
         for sizes in (((3, 5), (8, 3)), ((4, 7), (4, 11)))
     )
-    widest, steps, kind = (
-        max(map(len, rows)),
-        iter(torch.tensor(given, device=device).T),
-        type(model).__name__,
-    )
+    widest = max(map(len, rows))
+    steps = iter(torch.tensor(given, device=device).T)
+    kind = type(model).__name__
     padded = torch.tensor([[0] * (widest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor(
         [[False] * (widest - len(row)) + [True] * len(row) for row in rows], device=device

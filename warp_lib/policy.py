@@ -351,10 +351,8 @@ class ChosenLogProbs(torch.autograd.Function):
         rows, log_p = at_once(logits[0]), logits.new_empty(len(logits), dtype=torch.float32)
         work = logits.new_empty(rows, logits.shape[1], dtype=torch.float32)
         for k in range(0, len(logits), rows):
-            part, here = (
-                masked(logits[k : k + rows], temperature, eos_ids, work),
-                slice(k, k + rows),
-            )
+            part = masked(logits[k : k + rows], temperature, eos_ids, work)
+            here = slice(k, k + rows)
             part.sub_(part.amax(-1, keepdim=True))
             of_chosen = part.gather(-1, chosen[here, None])
             total = part.exp_().sum(-1, keepdim=True)

@@ -114,11 +114,9 @@ class EncoderScorer:
         history: list[dict[str, float]],
     ):
         nn.Module.to(model.float().eval(), machine.device())
-        self.model, self.tokenizer, self.history = (
-            model,
-            tokenizer,
-            history,
-        )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.history = history
         _float32_head(self.model)
         multiply_in_parts(self.model)
         longest = min(LONGEST, _positions(self.model), tokenizer.model_max_length)
@@ -141,10 +139,8 @@ class EncoderScorer:
         """Score a text of one word and one as long as any that is read. Raises Unfit if that fails,
         or a score is not a finite number.
         """
-        kind, words = (
-            type(self.model).__name__,
-            self.tokenizer.convert_ids_to_tokens(list(range(min(len(self.tokenizer), 16)))),
-        )
+        kind = type(self.model).__name__
+        words = self.tokenizer.convert_ids_to_tokens(list(range(min(len(self.tokenizer), 16))))
         long = " ".join(str(word) for word in words) or "a"
         try:
             with machine.autocast():

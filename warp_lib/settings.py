@@ -257,11 +257,9 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
         or value < (least := allowed["least"])
         or ((most := allowed["most"]) is not None and value > most)
     ):
-        kind, least, most = (
-            "a whole number" if whole else "a number",
-            allowed["least"],
-            allowed["most"],
-        )
+        kind = "a whole number" if whole else "a number"
+        least = allowed["least"]
+        most = allowed["most"]
         span = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
         raise Explained(f"{f.name} must be {kind} {span}, not {value!r}.")
     if abs(value) > (largest := 2**63 - 1 if f.name == "seed" else LARGEST):

@@ -212,10 +212,8 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
     model, layers = completion.model, completion.layers
     mask, place = completion.mask, completion.place
     body, c, dtype = model.model, model.config, machine.dtype_here(model.device)
-    heads_of_a_key, columns = (
-        c.num_attention_heads // c.num_key_value_heads,
-        torch.arange(mask.shape[1], device=mask.device),
-    )
+    heads_of_a_key = c.num_attention_heads // c.num_key_value_heads
+    columns = torch.arange(mask.shape[1], device=mask.device)
     weights = [
         (
             block.input_layernorm.weight,

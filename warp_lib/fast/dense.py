@@ -120,11 +120,9 @@ def of_layer(layer: Conv1D | nn.Linear, rows: int) -> Callable[[Tensor], Tensor]
     """x (rows, in) ↦ the layer's output, for many x, without gradients, by the weight as it is now
     and in the precision here.
     """
-    dtype, parts, conv = (
-        machine.dtype_here(layer.weight.device),
-        machine.parts(),
-        isinstance(layer, Conv1D),
-    )
+    dtype = machine.dtype_here(layer.weight.device)
+    parts = machine.parts()
+    conv = isinstance(layer, Conv1D)
     weight = in_parts(layer.weight, parts, 0 if conv else 1, dtype)
     product = affine(
         weight if conv else weight.T,

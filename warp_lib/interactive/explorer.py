@@ -261,10 +261,8 @@ class Explorer:
             for name, rows in chosen.items()
             for k, row in rows.iterrows()
         }
-        before, none = (
-            self.point.value,
-            "choose one, or click it in the figure, to read what it writes",
-        )
+        before = self.point.value
+        none = "choose one, or click it in the figure, to read what it writes"
         self.point.options = [(none, NONE), *((text, k) for k, text in labels.items())]
         self.point.value = before if before in labels else NONE
 
