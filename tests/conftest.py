@@ -55,7 +55,7 @@ from transformers import (
 
 from warp_lib.fast import machine
 from warp_lib.policy import Policy, Rollouts
-from warp_lib.runs import paths, store
+from warp_lib.runs import paths
 from warp_lib.study import outcomes
 
 GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` makes
@@ -77,7 +77,6 @@ def pytest_unconfigure() -> None:
 def _store(tmp_path, monkeypatch):
     """A store that no other test has written to: its folder."""
     monkeypatch.setattr(paths, "RUNS", tmp_path)
-    monkeypatch.setattr(store, "RUNS", tmp_path)
     return tmp_path
 
 

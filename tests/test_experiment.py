@@ -35,15 +35,10 @@ def test_both_fronts_run_from_sft_to_the_end_of_training():
 
 
 @pytest.mark.parametrize(
-    ("merge", "per", "expected"),
-    [
-        ("lerp", "layer", lambda base, runs: merging.lerp(base, runs)),
-        ("slerp", "layer", lambda base, runs: merging.slerp(base, runs, per="layer")),
-        ("slerp", "tensor", lambda base, runs: merging.slerp(base, runs, per="tensor")),
-        ("slerp", "model", lambda base, runs: merging.slerp(base, runs, per="model")),
-    ],
+    ("merge", "per"),
+    [("lerp", "layer"), ("slerp", "layer"), ("slerp", "tensor"), ("slerp", "model")],
 )
-def test_the_settings_merge_is_the_one_that_merges(merge, per, expected):
+def test_the_settings_merge_is_the_one_that_merges(merge, per):
     """Guards: a setting `merge` or `slerp_per` that is ignored. Two tensors in one layer, whose
     runs' angles differ, tell all four apart.
     """
@@ -72,7 +67,6 @@ def test_the_settings_merge_is_the_one_that_merges(merge, per, expected):
         name: merging.lerp(base, runs) if name == "lerp" else merging.slerp(base, runs, per=name)
         for name in ("lerp", "layer", "tensor", "model")
     }
-    assert all(torch.equal(iteration.merged[n], t) for n, t in expected(base, runs).items())
     same = [
         name
         for name, other in all_of.items()

@@ -3,6 +3,7 @@ within five seconds.
 """
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_all_ends_within_five_seconds(tmp_path, how):
     ids=["study-SIGINT", "study-SIGKILL", "sweep-SIGTERM"],
 )
 def test_a_study_and_a_sweep_end_with_their_processes(tmp_path, command, how, processes):
-    """Guards: a command that starts its processes elsewhere than in `together`: units that all
+    """Guards: a command that starts its processes elsewhere than by `run_here`: units that all
     others follow, papermill and kernels that go on.
     """
     script = tmp_path / "stubborn.py"
@@ -201,6 +202,20 @@ def test_what_a_job_prints_shows_or_is_kept(tmp_path, capfd):
     said = capfd.readouterr()
     assert said.out == "a: begins\na: one\na: two\n" and not said.err
     assert log.read_text().startswith("one\n\ntwoTraceback")
+
+
+def test_a_job_whose_words_nobody_reads_is_ended():
+    """As by `| head -1`. Guards: a job that waits for a full pipe without end."""
+    chatty = "while True: print('x' * 1000, flush=True)"
+    code = (
+        "import sys; from warp_lib.runs.jobs import Job, run_here;"
+        f" run_here([Job('a', [sys.executable, '-c', {chatty!r}])], print, 1, 1)"
+    )
+    words = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", words], cwd=paths.ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == "a: begins\n" and "BrokenPipeError" in done.stderr
 
 
 def test_what_tell_raises_ends_all(tmp_path):

@@ -531,11 +531,8 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
             - 1
         )
     assert set(spent.values()) == {400 * 64} and set(seen.values()) == {14}, (spent, seen)
-    assert {name: plan.PRIMARY[name].changes.get("batch_size") for name in plan.PRIMARY} == {
-        "warp": None,
-        "reinforce": None,
-        "reinforce-2b": 128,
-    }
+    batches = {unit.arm: unit.settings.batch_size for unit in plan.primary()}
+    assert batches == {"warp": 64, "reinforce": 64, "reinforce-2b": 128}
 
 
 def test_dpo_arms_spend_the_same(monkeypatch, folder, folders):

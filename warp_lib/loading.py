@@ -180,11 +180,12 @@ def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     refuse_non_finite(model.named_parameters())
     tokens = vocabulary(model)
     refuse_vocabulary(tokenizer, tokens)
-    ends = model.generation_config.eos_token_id
-    for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
-        if not isinstance(end, int) or not 0 <= end < tokens:
+    eos_ids = model.generation_config.eos_token_id
+    listed = eos_ids if isinstance(eos_ids, list) else [] if eos_ids is None else [eos_ids]
+    for eos in listed:
+        if not isinstance(eos, int) or not 0 <= eos < tokens:
             raise Unfit(
-                f"names {end!r} as an end-of-sequence token, and its tokens are 0 to {tokens - 1}:"
+                f"names {eos!r} as an end-of-sequence token, and its tokens are 0 to {tokens - 1}:"
                 " correct eos_token_id"
             )
     context = getattr(model.config, "max_position_embeddings", None)

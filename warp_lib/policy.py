@@ -29,6 +29,7 @@ from .merging import Weights
 from .prompts import prompts
 from .runs import hub
 from .runs.checkpoint import load, weights_of
+from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
 from .runs.model_files import Unfit, said_of
 from .runs.paths import ROOT
@@ -209,7 +210,7 @@ class Policy:
         longest = max(map(len, prompts))
         context = getattr(self.model.config, "max_position_embeddings", None)
         if context and longest + new > context:
-            raise ValueError(
+            raise Explained(
                 f"max_new_tokens={new} after a prompt of {longest} does not fit the policy's"
                 f" context of {context} tokens."
             )

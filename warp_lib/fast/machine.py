@@ -1,6 +1,4 @@
-"""What this machine computes fastest with: the device, the dtype, the threads; and memory
-that is kept once it was asked for.
-"""
+"""What this machine computes fastest with: device, dtype and threads; and memory that is kept."""
 
 import ctypes
 import sys

@@ -316,7 +316,8 @@ def curves(loops: Sequence[Loop]) -> dict[str, Any]:
     titles = tuple(dict.fromkeys(panels.values()))
     traces = []
     for k, (number, title, name, steps, values) in enumerate(series):
-        axis = str(titles.index(panels[name]) + 1).removesuffix("1")
+        place = titles.index(panels[name])
+        axis = str(place + 1) if place else ""
         traces.append(
             {
                 "x": steps,

@@ -60,7 +60,7 @@ def all_points() -> pd.DataFrame:
         rows["arm"] = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
         tables.append(_placed(rows, file, source, record.get("scorers", {}), source))
     if not tables:
-        raise ValueError(
+        raise Explained(
             "there is nothing to explore: data/study is empty, and no run has results under runs/"
             " yet."
         )

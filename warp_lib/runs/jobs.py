@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
-from typing import IO
 
 MARK = "WARP_JOBS"
 GRACE = 1.5  # seconds between asking a process to end and ending it
@@ -98,7 +97,8 @@ def run_here(jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> Non
 
 
 def _run(job: Job, env: Mapping[str, str]) -> Ended:
-    """Run a job out of Ctrl-C's reach."""
+    """Run a job out of Ctrl-C's reach. Raises OSError where what it prints cannot be shown."""
+    refused: list[OSError] = []
     with job.log.open("w+b") if job.log else TemporaryFile() as log:
         process = subprocess.Popen(
             job.words,
@@ -110,21 +110,29 @@ def _run(job: Job, env: Mapping[str, str]) -> Ended:
         )
         if process.stdout:
             print(f"{job.title}: begins\n", end="", flush=True)
-            shown = threading.Thread(target=_show, args=(job.title, process.stdout), daemon=True)
+            shown = threading.Thread(target=_show, args=(job.title, process, refused), daemon=True)
             shown.start()
         code = process.wait()
         if process.stdout:
             shown.join(1)  # a process that the job left behind may hold the pipe open
+        if refused:
+            raise refused[0]
         log.seek(max(0, log.seek(0, os.SEEK_END) - 4000))
         lines = log.read().decode(errors="replace").strip().splitlines()
     return Ended(job, code, lines[-1] if lines else f"exit code {code}")
 
 
-def _show(title: str, said: IO[bytes]) -> None:
-    """What a job prints, line by line."""
-    for line in said:
-        if text := line.decode(errors="replace").rstrip("\n"):
-            print(f"{title}: {text}\n", end="", flush=True)
+def _show(title: str, process: subprocess.Popen[bytes], refused: list[OSError]) -> None:
+    """Show what a job prints, line by line, until it ends. Where nobody reads it any more, as under
+    `| head`, the job is ended, and why goes into `refused`.
+    """
+    for line in process.stdout or ():  # all of them, or the job would wait for its pipe
+        if (text := line.decode(errors="replace").rstrip("\n")) and not refused:
+            try:
+                print(f"{title}: {text}\n", end="", flush=True)
+            except OSError as error:
+                refused.append(error)
+                process.terminate()
 
 
 @contextmanager
@@ -157,7 +165,7 @@ def interrupted_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # nohup
+    # under nohup SIGHUP stays ignored
     before = {
         number: signal.signal(number, _interrupt)
         for number in SIGNALS
@@ -197,10 +205,10 @@ def marked(mark: str) -> set[int]:
                 if needle in environ.read_bytes():
                     found.add(int(environ.parent.name))
     else:  # macOS and the BSDs
-        said = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True).stdout
+        listed = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True).stdout
         found = {
             int(line.split()[0])
-            for line in said.splitlines()
+            for line in listed.splitlines()
             if needle in line and __file__.encode() not in line
         }
     return found - {os.getpid()}

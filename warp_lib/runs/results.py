@@ -32,7 +32,7 @@ COLUMNS = {
     "reward_se": "its standard error, clustered by prompt",
     "kl": "KL(π‖π_sft) per completion, nats",
     "kl_se": "",
-    "judge": "full-encoder judge on the other half of the labels, like r̃ (empty without its steps)",
+    "judge": "full-encoder judge on the labels' other half, like r̃ (empty without judge_steps)",
     "judge_se": "",
     "judge_tfidf": "TF-IDF judge, standardised like r̃",
     "judge_tfidf_se": "",

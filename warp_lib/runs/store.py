@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..fast import machine
+from . import paths
 from .errors import Explained, Unwritable, reason, say_once, writing
-from .paths import RUNS, write_whole
+from .paths import write_whole
 
 FORMAT = 7  # raised when the same inputs give other results than before
 # where a computation may leave what it goes on from; no part of its result
@@ -78,7 +79,8 @@ def memoise(kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, 
     """
     inputs = inputs | surroundings()
     key = f"{kind}-{digest(inputs)}"
-    folder, part = RUNS / "store" / key, RUNS / "store" / f"{key}.part"
+    folder = paths.RUNS / "store" / key
+    part = folder.with_name(f"{key}.part")
     # without the lock: an entry appears whole, and a store that only is read need not be writable
     if record := _intact(folder):
         return Entry(folder, record["result"])
@@ -189,7 +191,9 @@ def records(kind: str) -> Iterator[dict[str, Any]]:
     """
     # none in the making or moved aside
     files = [
-        file for file in (RUNS / "store").glob(f"{kind}-*/record.json") if not file.parent.suffix
+        file
+        for file in (paths.RUNS / "store").glob(f"{kind}-*/record.json")
+        if not file.parent.suffix
     ]
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         try:

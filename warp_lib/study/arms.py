@@ -135,12 +135,12 @@ def by_iterated_dpo(experiment: Experiment, reward: Reward, progress: Progress) 
         partial(experiment.dpo_aligner(remade, progress), keep_every=every)
     )
     runs = [run for i in iterations for run in i.runs]
-    along = {
+    checkpoints = {
         k * s.steps + t: theta for k, run in enumerate(runs) for t, theta in run.checkpoints.items()
     }
     whole = Run(
         runs[-1].weights,
-        along,
+        checkpoints,
         [row for run in runs for row in run.history],
         sum(run.seconds for run in runs),
     )

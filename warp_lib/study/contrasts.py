@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from ..runs.errors import Explained
 from .fronts import Effect, Interval, shares, weights
 from .outcomes import (
     EARLIER,
@@ -169,7 +170,7 @@ def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward
             ends[seed] = end = min(high, kl.max(), unit.reach("validation"), unit.reach("test"))
             by_prompt[seed] = unit.along_front("test", end, scorer) - shares(kl, LOW, end) @ reward
     if not ends:
-        raise ValueError(
+        raise Explained(
             f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured:"
             " `python -m warp_lib study`."
         )
@@ -254,7 +255,7 @@ def _ends(
     the first of them ends. Raises ValueError when there is no such seed.
     """
     if not (seeds := shared_seeds(arms, scorer, among)):
-        raise ValueError(
+        raise Explained(
             f"no seed has finished all of {', '.join(f'{name} ({e})' for e, name in arms)}, scored"
             f" by one {scorer}."
         )

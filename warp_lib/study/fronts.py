@@ -1,5 +1,7 @@
 """Reward/KL fronts: their points, their mean reward over KL, differences and their intervals.
 
+from ..runs.errors import Explained
+
 A front is read linearly between its points and never beyond them. Reading it needs no torch.
 """
 
@@ -11,6 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
+
+from ..runs.errors import Explained
 
 FEWEST = 3  # seeds from which an interval over seeds is given, and a side taken
 DRAWS = 2000  # resamplings of a bootstrap
@@ -56,7 +60,7 @@ def shares(kl: ArrayLike, low: float, high: float) -> np.ndarray:
     """
     kl = np.asarray(kl, dtype=float)
     if not (kl.min() <= low < high <= kl.max()):
-        raise ValueError(
+        raise Explained(
             f"a mean from {low:g} to {high:g} nats needs points on both sides, and these go from"
             f" {kl.min():g} to {kl.max():g}."
         )
@@ -295,7 +299,7 @@ def matched(
     at = float(end(np.full(prompts, 1 / prompts)))
     for method, points in zip(methods, own_kl, strict=True):
         if not 0 <= at <= (reach := points.mean(1).max()) + 1e-9:
-            raise ValueError(
+            raise Explained(
                 f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not"
                 f" {at:.2f}."
             )

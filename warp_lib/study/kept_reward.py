@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..reward import SEED, EncoderScorer, Reward, untrained
+from ..runs import paths
 from ..runs.checkpoint import load, weights_of
-from ..runs.paths import RUNS
+from ..runs.errors import Explained
 from ..runs.store import save_tensors
 from ..settings import Settings
 from . import outcomes
@@ -42,8 +43,8 @@ def file() -> Path:
 def write(reward: Reward, settings: Settings) -> None:
     """Keep the reward model that was trained with these settings, unless one is kept already."""
     assert isinstance(reward.raw, EncoderScorer)
-    RUNS.mkdir(parents=True, exist_ok=True)
-    with FileLock(RUNS / "kept-reward.lock"):  # units may be run side by side
+    paths.RUNS.mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.RUNS / "kept-reward.lock"):  # units may be run side by side
         if file().exists():
             return
         trained, before = weights_of(reward.raw.model), weights_of(_untrained(settings).model)
@@ -78,7 +79,7 @@ def read(settings: Settings) -> Reward | None:
     load(scorer.model, weights_of(scorer.model) | load_file(file()))
     reward = Reward(EncoderScorer(scorer.model, scorer.tokenizer, []), said["mean"], said["sd"])
     if reward.identity != said["identity"]:
-        raise ValueError(
+        raise Explained(
             f"the reward model read from {file().name} is not the one that was kept: it, or its"
             " encoder, has changed."
         )

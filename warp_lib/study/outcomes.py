@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from safetensors.numpy import load_file
 
+from ..runs.errors import Explained
 from ..runs.paths import ROOT
 from .fronts import Interval, pareto, shares, weights
 
@@ -141,11 +143,21 @@ class Outcome:
         return shares(kl, LOW, high) @ reward
 
 
+def read_record(file: Path) -> dict[str, Any]:
+    """A unit's record. Raises Explained, naming it, for one that is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        raise Explained(
+            f"{file} is damaged: restore it, or remove it to have it run again."
+        ) from None
+
+
 @cache
 def outcome(experiment: str, arm: str, seed: int) -> Outcome:
     """A finished unit. Raises FileNotFoundError for another."""
     file = FOLDER / experiment / f"{arm}-{seed}.json"
-    record = json.loads(file.read_text())
+    record = read_record(file)
     rows, scores = pd.read_csv(file.with_suffix(".csv")), file.with_suffix(".safetensors")
     return Outcome(rows, load_file(scores), record)
 
@@ -210,7 +222,7 @@ def settle(experiment: str, arms: Iterable[str]) -> dict[str, Any]:
         for arm in arms
     }
     if lost := [arm for arm, left in able.items() if not left]:
-        raise ValueError(
+        raise Explained(
             f"no trial of {lost[0]} in {experiment} reaches {LEAST:g} nats: there is nothing to"
             " compare."
         )
@@ -236,7 +248,7 @@ def settled(experiment: str) -> dict[str, Any]:
     try:
         return json.loads((FOLDER / f"{experiment}.json").read_text())
     except FileNotFoundError:
-        raise ValueError(
+        raise Explained(
             "settings are chosen when all trials have ended: run `python -m warp_lib study"
             f" {experiment}` first."
         ) from None
@@ -350,7 +362,7 @@ def by_layer(experiment: str, arm: str, seeds: Iterable[int]) -> pd.DataFrame:
 def between_seeds() -> pd.DataFrame:
     """Ω between REINFORCE's runs of different seeds: a row for each pair, arm and number of steps.
 
-    Columns: arm, steps, completions, a, b, degrees, norm_a, norm_b (see `study.Angles`).
+    Columns: arm, steps, completions, a, b, degrees, norm_a, norm_b (see `units.Angles`).
     """
     return outcome("angles", "seeds", finished_seeds("angles", ["seeds"])[0]).rows
 

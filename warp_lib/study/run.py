@@ -1,10 +1,11 @@
 """Running the study, unit by unit. A unit that ended is kept in data/study/ and never run again."""
 
+import os
 import sys
 
 import torch
 
-from ..runs.jobs import Ended, Job, Runner, run_here
+from ..runs.jobs import MARK, Ended, Job, Runner, run_here
 from ..runs.progress import Progress
 from ..runs.store import write_json
 from . import outcomes, plan, units
@@ -38,7 +39,7 @@ def run(
             _run_side_by_side(waiting, at_once, runner)
         else:
             for unit in waiting:
-                if not only:
+                if MARK not in os.environ:  # whoever runs this as a job has said its title
                     print(f"[{listed.index(unit) + 1}/{len(listed)}] {unit.title}", flush=True)
                 try:
                     units.run_unit(unit, progress)

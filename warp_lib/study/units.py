@@ -2,7 +2,6 @@
 data/study/.
 """
 
-import json
 import math
 import platform
 import shlex
@@ -78,7 +77,7 @@ class Unit(ABC):
         """
         if not self.file.exists():
             return False
-        recorded, now = json.loads(self.file.read_text())["settings"], self.settings.asdict()
+        recorded, now = outcomes.read_record(self.file)["settings"], self.settings.asdict()
         if odd := [name for name, value in recorded.items() if name in now and now[name] != value]:
             raise ValueError(
                 f"{self.title} was run with {odd[0]}={recorded[odd[0]]}, and is now listed with"
@@ -98,12 +97,12 @@ class Unit(ABC):
     @abstractmethod
     def measure(
         self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress
-    ) -> "Found":
+    ) -> "Measured":
         """What the unit is run for."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Measured:
     """What a unit measured: rows of its table; score → for each row of a split the value of each
     prompt; completions; its record.
     """
@@ -128,7 +127,7 @@ class Training(Unit):
 
     def measure(
         self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress
-    ) -> Found:
+    ) -> Measured:
         """Train, and evaluate the checkpoints on validation prompts and, but for trials, on test
         prompts.
         """
@@ -137,7 +136,7 @@ class Training(Unit):
         splits = ("validation",) if s.held_out == "validation" else ("validation", "test")
         # it counts nowhere there, and costs an encoder
         choosing = {name: reward for name, reward in rewards.items() if name != "judge"}
-        found = Found(record)
+        measured = Measured(record)
         for point in progress.track(list(points), "evaluation"):
             place = _place(point) | {"seed": s.seed}
             if "pairs_from" not in record:  # DPO samples before it trains
@@ -145,14 +144,14 @@ class Training(Unit):
             for split in splits:
                 asked = rewards if split == "test" else choosing
                 seen = experiment.evaluate(point.theta, asked, split, progress=progress)
-                found.add({"arm": self.arm, "split": split} | place, seen)
+                measured.add({"arm": self.arm, "split": split} | place, seen)
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
             many = SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN
-            row = {"point": len(found.rows) // len(splits) - 1, "split": split}
+            row = {"point": len(measured.rows) // len(splits) - 1, "split": split}
             for k, review in enumerate(islice(experiment.held_out_prompts(split), many)):
                 completion = texts[k * s.test_samples]
-                found.shown.append(row | {"review": review, "completion": completion})
-        return found
+                measured.shown.append(row | {"review": review, "completion": completion})
+        return measured
 
 
 @dataclass(frozen=True)
@@ -166,10 +165,10 @@ class Passes(Unit):
 
     def measure(
         self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress
-    ) -> Found:
+    ) -> Measured:
         s = self.settings
         points, record = self.train(experiment, rewards["reward"], progress)
-        found = Found(record)
+        measured = Measured(record)
         for point in progress.track(list(points), "evaluation"):
             place = _place(point) | {"seed": s.seed, "completions": point.steps * s.batch_size}
             place["stays"] = rounds_to(experiment.theta_sft, point.theta)
@@ -191,8 +190,8 @@ class Passes(Unit):
                     apart = kl_of_pass(policy, written, s.temperature, narrow)
                     row["pass_kl"] = apart.mean().item()
                     row["pass_kl_se"] = apart.std().item() / math.sqrt(len(apart))
-                found.add(row, one)
-        return found
+                measured.add(row, one)
+        return measured
 
 
 def _place(point: Point) -> dict[str, Any]:
@@ -220,7 +219,7 @@ class BestOfN(Unit):
 
     def measure(
         self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress
-    ) -> Found:
+    ) -> Measured:
         prompts, s = experiment.held_out_prompts("test"), self.settings
         sampled = []
         for part in progress.track(range(BEST_OF // SAMPLED_AT_ONCE), "samples"):
@@ -257,7 +256,7 @@ class BestOfN(Unit):
                 shown.append(place | {"review": review, "completion": text})
             rows.append(row | {"completions": n * len(prompts)})
             n *= 2
-        return Found({}, rows, kept, shown)
+        return Measured({}, rows, kept, shown)
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,7 @@ class Angles(Unit):
 
     def measure(
         self, experiment: Experiment, rewards: dict[str, Reward], progress: Progress
-    ) -> Found:
+    ) -> Measured:
         rows, given = [], {}
         for name in dict.fromkeys(unit.arm for unit in self.between):
             units = [unit for unit in self.between if unit.arm == name]
@@ -289,7 +288,7 @@ class Angles(Unit):
                     if row["layer"] == "model":
                         pair = {end: self.seeds[row[end] - 1] for end in ("a", "b")}
                         rows.append(place | row | pair)
-        return Found({"runs": given}, rows)
+        return Measured({"runs": given}, rows)
 
 
 def run_unit(unit: Unit, progress: Progress) -> None:
@@ -306,19 +305,21 @@ def run_unit(unit: Unit, progress: Progress) -> None:
     kept_reward.write(reward, s)
     judges = experiment.judges(progress)
     rewards = {"reward": reward} | judges
-    found = unit.measure(experiment, rewards, progress)
-    names = (name for row in found.rows for name in row)
-    table = pd.DataFrame(found.rows, columns=[*dict.fromkeys(["arm", "split", *COLUMNS, *names])])
+    measured = unit.measure(experiment, rewards, progress)
+    names = (name for row in measured.rows for name in row)
+    table = pd.DataFrame(
+        measured.rows, columns=[*dict.fromkeys(["arm", "split", *COLUMNS, *names])]
+    )
     unit.file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(unit.file.with_suffix(".csv"), table.to_csv(index=False))
-    scores = {name: torch.stack(values).float() for name, values in found.scores.items()}
+    scores = {name: torch.stack(values).float() for name, values in measured.scores.items()}
     save_tensors(unit.file.with_suffix(".safetensors"), scores)
-    record = found.record | {
+    record = measured.record | {
         "settings": s.asdict(),
         **made_with,
         "judges": {name: judge.identity for name, judge in judges.items()},
         "real_positive": experiment.real_positive(rewards["reward"]),
-        "completions": found.shown,
+        "completions": measured.shown,
         "seconds": time.perf_counter() - began,
         "date": date.today().isoformat(),
         "commit": COMMIT,
@@ -353,7 +354,7 @@ def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
         experiments = unit.experiment if seed == TUNING_SEED else "*"
         for file in sorted(outcomes.FOLDER.glob(f"{experiments}/*-{seed}.json")):
             if file.parent.name not in ("best-of-n", "angles"):  # no arm is compared with these
-                record = json.loads(file.read_text())
+                record = outcomes.read_record(file)
                 parts = ("reward_model", "sft", "measured_in")
                 made_with = {part: record.get(part) for part in parts}
                 made_with["dtype"] = record["machine"]["dtype"]

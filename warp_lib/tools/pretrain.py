@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from ..evaluate import language_loss
 from ..fast.machine import autocast, device, prepare
 from ..policy import Policy
 from ..reviews import load_reviews
+from ..runs import paths
 from ..runs.checkpoint import Checkpoint
-from ..runs.paths import RUNS
 from ..runs.progress import Progress, TerminalProgress
 from ..runs.seeds import torch_stream
 from ..runs.store import write_json
@@ -29,7 +29,7 @@ LOOK_EVERY = 100  # steps between two looks at the validation loss
 class Corpus:
     """Reviews as one long row of tokens, each closed by EOS, and the places where they begin."""
 
-    def __init__(self, tokenizer: GPT2Tokenizer, texts: list[str]):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]):
         rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
         self.tokens = torch.tensor([token for row in rows for token in row])
         starts = torch.tensor([0, *map(len, rows[:-1])]).cumsum(0)
@@ -80,10 +80,15 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     reviews = load_reviews("imdb")
     if (out / "tokenizer.json").exists():
-        tokenizer = GPT2Tokenizer.from_pretrained(out)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     else:
-        tokenizer = GPT2Tokenizer(model_max_length=CONTEXT).train_new_from_iterator(
+        trained = GPT2Tokenizer().train_new_from_iterator(
             list(reviews.train["text"]), VOCABULARY, show_progress=False
+        )
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=trained.backend_tokenizer,
+            eos_token=trained.eos_token,
+            model_max_length=CONTEXT,
         )
         tokenizer.save_pretrained(out)
     train, validation = (
@@ -91,7 +96,7 @@ def pretrain(
     )
 
     torch.manual_seed(0)
-    end = tokenizer.eos_token_id
+    end: Any = tokenizer.eos_token_id
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY,
@@ -193,7 +198,7 @@ Of openings of validation reviews (bold), 53 tokens at τ = 0.7, the first eight
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=RUNS / "pretrain")
+    parser.add_argument("--out", type=Path, default=paths.RUNS / "pretrain")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--steps", type=int, default=5_000)

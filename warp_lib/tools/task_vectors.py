@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ..experiment import Experiment
 from ..merging import Weights, geometry, task_vector
+from ..runs.errors import Explained
 from ..runs.paths import ROOT
 from ..runs.progress import Progress
 from ..runs.store import digest, save_tensors, write_json
@@ -110,7 +111,7 @@ def committed(theta_sft: Weights) -> dict[str, Weights]:
     """
     known = record()
     if digest(theta_sft) != known["sft"]:
-        raise ValueError(
+        raise Explained(
             f"the committed task vectors belong to policy={known['settings']['policy']!r} as it was"
             f" on {known['date']}."
         )

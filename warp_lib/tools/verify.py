@@ -1,8 +1,8 @@
 """`python -m warp_lib verify RUN`: are the results table's numbers those of the saved policies?
 
-The report computes fast, with kernels and dtypes of its own. Here every policy that a run
-saved is opened by transformers in float32, sampled by its `generate`, and compared with π_sft in a
-few lines that can be read against the definition:
+The report computes fast, with kernels and dtypes of its own. Here every policy that a run saved is
+opened by transformers in float32, sampled by its `generate`, and compared with π_sft in a few lines
+that can be read against the definition:
 
     KL(π‖π_sft) = E_{y~π} Σ_s KL(π(·|x, y_<s) ‖ π_sft(·|x, y_<s)),    π(·|…) = softmax(logits / τ)
     without the end-of-sequence tokens.
