@@ -296,6 +296,32 @@ def test_run_key(policy_folder):
     assert of(**base | dict(settings=Settings.profile(**TINY.asdict() | elsewhere))) == keys[0]
 
 
+def test_another_aligner_is_another_run(policy_folder):
+    """Guards: a new aligner, whose inputs are those of an old one, that is given its weights."""
+    policy = Policy.from_name(policy_folder)
+
+    def first(t, learner, anchor): ...
+
+    def second(t, learner, anchor): ...
+
+    def of(loss) -> str:
+        return key(
+            aligner_module,
+            aligner_module.train,
+            loss=loss,
+            inputs={},
+            theta_init=policy.weights(),
+            run_id=FIRST,
+            policy=policy,
+            settings=TINY,
+            steps=4,
+            keep_every=None,
+            progress=Progress(),
+        )
+
+    assert of(first) == of(first) != of(second)
+
+
 def test_evaluation_key(policy_folder):
     """Every input of an evaluation is in its key."""
     policy, sft, moved = (Policy.from_name(policy_folder) for _ in range(3))

@@ -53,6 +53,8 @@ def train(
     """
     s = settings
     inputs = inputs | {
+        # another aligner's run of the same inputs is another run
+        "aligner": f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__qualname__)}",
         "learning_rate": s.learning_rate,
         "mu": s.mu,
         "policy": policy.identity,
@@ -63,7 +65,8 @@ def train(
     }
 
     def make(folder) -> dict[str, Any]:
-        learner, anchor = policy.load(theta_init), policy.clone()
+        learner = policy.load(theta_init)
+        anchor = learner.clone()
         optimiser = torch.optim.AdamW(
             learner.model.parameters(), s.learning_rate, weight_decay=0.0, fused=True
         )

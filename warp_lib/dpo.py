@@ -226,7 +226,7 @@ def dpo(
         run_id: names the order in which the run sees the pairs, each once before any comes again.
         policy: lends its architecture and tokenizer; its weights are overwritten.
         pairs: from θ_init and the run's name, made anew (see `for_all_runs`) or always the same.
-        settings: temperature, batch_size, learning_rate, beta, mu; steps unless given.
+        settings: temperature, batch_size, learning_rate, beta, mu, precision; steps unless given.
         keep_every: keep the weights along the way every so many steps.
 
     Raises ValueError for β = 0.

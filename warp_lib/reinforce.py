@@ -52,7 +52,7 @@ def reinforce(
         prompts: token ids to draw batches from, each once before any comes again.
         reward: texts → r̃ (n,).
         settings: max_new_tokens, temperature, batch_size, completions_per_prompt, baseline,
-            learning_rate, beta, mu; steps unless given.
+            learning_rate, beta, mu, precision; steps unless given.
         keep_every: keep the weights along the way every so many steps.
     """
     s = settings

@@ -1,9 +1,9 @@
 """One seed, many independent random streams.
 
 Every random choice in the project draws from its own stream, named by its role: ``stream(seed,
-"sampling", i, m, t)`` has nothing in common with ``stream(seed, "prompts", i, m)``. Two runs can
-therefore not share a shuffle by accident, and a run that is resumed at step t needs no stored
-random state: the stream of step t is a function of its name.
+"warp", i, m, "sampling", t)`` has nothing in common with ``stream(seed, "warp", i, m, "prompts",
+0)``. Two runs can therefore not share a shuffle by accident, and a run that is resumed at step t
+needs no stored random state: the stream of step t is a function of its name.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def stream(*role: str | int) -> int:
-    """The 63-bit seed of the stream named by `role`, e.g. ``stream(seed, "sampling", i, m, t)``."""
+    """The 63-bit seed of the stream named by `role`, e.g. ``stream("evaluation", "test")``."""
     digest = hashlib.sha256(json.dumps(role).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ..evaluate import language_loss
 from ..fast.machine import autocast, device, prepare
@@ -23,7 +24,23 @@ from ..runs.seeds import torch_stream
 from ..runs.store import write_json
 
 VOCABULARY, CONTEXT = 8192, 128
+EOS = "<|endoftext|>"
 LOOK_EVERY = 100  # steps between two looks at the validation loss
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `VOCABULARY` tokens; token 0 ends a review."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, model_max_length=CONTEXT
+    )
 
 
 class Corpus:
@@ -82,14 +99,7 @@ def pretrain(
     if (out / "tokenizer.json").exists():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     else:
-        trained = GPT2Tokenizer().train_new_from_iterator(
-            list(reviews.train["text"]), VOCABULARY, show_progress=False
-        )
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=trained.backend_tokenizer,
-            eos_token=trained.eos_token,
-            model_max_length=CONTEXT,
-        )
+        tokenizer = train_tokenizer(list(reviews.train["text"]))
         tokenizer.save_pretrained(out)
     train, validation = (
         Corpus(tokenizer, list(part["text"])) for part in (reviews.train, reviews.validation)
