@@ -18,7 +18,7 @@ from warp_lib.__main__ import main
 from warp_lib.fast import machine
 from warp_lib.report import publish, run
 from warp_lib.report.page import write_page
-from warp_lib.runs import paths, store
+from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.jobs import Ended, run_here
 from warp_lib.settings import Settings
@@ -68,7 +68,6 @@ def toy(tmp_path_factory):
         patch.setattr(paths, "NOTEBOOKS", root / "notebooks")
         patch.setattr(paths, "FIGURES", root / "figures")
         patch.setattr(paths, "RUNS", root / "runs")
-        patch.setattr(store, "RUNS", root / "runs")
         patch.setenv("JPY_SESSION_NAME", "started from a notebook")  # whose front end is not theirs
         assert main(["report", "--profile", "smoke", "--name", "toy", "--beta", "0.25"]) == 0
         yield root

@@ -110,7 +110,7 @@ def entries(folder: Path) -> list[Path]:
 def in_process(target, *args):
     """Start `target` in a process of its own, on as many threads as here."""
     process = PROCESSES.Process(
-        target=_with_store, args=(target, args, memory.RUNS, torch.get_num_threads())
+        target=_with_store, args=(target, args, paths.RUNS, torch.get_num_threads())
     )
     process.start()
     return process
@@ -118,7 +118,7 @@ def in_process(target, *args):
 
 def _with_store(target, args, runs: Path, threads: int) -> None:
     torch.set_num_threads(threads)
-    memory.RUNS = paths.RUNS = runs
+    paths.RUNS = runs
     target(*args)
 
 
@@ -741,7 +741,7 @@ def training(request, tmp_path, monkeypatch):
     train, folder = TRAININGS[request.param]
     folder = request.getfixturevalue(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
+        patch.setattr(paths, "RUNS", tmp_path / "uninterrupted")
         whole = train(folder, Progress())
     return partial(train, folder), (train, folder), whole
 
@@ -810,7 +810,7 @@ def test_stopped_within_a_step(store, policy_folder, tmp_path, monkeypatch):
     is lost, and the end is the same.
     """
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
+        patch.setattr(paths, "RUNS", tmp_path / "uninterrupted")
         whole = train_run(policy_folder, Progress())
     sampled = 1 + TINY.max_new_tokens  # asked before the step and before each of its tokens
     a_step = sampled + 4  # and around the scoring, and before the optimiser
@@ -984,7 +984,7 @@ def test_a_number_that_is_not_finite_stops_a_run(
     mended it ends as if nothing had been.
     """
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "RUNS", tmp_path / "uninterrupted")
+        patch.setattr(paths, "RUNS", tmp_path / "uninterrupted")
         whole = train_run(policy_folder, Progress())
     with pytest.raises(
         checkpoint.NotFinite, match=f"^warp, i = 1, m = 1 stopped before step 4: its {cause}"
@@ -1048,7 +1048,7 @@ def test_what_cannot_be_read_is_left_alone(store, monkeypatch, name):
     with pytest.raises(ValueError, match=f"^{folder} cannot be read: Input/output error"):
         memoise("thing", {}, make)
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "RUNS", store)
+    monkeypatch.setattr(paths, "RUNS", store)
     memoise("thing", {}, make)
     assert make.calls == 1
 
