@@ -80,6 +80,29 @@ def alive(numbers: list[int]) -> list[int]:
     return found
 
 
+def _ends_within_five_seconds(
+    parent: subprocess.Popen, folder: Path, how: str, processes: int
+) -> None:
+    """Send a command the signal `how` when its processes have begun (see STUBBORN)."""
+    until = time.monotonic() + 120
+    while (
+        len(begun := [int(file.suffix[1:]) for file in folder.glob("stubborn.py.*")]) < processes
+        and time.monotonic() < until
+    ):
+        time.sleep(0.1)
+    try:
+        assert len(begun) == len(alive(begun)) == processes
+        parent.send_signal(getattr(signal, how))
+        sent = time.monotonic()
+        while alive(begun) and time.monotonic() < sent + 30:
+            time.sleep(0.05)
+        assert time.monotonic() - sent < 5
+        assert parent.wait(10)
+    finally:
+        for number in alive(begun):
+            os.kill(number, signal.SIGKILL)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_all_ends_within_five_seconds(tmp_path, how):
@@ -96,19 +119,7 @@ def test_all_ends_within_five_seconds(tmp_path, how):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    until = time.monotonic() + 60
-    while (
-        len(begun := [int(file.suffix[1:]) for file in tmp_path.glob("stubborn.py.*")]) < 6
-        and time.monotonic() < until
-    ):
-        time.sleep(0.1)
-    assert len(begun) == len(alive(begun)) == 6
-    parent.send_signal(getattr(signal, how))
-    sent = time.monotonic()
-    while alive(begun) and time.monotonic() < sent + 30:
-        time.sleep(0.05)
-    assert time.monotonic() - sent < 5
-    assert parent.wait(10)
+    _ends_within_five_seconds(parent, tmp_path, how, 6)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
@@ -136,23 +147,7 @@ def test_a_study_and_a_sweep_end_with_their_processes(tmp_path, command, how, pr
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    until = time.monotonic() + 120
-    while (
-        len(begun := [int(file.suffix[1:]) for file in tmp_path.glob("stubborn.py.*")]) < processes
-        and time.monotonic() < until
-    ):
-        time.sleep(0.1)
-    try:
-        assert len(begun) == len(alive(begun)) == processes
-        parent.send_signal(getattr(signal, how))
-        sent = time.monotonic()
-        while alive(begun) and time.monotonic() < sent + 30:
-            time.sleep(0.05)
-        assert time.monotonic() - sent < 5
-        assert parent.wait(10)
-    finally:
-        for number in alive(begun):
-            os.kill(number, signal.SIGKILL)
+    _ends_within_five_seconds(parent, tmp_path, how, processes)
 
 
 # Notes that it began, waits until as many have, and notes that it ends.

@@ -3,9 +3,9 @@ refusals in one sentence.
 """
 
 import json
-import pickle
 import re
 import time
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from warp_lib.report import publish, run
 from warp_lib.report.page import write_page
 from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
-from warp_lib.runs.jobs import Ended, run_here
+from warp_lib.runs.jobs import Ended, Job, run_here
 from warp_lib.settings import Settings
 
 SETTINGS = (
@@ -337,7 +337,7 @@ def test_who_runs_the_notebooks_is_handed_all_that_it_needs(store, monkeypatch):
     asked = []
 
     def elsewhere(jobs, tell, at_once, threads):
-        asked.extend(pickle.loads(pickle.dumps(jobs)))
+        asked.extend(Job(**json.loads(json.dumps(asdict(job)))) for job in jobs)
         tell(Ended(jobs[3], -9, "exit code -9"))
 
     given = {"name": "elsewhere", "beta": 0.5}

@@ -59,7 +59,7 @@ APP = App(
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 asked for something that does not
-    exist.
+    exist. Raises SystemExit where it has only shown its help.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
@@ -324,7 +324,7 @@ def whole_or_nothing() -> Iterator[TerminalProgress]:
     progress = TerminalProgress()
     try:
         yield progress
-    except ValueError:
+    except ValueError:  # a file that cannot be written is an OSError too, and says so itself
         raise
     except (OSError, KeyboardInterrupt) as error:
         raise Failed(f"Nothing was written: {str(error) or 'stopped'}.") from error

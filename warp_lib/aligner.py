@@ -43,8 +43,8 @@ def train(
 
     Args:
         loss: of a step (see `Loss`).
-        inputs: what the loss depends on besides the settings named in it, the weights and `run_id`:
-            JSON values.
+        inputs: what the loss depends on besides the weights and `run_id`: JSON values. Losses of
+            one module and name with equal inputs are taken for one.
         theta_init: where the run and its anchor begin.
         run_id: which run it is.
         policy: lends its architecture and tokenizer; its weights are overwritten.

@@ -504,7 +504,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint to evaluate: its weights and its place in the results table (see
+    """Weights to evaluate, and their place in the results table (see
     `results.COLUMNS`).
     """
 

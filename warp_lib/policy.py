@@ -95,7 +95,7 @@ class Policy:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        nn.Module.to(model.float().eval(), machine.device())
+        nn.Module.to(model.float().eval(), machine.device())  # whose own `to` hides its arguments
         self.model = model
         self.tokenizer = tokenizer
         self._graphs: dict[tuple, Callable] = {}

@@ -248,7 +248,7 @@ def _narrowed(module: Module) -> Module:
     for layer in narrow.modules():
         if isinstance(layer, nn.Linear) and layer.out_features > 1 and layer.bias is not None:
             if fast := laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS):
-                setattr(layer, "forward", fast)  # noqa: B010
+                vars(layer)["forward"] = fast
     return narrow
 
 
@@ -268,7 +268,7 @@ def _float32_head(model: PreTrainedModel) -> None:
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), head.weight, head.bias)
 
-    setattr(head, "forward", forward)  # noqa: B010
+    vars(head)["forward"] = forward
 
 
 Scorer = EncoderScorer | TfidfScorer

@@ -175,7 +175,7 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
                 wide = module.bias.detach()
                 module.bias = nn.Parameter(wide.to(dtype, copy=True), requires_grad=False)
                 biases.append((module.bias, wide))
-            setattr(module, "forward", partial(_of_parts, module, parts))  # noqa: B010
+            vars(module)["forward"] = partial(_of_parts, module, parts)
 
     def refresh() -> None:
         rest = [wide for _, wide, _ in weights]

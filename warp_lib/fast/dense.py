@@ -90,7 +90,7 @@ def multiply_in_parts(model: nn.Module) -> None:
     for layer in model.modules():
         ours = type(layer) in (Conv1D, nn.Linear) and "forward" not in vars(layer)
         if ours and isinstance(layer, (Conv1D, nn.Linear)):
-            setattr(layer, "forward", partial(_forward, layer))  # noqa: B010
+            vars(layer)["forward"] = partial(_forward, layer)
 
 
 @contextmanager

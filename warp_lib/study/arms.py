@@ -1,4 +1,4 @@
-"""Ways to train, which the study compares: each gives checkpoints to evaluate."""
+"""Ways to train that the study compares: each yields the points to evaluate."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ def settings_of(seed: int, changes: dict[str, Any] | None = None) -> Settings:
 
 Trained = tuple[Iterator[Point], dict[str, Any]]
 Train = Callable[[Experiment, Reward, Progress], Trained]
-"""Trains an arm: its checkpoints to evaluate, and what else goes into its record."""
+"""Trains an arm: its points to evaluate, and what else goes into its record."""
 
 
 def by_warp(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
