@@ -89,8 +89,7 @@ def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
     """Axes with their units and, on the reward's, where real positive reviews lie for the first of
     the points.
     """
-    wide = dict(width=None, autosize=True, legend=dict(orientation="h", y=-0.15), margin=dict(t=20))
-    figure = go.Figure(layout=plots.LAYOUT | wide)
+    figure = go.Figure(layout=dict(template="warp", margin=dict(t=20), height=520))
     for axis, column in zip("xy", view, strict=True):
         figure.update_layout({f"{axis}axis_title": plots.AXES[column]})
         if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):

@@ -348,7 +348,7 @@ def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
         figure.update_xaxes(title="step", row=1, col=col)
         figure.update_yaxes(title=html.escape(title), row=1, col=col)
     margin = {"l": 60, "r": 20, "t": 30, "b": 40}
-    figure.update_layout(height=300, margin=margin, template="plotly_white")
+    figure.update_layout(height=300, margin=margin, template="warp")
     return figure.layout.to_plotly_json()
 
 

@@ -232,7 +232,8 @@ class Desk:
 
     def angles(self, mix: Mix) -> go.Figure:
         """The figure of `Playground.layers`."""
-        return plots.layers(self.playground.layers(mix), [mix.first, mix.second, "merged"])
+        names = [mix.first, mix.second, "merged"]
+        return plots.layers(self.playground.layers(mix), names, "Where the sliders stand")
 
     def _controls(self, prompt: str, mix: Mix) -> ipywidgets.Widget:
         look = {

@@ -1,6 +1,12 @@
-"""The report's page: executed notebooks as one HTML file that opens offline."""
+"""The report's page: executed notebooks as one HTML file that opens offline.
 
+Its first screen is what cells tagged `front` show; then each notebook is a part that unfolds.
+"""
+
+import html
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +15,19 @@ from nbformat import NotebookNode
 
 from ..runs import paths
 
-HERE = Path(__file__).parent  # page.html.j2, page.css, and cells.html.j2 for a notebook's cells
+HERE = Path(__file__).parent  # page.html.j2, page.css, page.js, and cells.html.j2
 PLOTLY = "application/vnd.plotly.v1+json"
+
+
+@dataclass
+class Part:
+    """A notebook on the page: its id, title and question, the headings in it (id, text), HTML."""
+
+    stem: str
+    title: str
+    question: str
+    headings: list[tuple[str, str]]
+    body: str
 
 
 def write_page(notebooks: list[Path], page: Path, title: str) -> None:
@@ -21,43 +38,67 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
     from plotly.offline import get_plotlyjs
     from pygments.formatters import HtmlFormatter
 
-    sections, figures = [], 0
+    from .look import NARROW, template
+
+    parts, front, figures = [], [], 0
     for file in notebooks:
         notebook = nbformat.read(file, as_version=4)
-        body, drawn = _body(notebook, file.stem)
-        figures += drawn
-        sections.append((file.stem, _title(notebook) or file.stem, body))
+        figures += _lay_out(notebook, file.stem)
+        front += [_html(output) for output in shown_outputs(notebook, "front")]
+        parts.append(_part(notebook, file.stem))
     light, dark = (
         HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight")
         for style in ("default", "github-dark")
     )
     style = f"{(HERE / 'page.css').read_text()}{light}\n"
     style += f"@media (prefers-color-scheme: dark) {{ {dark} }}"
+    looks = {theme: template(theme).to_plotly_json() for theme in ("light", "dark")}
+    looks["light"]["layout"]["paper_bgcolor"] = looks["dark"]["layout"]["paper_bgcolor"]
     templates = Environment(loader=FileSystemLoader(HERE), autoescape=True)
-    about = {"title": title, "style": style, "script": get_plotlyjs() if figures else ""}
-    whole = templates.get_template("page.html.j2").render(about, sections=sections)
+    whole = templates.get_template("page.html.j2").render(
+        title=title,
+        style=style,
+        plotly=get_plotlyjs() if figures else "",
+        script=(HERE / "page.js").read_text(),
+        look=_json({"templates": looks, "narrow": NARROW}),
+        # a figure stands once on the page: the front's is not repeated in its part
+        front="\n".join(front),
+        parts=parts,
+    )
     paths.write_whole(page, whole)
 
 
-def _body(notebook: NotebookNode, stem: str) -> tuple[str, int]:
-    """The HTML of one notebook's cells, and how many figures are in it."""
-    from jinja2 import FileSystemLoader
-    from nbconvert import HTMLExporter
-
-    # The parameters are noise here, and where papermill overrode them misleading: the settings cell
-    # shows what counted.
+def _lay_out(notebook: NotebookNode, stem: str) -> int:
+    """Leave out what a reader of the page does not need, and turn figures into HTML: how many."""
+    # Parameters are noise here, and where papermill overrode them misleading: the settings cell
+    # shows what counted. The answer stands at the top.
+    out_of_sight = {"parameters", "injected-parameters", "answer"}
     notebook.cells = [
-        cell
-        for cell in notebook.cells
-        if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))
+        cell for cell in notebook.cells if not out_of_sight & set(cell.metadata.get("tags", []))
     ]
     figures = 0
     for output in shown_outputs(notebook):
         if PLOTLY in output.get("data", {}):
-            output.data = NotebookNode(
-                {"text/html": _figure(output.data[PLOTLY], f"figure-{stem}-{figures}")}
-            )
+            name = f"figure-{stem}-{figures}"
+            output.data = NotebookNode({"text/html": _figure(output.data[PLOTLY], name)})
             figures += 1
+    return figures
+
+
+def _part(notebook: NotebookNode, stem: str) -> Part:
+    from jinja2 import FileSystemLoader
+    from nbconvert import HTMLExporter
+
+    title, question = stem, ""
+    for cell in notebook.cells:
+        if "front" in cell.metadata.get("tags", []) and cell.cell_type == "code":
+            cell.outputs = []
+        if cell.cell_type == "markdown" and (found := re.match(r"# +(.+)\n+", cell.source)):
+            title = re.sub(r"[`*]", "", found[1]).strip()
+            cell.source = cell.source[found.end() :]
+            if asked := re.match(r"\*\*Question\.\*\* (.+)", cell.source):
+                question = asked[1]
+                cell.source = cell.source[asked.end() :]
     exporter = HTMLExporter(
         extra_loaders=[FileSystemLoader(HERE)],
         template_file="cells.html.j2",
@@ -67,27 +108,62 @@ def _body(notebook: NotebookNode, stem: str) -> tuple[str, int]:
         **dict.fromkeys(("require_js_url", "mathjax_url", "mermaid_js_url", "jquery_url"), ""),
     )
     body, _ = exporter.from_notebook_node(notebook)
-    # Where notebooks link each other, the page links its own sections.
-    links = re.compile(r'href="(?:\./)?(\d\d_\w+)\.ipynb(?:#([^"]+))?"')
-    return links.sub(lambda found: f'href="#{found[2] or found[1]}"', body), figures
+    headings = []
+
+    def name(found: re.Match[str]) -> str:
+        text = re.sub(r"<[^>]+>", "", found[1])
+        headings.append((f"{stem}-{_slug(html.unescape(text))}", html.unescape(text)))
+        return f'<h3 id="{headings[-1][0]}">{found[1]}</h3>'
+
+    body = re.sub(r"<h2[^>]*>(.*?)</h2>", name, body, flags=re.DOTALL)
+
+    # where notebooks link each other, the page links its own parts
+    def link(found: re.Match[str]) -> str:
+        return f'href="#{found[1]}{"-" + _slug(found[2]) if found[2] else ""}"'
+
+    body = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb(?:#([^"]+))?"', link, body)
+    return Part(stem, title, question, headings, body)
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
+
+
+def _html(output: NotebookNode) -> str:
+    """A cell's output as HTML."""
+    from nbconvert.filters import markdown2html
+
+    data = output.get("data", {})
+    if "text/html" in data:
+        return data["text/html"]
+    return markdown2html(data["text/markdown"]) if "text/markdown" in data else ""
 
 
 def _figure(figure: dict[str, Any], name: str) -> str:
-    """An interactive figure as HTML, for a page that holds plotly.js already."""
-    import plotly.io as pio
+    """A figure as HTML: its title and caption as text, which wraps, and its JSON, which page.js
+    draws when it comes into view.
+    """
+    layout = figure["layout"]
+    told = layout.get("meta") or {}
+    finding, caption = (html.escape(told.get(part, "")) for part in ("finding", "caption"))
+    if told:
+        layout = {k: v for k, v in layout.items() if k not in ("title", "template")}
+        layout["margin"] = layout.get("margin", {}) | {"t": 30}
+    drawn = _json({"data": figure["data"], "layout": layout})
+    panels = sum(part.startswith("xaxis") for part in layout)
+    text = f"<strong>{finding}.</strong> {caption}" if finding else ""
+    return (
+        f'<figure id="{name}"><figcaption>{text}'
+        f' <a href="#{name}" aria-label="link to this figure">#</a></figcaption>'
+        f'<div class="wide"><div class="plot" role="img" data-panels="{panels}"'
+        f' aria-label="{finding}. {caption}"></div></div>'
+        f'<script type="application/json">{drawn}</script></figure>'
+    )
 
-    figure = {part: figure[part] for part in ("data", "layout", "frames") if part in figure}
-    config = {"responsive": True, "displaylogo": False}
-    bare: dict[str, Any] = {"include_plotlyjs": False, "full_html": False, "validate": False}
-    drawn = pio.to_html(figure, config, **bare, default_height="450px", div_id=name)
-    return f'<div class="figure">{drawn}</div>'
 
-
-def _title(notebook: NotebookNode) -> str | None:
-    """The notebook's first heading, as plain text."""
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    found = re.search(r"^# +(.+)$", text, re.MULTILINE)
-    return re.sub(r"[`*]", "", found[1]).strip() if found else None
+def _json(value: Any) -> str:
+    """JSON that cannot end the script that it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def shown_outputs(notebook: NotebookNode, tag: str | None = None) -> list[NotebookNode]:

@@ -18,26 +18,37 @@ from ..study import rounding
 from ..study.cells import Cell
 from ..study.fronts import Effect, Interval
 from ..study.outcomes import LOW, MERGES, Outcome, averaged_out
+from .look import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, YELLOW, label_ends, titled
 
-# Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#888888"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#E69F00")
 REWARD = "reward r̃ (SFT standard deviations)"
-KL = "KL(π‖π_sft) (nats per completion)"
+KL = "KL to SFT (nats per completion)"
 JUDGE = "judge (SFT standard deviations)"
 AXES = {"kl": KL, "reward": REWARD, "judge": JUDGE, "judge_tfidf": f"TF-IDF {JUDGE}"}
 ETA = "η (0: SFT, 1: the trained policy)"
 LAYER = "layer (wte, wpe: words, positions; h.k: block k; ln_f: last norm)"
+ONE_SEED = "Test prompts, one seed; whiskers are ± 2 standard errors over prompts."
+# of the study, and of the hand of each of its methods in every figure
+COLOURS = {
+    "warp": BLUE,
+    "warp-eta-0.8": SKY,
+    "reinforce": ORANGE,
+    "reinforce-2b": YELLOW,
+    "warp-dpo": GREEN,
+    "dpo": PURPLE,
+    "warp-dpo-own": "#56C4A0",
+    "warp-dpo-once": "#8A7A00",
+    "dpo-iterated": "#9B59B6",
+}
 ARMS = {  # of the study
     "warp": "WARP",
+    "warp-eta-0.8": "WARP, η = 0.8",
     "reinforce": "REINFORCE, batch 64",
     "reinforce-2b": "REINFORCE, batch 128",
     "warp-dpo": "WARP-DPO",
     "dpo": "DPO",
-    "warp-dpo-own": "WARP-DPO, pairs of each run's own",
-    "warp-dpo-once": "WARP-DPO, pairs made once",
-    "dpo-iterated": "DPO, pairs made anew",
+    "warp-dpo-own": "WARP-DPO, own pairs",
+    "warp-dpo-once": "WARP-DPO, pairs once",
+    "dpo-iterated": "DPO, fresh pairs",
 }
 LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "sft": ("SFT", GREY, "star", None),
@@ -49,21 +60,6 @@ LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "reinforce": ("REINFORCE along its way", ORANGE, "square", "solid"),
     "reinforce-liti": ("REINFORCE: its LITI line", ORANGE, "square-open", "dot"),
 }
-ABOVE = dict(orientation="h", y=1.15)  # a legend over narrow panels
-LAYOUT: dict[str, Any] = dict(
-    template="plotly_white",
-    height=520,
-    width=900,
-    legend=dict(orientation="h", y=-0.2),
-    margin=dict(t=60),
-)
-
-
-def _layout(**changes: Any) -> dict[str, Any]:
-    """`LAYOUT` with changes."""
-    return LAYOUT | changes
-
-
 # ------------------------------------------------------------------------------- parts of figures
 
 
@@ -108,10 +104,10 @@ def mark_real_positive(
         )
         add_line(
             real_positive[number],
-            line=dict(color=PURPLE, dash="dash", width=1),
+            line=dict(color=GREY, dash="dash", width=1),
             annotation_text=f"real positive reviews: {text}",
             annotation_position=position,
-            annotation_font_color=PURPLE,
+            annotation_font_size=11,
             **panel,
         )
 
@@ -137,6 +133,7 @@ def pareto(
     methods: Sequence[str] | None = None,
     x: str = "kl",
     y: str = "reward",
+    finding: str = "Reward and KL of every checkpoint",
 ) -> go.Figure:
     """Reward against KL (or any two of `AXES`), a trace a method, ± 2 standard errors both ways."""
     figure = go.Figure()
@@ -162,14 +159,15 @@ def pareto(
     for axis, score in (("y", y), ("x", x)):
         if score == "reward":
             mark_real_positive(figure, axis, real_positive)
-    return figure.update_layout(**LAYOUT, xaxis_title=AXES[x], yaxis_title=AXES[y])
+    figure.update_layout(xaxis_title=AXES[x], yaxis_title=AXES[y])
+    return titled(figure, finding, ONE_SEED, height=540)
 
 
 def training_curves(
-    histories: dict[str, list[dict[str, float]]], real_positive: dict[str, float]
+    histories: dict[str, list[dict[str, float]]], real_positive: dict[str, float], finding: str
 ) -> go.Figure:
     """Reward and KL over each run's steps: batch means and a smoothed line; dots for KL to SFT."""
-    titles = ("reward", "KL (— to the anchor, ● to SFT)")
+    titles = ("reward", "KL: — to the anchor, ● to SFT")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
     for k, (name, history) in enumerate(histories.items()):
         table, colour = pd.DataFrame(history), PALETTE[k % len(PALETTE)]
@@ -198,20 +196,21 @@ def training_curves(
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title="nats per completion", row=1, col=2)
-    return figure.update_layout(**LAYOUT)
+    caption = "Training batches: each step's mean, faint, and its moving average (10 steps)."
+    return titled(figure, finding, caption)
 
 
-def liti(results: pd.DataFrame, real_positive: dict[str, float]) -> go.Figure:
+def liti(results: pd.DataFrame, real_positive: dict[str, float], finding: str) -> go.Figure:
     """`along_eta` of one run, for WARP and the baseline, ± 2 standard errors over prompts."""
     lines = {}
     for method in ("warp", "reinforce-liti"):
         rows = results[results["method"] == method].sort_values("eta")
         halves = {f"{score}_half": 2 * rows[f"{score}_se"] for score in ("reward", "kl")}
         lines[LOOKS[method][0]] = rows.assign(**halves)
-    return along_eta(lines, real_positive)
+    return along_eta(lines, real_positive, finding, ONE_SEED)
 
 
-def layers(geometry: list[dict[str, Any]], names: Sequence[str]) -> go.Figure:
+def layers(geometry: list[dict[str, Any]], names: Sequence[str], finding: str) -> go.Figure:
     """Angles between task vectors, and their norms, in each layer and over the whole model.
 
     Two heat maps over one axis of layers.
@@ -247,15 +246,21 @@ def layers(geometry: list[dict[str, Any]], names: Sequence[str]) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title=LAYER, row=2, col=1)
-    return figure.update_layout(**_layout(height=440))
+    caption = "Between each two, in each layer and over the whole model; below, each one's length."
+    return titled(figure, finding, caption)
 
 
 def lines(
-    table: pd.DataFrame, x: str, columns: dict[str, str], titles: tuple[str, str]
+    table: pd.DataFrame,
+    x: str,
+    columns: dict[str, str],
+    titles: tuple[str, str],
+    finding: str,
+    caption: str,
 ) -> go.Figure:
     """Columns of a table over column `x`, with whiskers where there is ``<column>_se``.
 
-    columns: each column's name in the legend; titles: of the two axes.
+    columns: each column's name; titles: of the two axes.
     """
     figure = go.Figure()
     for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
@@ -268,18 +273,20 @@ def lines(
             mode="lines+markers" if len(rows) < 60 else "lines",
             line_color=colour,
         )
-    x_title, y_title = titles
-    return figure.update_layout(**_layout(height=400), xaxis_title=x_title, yaxis_title=y_title)
+    figure.update_layout(xaxis_title=titles[0], yaxis_title=titles[1])
+    return titled(figure, finding, caption, height=420)
 
 
-def densities(scores: dict[str, Sequence[float]], title: str, of: str = "texts") -> go.Figure:
-    """Histograms of several samples on one axis, as shares `of` what they are."""
+def densities(
+    scores: dict[str, Sequence[float]], title: str, finding: str, caption: str
+) -> go.Figure:
+    """Histograms of several samples on one axis, as shares of the texts of each."""
     figure = go.Figure()
-    for (name, values), colour in zip(scores.items(), (GREY, GREEN, ORANGE, BLUE), strict=False):
+    for (name, values), colour in zip(scores.items(), (GREY, GREEN, PURPLE, SKY), strict=False):
         look = dict(opacity=0.6, marker_color=colour, nbinsx=60)
         figure.add_histogram(x=list(values), name=name, histnorm="probability", **look)
-    titles = dict(xaxis_title=title, yaxis_title=f"share of {of}", barmode="overlay")
-    return figure.update_layout(**_layout(height=400, **titles))
+    figure.update_layout(xaxis_title=title, yaxis_title="share of texts", barmode="overlay")
+    return titled(figure, finding, caption, height=420)
 
 
 def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
@@ -306,7 +313,9 @@ def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
     figure.add_scatter(
         x=here["kl"], y=here["reward"], name="here", mode="markers", marker=star, hoverinfo="skip"
     )
-    return figure.update_layout(**_layout(height=320), xaxis_title=KL, yaxis_title=REWARD)
+    figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    caption = "Means of the completions above; whiskers are ± 2 standard errors over them."
+    return titled(figure, "Where the sliders have been", caption, height=360)
 
 
 class Table:
@@ -361,6 +370,7 @@ def fronts(
     outcomes: dict[str, list[Outcome]],
     high: float,
     real_positive: dict[str, float],
+    finding: str,
     split: str = "test",
     best_of_n: Outcome | None = None,
 ) -> go.Figure:
@@ -377,16 +387,20 @@ def fronts(
             x=best_of_n.kl(split),
             y=scores.mean(1),
             error_y=_two_errors(scores, GREY),
-            name="best of n from SFT, once (KL: its bound)",
+            name="best of n from SFT (KL: at most)",
             mode="lines+markers",
             marker=dict(size=6, symbol="x"),
             line=dict(color=GREY, dash="dash"),
             text=best_of_n.rows["n"],
             hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
         )
-    looks = product(("solid", "dot"), PALETTE)  # more arms than colours come dotted
-    for k, ((arm, units), (dash, colour)) in enumerate(zip(outcomes.items(), looks, strict=False)):
-        name, alone = html.escape(ARMS.get(arm, arm)), len(units) == 1
+    ends, seeds = [], set[int]()
+    dashes = {arm: iter(("solid", "dot", "dash", "dashdot")) for arm in ARMS}
+    for k, (title, units) in enumerate(outcomes.items()):
+        arm, _, of = title.partition(": ")  # trials of one arm have its colour, and dashes
+        name, alone = html.escape(f"{ARMS[arm]}{of and ': '}{of}"), len(units) == 1
+        colour, dash = COLOURS[arm], next(dashes[arm])
+        seeds |= {int(unit.rows["seed"].iloc[0]) for unit in units}
         hover = "<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>"
         lines = [unit.line(split) for unit in units]
         for unit, (kl, reward) in zip(units, lines, strict=True):
@@ -395,7 +409,7 @@ def fronts(
                 y=reward.mean(1),
                 error_y=_two_errors(reward, colour) if alone else None,
                 name=name,
-                legendgroup=arm,
+                legendgroup=title,
                 showlegend=alone,
                 mode="lines+markers" if alone else "lines",
                 marker=dict(size=5),
@@ -404,6 +418,7 @@ def fronts(
                 hovertemplate=f"{name}, seed {unit.rows['seed'].iloc[0]}{hover}",
             )
         if alone:
+            ends.append((lines[0][0][-1], lines[0][1][-1].mean(), name, colour))
             continue
         # read beside the KL of other arms, so that bars stay apart
         grid = np.arange(0.5 + 0.04 * k, min(kl[-1] for kl, _ in lines), 0.5)
@@ -415,22 +430,33 @@ def fronts(
             error_y=dict(array=_halves(means), color=colour, width=3),
             mode="lines",
             name=f"{name} (mean of {len(units)} seeds)",
-            legendgroup=arm,
+            legendgroup=title,
             line=dict(color=colour, width=3, dash=dash),
             hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
         )
+        ends.append((grid[-1], means[-1].mean, name, colour))
     label: dict[str, Any] = dict(annotation_text="compared", annotation_position="bottom left")
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
     mark_real_positive(figure, "y", real_positive)
-    return figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
+    figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    if best_of_n:
+        ends.append((best_of_n.kl(split)[-1], scores.mean(1)[-1], "best of n", GREY))
+    label_ends(figure, ends)
+    spread = (
+        "± 2 standard errors over prompts"
+        if len(seeds) == 1
+        else f"{len(seeds)} seeds, faint, and their mean at equal KL with its 95% interval"
+    )
+    return titled(figure, finding, f"Fronts on {split} prompts: {spread}.", height=560)
 
 
 def judged(
-    outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[str, float]
+    outcomes: dict[str, list[Outcome]], judge: str, real_positive: dict[str, float], finding: str
 ) -> go.Figure:
     """A judge's score against the reward of each arm's test points, and where both rise alike."""
     figure = go.Figure()
-    for (arm, units), colour in zip(outcomes.items(), PALETTE, strict=False):
+    for (arm, units), other in zip(outcomes.items(), PALETTE, strict=False):
+        colour = COLOURS.get(arm, other)
         x, y = (
             np.concatenate([unit.reward("test", scorer) for unit in units])
             for scorer in ("reward", judge)
@@ -449,11 +475,12 @@ def judged(
     dotted = dict(color=GREY, dash="dot")
     figure.add_scatter(x=ends, y=ends, mode="lines", line=dotted, name="both alike")
     mark_real_positive(figure, "x", real_positive)
-    titles = dict(xaxis_title=REWARD, yaxis_title=AXES[judge])
-    return figure.update_layout(**_layout(height=420, **titles))
+    figure.update_layout(xaxis_title=REWARD, yaxis_title=AXES[judge])
+    caption = "Every point of each seed on test prompts, ± 2 standard errors over them."
+    return titled(figure, finding, caption)
 
 
-def through_merges(unit: Outcome, runs: Sequence[int]) -> go.Figure:
+def through_merges(unit: Outcome, runs: Sequence[int], finding: str) -> go.Figure:
     """The lines from SFT through each merge of the first M runs and beyond, on test prompts.
 
     With ± 2 standard errors over prompts, and a star where the merge itself lies.
@@ -463,9 +490,9 @@ def through_merges(unit: Outcome, runs: Sequence[int]) -> go.Figure:
     names = {"lerp": "LERP"} | {method: f"SLERP, {words}" for method, words in MERGES.items()}
     rows = unit.of("test")
     for (col, m), ((method, name), colour) in product(
-        enumerate(runs, start=1), zip(names.items(), PALETTE, strict=False)
+        enumerate(runs, start=1), zip(names.items(), (GREY, BLUE, GREEN, PURPLE), strict=True)
     ):
-        kl, reward = unit.through_merge(method, m)
+        kl, reward, _ = unit.through_merge(method, m)
         figure.add_scatter(
             x=kl,
             y=reward.mean(1),
@@ -485,7 +512,11 @@ def through_merges(unit: Outcome, runs: Sequence[int]) -> go.Figure:
         )
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title=REWARD, row=1, col=1)
-    return figure.update_layout(**_layout(height=440))
+    caption = (
+        f"Seed {unit.rows['seed'].iloc[0]}: lines from SFT through each merge (the star) and"
+        " beyond; test prompts, ± 2 standard errors over them."
+    )
+    return titled(figure, finding, caption, height=500)
 
 
 def cells(
@@ -493,6 +524,7 @@ def cells(
     reinforce: dict[int, Cell],
     seeds: Sequence[int],
     real_positive: dict[str, float],
+    finding: str,
 ) -> go.Figure:
     """The student report's plot on some seeds: a line for each M through I of 1 to 3, and REINFORCE
     along its way (see `cells.warp_cells`).
@@ -506,7 +538,8 @@ def cells(
     }
     paths["REINFORCE (steps)"] = {str(t): cell for t, cell in reinforce.items()}
     figure = go.Figure()
-    for (name, path), colour in zip(paths.items(), (*PALETTE[: len(paths) - 1], GREY), strict=True):
+    shades = (*(SKY, BLUE, GREEN)[: len(paths) - 1], ORANGE)
+    for (name, path), colour in zip(paths.items(), shades, strict=True):
         effects = [cell.over(seeds) for cell in path.values()]
         reward, kl = ([effect[n].widest for effect in effects] for n in ("r̃", "KL, nats"))
         figure.add_scatter(
@@ -517,7 +550,6 @@ def cells(
             mode="lines+markers+text",
             text=list(path),
             textposition="bottom right",
-            textfont=dict(color=colour),
             marker=dict(size=9),
             line_color=colour,
             name=name,
@@ -530,10 +562,12 @@ def cells(
             ),
         )
     mark_real_positive(figure, "y", real_positive)
-    return figure.update_layout(**LAYOUT, xaxis_title=KL, yaxis_title=REWARD)
+    figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    of = f"seed {seeds[0]}" if len(seeds) == 1 else f"means of seeds {', '.join(map(str, seeds))}"
+    return titled(figure, finding, f"Test prompts, {of}, with 95% intervals.", height=560)
 
 
-def between_seeds(angles: pd.DataFrame) -> go.Figure:
+def between_seeds(angles: pd.DataFrame, finding: str) -> go.Figure:
     """Ω between REINFORCE's runs of different seeds by the completions that they have seen (see
     `outcomes.between_seeds`).
 
@@ -560,14 +594,14 @@ def between_seeds(angles: pd.DataFrame) -> go.Figure:
     name = "if noise averaged out and all completions counted alike"
     look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
     figure.add_scatter(x=expected.index, y=expected, name=name, **look)
-    return figure.update_layout(
-        **_layout(height=380),
-        xaxis_title="completions of a run",
-        yaxis_title="Ω between task vectors, degrees",
+    figure.update_layout(
+        xaxis_title="completions of a run", yaxis_title="Ω between task vectors (degrees)"
     )
+    caption = "REINFORCE's runs, two seeds a point; the line goes through the means of the pairs."
+    return titled(figure, finding, caption, height=440)
 
 
-def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]]) -> go.Figure:
+def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]], finding: str) -> go.Figure:
     """How much more r̃ has risen since SFT than each judge's score, as KL grows.
 
     With 95% intervals over seeds and prompts, or over the prompts of a single seed; two seeds have
@@ -576,7 +610,8 @@ def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]]) -> go.Figu
     titles = [AXES[judge].split(" (")[0] for judge in rises]
     figure = make_subplots(1, len(rises), shared_yaxes=True, subplot_titles=titles)
     for col, arms in enumerate(rises.values(), start=1):
-        for k, ((arm, effects), colour) in enumerate(zip(arms.items(), PALETTE, strict=False)):
+        for k, ((arm, effects), other) in enumerate(zip(arms.items(), PALETTE, strict=False)):
+            colour = COLOURS.get(arm, other)
             intervals = [effect.widest for effect in effects.values()]
             figure.add_scatter(
                 x=[kl + 0.05 * k for kl in effects],  # bars stay apart
@@ -590,36 +625,84 @@ def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]]) -> go.Figu
             )
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.update_xaxes(title=KL)
-    figure.update_yaxes(title="rise of r̃ less the judge's (SFT's s.d.)", row=1, col=1)
-    return figure.update_layout(**_layout(height=400))
+    figure.update_yaxes(title="rise of r̃ minus the judge's (SFT s.d.)", row=1, col=1)
+    caption = "Along each arm's front on test prompts; 95% intervals over seeds and prompts."
+    return titled(figure, finding, caption, height=440)
 
 
-def intervals(rows: dict[str, Interval], title: str) -> go.Figure:
-    """Differences with their 95% intervals, one below the other, and a line at 0.
+def intervals(
+    panels: dict[str, dict[str, Interval]], title: str, finding: str, caption: str
+) -> go.Figure:
+    """Differences and their 95% intervals, a panel for each group of related ones, a line at 0.
 
-    Some may have no interval; where there are no rows the figure says so.
+    Each stands under its name and numbers; coloured where its interval leaves out 0. Some may have
+    no interval; where there are no rows the figure says so.
+
+    panels: heading → name → interval; panels without rows are left out. title: of the axis.
+    """
+    figure, rows, named = go.Figure(), 0, {k: v for k, v in panels.items() if v}
+    for heading, group in named.items():
+        if heading:
+            _beside(figure, f"<b>{heading}</b>", rows, size=14)
+            rows += 1
+        for name, row in group.items():
+            _beside(figure, f"{name}: {row}", rows)
+            colour = BLUE if row.side else GREY
+            figure.add_scatter(
+                x=[row.mean],
+                y=[rows + 0.55],
+                error_x=dict(array=np.nan_to_num(_halves([row])), color=colour, width=4),
+                mode="markers",
+                marker=dict(color=colour, size=9),
+                text=[str(row)],
+                hovertemplate=f"{name}: %{{text}}<extra></extra>",
+            )
+            rows += 1.2
+    if not named:
+        _beside(figure, "nothing to compare yet", 0)
+    figure.add_vline(0, line=dict(color=GREY, dash="dash"))
+    figure.update_yaxes(range=[rows + 0.1, -0.4], showticklabels=False, showgrid=False)
+    figure.update_yaxes(zeroline=False)
+    figure.update_layout(xaxis_title=title, showlegend=False)
+    return titled(figure, finding, caption, height=190 + round(34 * rows))
+
+
+def _beside(figure: go.Figure, text: str, row: float, size: int = 12) -> None:
+    place: dict[str, Any] = dict(x=0, xref="paper", xanchor="left", y=row, yanchor="middle")
+    figure.add_annotation(**place, text=text, showarrow=False, font_size=size)
+
+
+def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) -> go.Figure:
+    """Differences in mean r̃ as functions of the KL to which the mean goes, with 95% intervals.
+
+    curves: what is compared → upper end, nats → the difference (see `contrasts.by_end`). high: K*,
+    marked.
     """
     figure = go.Figure()
-    if not rows:
-        nothing = dict(text="nothing to compare yet", showarrow=False, bgcolor="white")
-        figure.add_annotation(x=0, y=0, **nothing)
-        figure.update_yaxes(showticklabels=False)
-    figure.add_scatter(
-        x=np.array([row.mean for row in rows.values()]),
-        y=list(rows),
-        error_x=dict(array=np.nan_to_num(_halves(rows.values())), color=BLUE),
-        mode="markers",
-        marker=dict(color=BLUE, size=9),
-        text=[str(row) for row in rows.values()],
-        hovertemplate="%{y}: %{text}<extra></extra>",
-    )
-    figure.add_vline(0, line=dict(color=GREY, dash="dash"))
-    figure.update_yaxes(autorange="reversed")
-    height = dict(height=180 + 32 * len(rows))
-    return figure.update_layout(**_layout(**height), xaxis_title=title, showlegend=False)
+    looks = zip(curves.items(), (ORANGE, YELLOW, SKY, BLUE), strict=False)
+    for k, ((name, effects), colour) in enumerate(looks):
+        found = [effect.widest for effect in effects.values()]
+        figure.add_scatter(
+            x=[end + 0.04 * k for end in effects],  # bars stay apart
+            y=[interval.mean for interval in found],
+            error_y=_bars(_halves(found), colour),
+            mode="lines+markers",
+            line_color=colour,
+            name=name,
+            text=list(map(str, effects.values())),
+            hovertemplate=f"{name}, to %{{x:.1f}} nats: %{{text}}<extra></extra>",
+        )
+    figure.add_hline(0, line=dict(color=GREY, dash="dash"))
+    figure.add_vline(high, line=dict(color=GREY, dash="dot"), annotation_text="K*")
+    x = f"upper end of the mean, from {LOW:g} nats (nats per completion)"
+    figure.update_layout(xaxis_title=x, yaxis_title="difference in mean r̃")
+    caption = "Test prompts, points of fronts chosen on validation prompts; 95% intervals."
+    return titled(figure, finding, caption, height=440)
 
 
-def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) -> go.Figure:
+def along_eta(
+    tables: dict[str, pd.DataFrame], real_positive: dict[str, float], finding: str, caption: str
+) -> go.Figure:
     """r̃ and KL along η for each method, and their chords.
 
     tables: eta, reward and kl with the half widths of their intervals (`…_half`), as
@@ -627,7 +710,8 @@ def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) 
     """
     titles = ("reward along η", "KL along η")
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.1)
-    for (name, table), colour in zip(tables.items(), PALETTE, strict=False):
+    for (name, table), other in zip(tables.items(), (BLUE, ORANGE, *PALETTE[2:]), strict=False):
+        colour = COLOURS.get(name, other)
         for col, column in enumerate(("reward", "kl"), start=1):
             panel = _panel(col, ARMS.get(name, name))
             figure.add_scatter(
@@ -651,10 +735,10 @@ def along_eta(tables: dict[str, pd.DataFrame], real_positive: dict[str, float]) 
     figure.update_xaxes(title=ETA)
     figure.update_yaxes(title=REWARD, row=1, col=1)
     figure.update_yaxes(title=KL, row=1, col=2)
-    return figure.update_layout(**_layout(height=440))
+    return titled(figure, finding, f"{caption} Dotted: straight lines between the ends.")
 
 
-def by_pass(measured: pd.DataFrame) -> go.Figure:
+def by_pass(measured: pd.DataFrame, finding: str) -> go.Figure:
     """KL along η, and r̃ against KL, as each pass measures the same weights: a column for each line
     (see `rounding.by_pass`).
     """
@@ -688,13 +772,12 @@ def by_pass(measured: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title="KL to SFT (nats per completion)", row=1)
     figure.update_xaxes(title=KL, row=2)
     figure.update_yaxes(title=REWARD, row=2)
-    return figure.update_layout(
-        **_layout(height=820, margin=dict(t=100), legend=dict(orientation="h", y=-0.1)),
-        title="Rounding weights to bfloat16 hides KL; two bfloat16 parts do not",
-    )
+    figure.update_layout(legend_y=-0.1)
+    caption = "Means over seeds on test prompts; 95% intervals over seeds and prompts."
+    return titled(figure, finding, caption, height=860)
 
 
-def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
+def variety(outcomes: dict[str, list[Outcome]], finding: str) -> go.Figure:
     """What else moves with KL, on test prompts: entropy and distinct pairs of tokens, every point
     of each arm.
     """
@@ -703,7 +786,8 @@ def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
         "distinct2": "distinct pairs of tokens (share)",
     }
     figure = make_subplots(1, 2, horizontal_spacing=0.12)
-    for (arm, units), colour in zip(outcomes.items(), PALETTE, strict=False):
+    for (arm, units), other in zip(outcomes.items(), PALETTE, strict=False):
+        colour = COLOURS.get(arm, other)
         rows = pd.concat([unit.points("test") for unit in units])
         for col, (column, title) in enumerate(panels.items(), start=1):
             figure.add_scatter(
@@ -717,10 +801,11 @@ def variety(outcomes: dict[str, list[Outcome]]) -> go.Figure:
             )
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(title=KL)
-    return figure.update_layout(**_layout(height=400))
+    caption = "Every point of each seed on test prompts, ± 2 standard errors over them."
+    return titled(figure, finding, caption, height=440)
 
 
-def by_layer(table: pd.DataFrame) -> go.Figure:
+def by_layer(table: pd.DataFrame, finding: str) -> go.Figure:
     """Angles between WARP's runs, norms of their task vectors, and SLERP's step over LERP's, layer
     by layer, with 95% intervals over seeds (see `outcomes.by_layer`).
     """
@@ -730,7 +815,7 @@ def by_layer(table: pd.DataFrame) -> go.Figure:
         "longer": "SLERP's step / LERP's, 1/cos(Ω/2)",
     }
     figure = make_subplots(1, 3, horizontal_spacing=0.09)
-    for (iteration, rows), colour in zip(table.groupby("iteration"), PALETTE, strict=False):
+    for (iteration, rows), colour in zip(table.groupby("iteration"), (BLUE, SKY), strict=False):
         for col, (column, title) in enumerate(panels.items(), start=1):
             figure.add_scatter(
                 x=rows["layer"],
@@ -743,4 +828,6 @@ def by_layer(table: pd.DataFrame) -> go.Figure:
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(type="category", tickangle=45)
     figure.update_xaxes(title=LAYER, row=1, col=2)
-    return figure.update_layout(**_layout(height=400, legend=ABOVE))
+    figure.update_layout(legend_y=-0.35)
+    caption = "WARP's runs; means over seeds with 95% intervals."
+    return titled(figure, finding, caption, height=480)

@@ -4,6 +4,7 @@ by seed and prompt; and lines over η against each other.
 Needs no torch.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..runs.errors import Explained
-from .fronts import Effect, Interval, shares, weights
+from .fronts import Effect, Interval, along, shares, weights
 from .outcomes import (
     EARLIER,
     LOW,
@@ -29,6 +30,11 @@ from .outcomes import (
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
 Line = tuple[str, int]
 """Points over η of a unit: their method, and how many runs (or checkpoints) were averaged."""
+Points = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""A line's KL, its r̃ by prompt, its KL by prompt: see `Outcome.through_merge`."""
+# conditions on REINFORCE's points: rivals of their own
+LITI_LINE = "method in ('sft', 'reinforce-liti')"
+FIRST_HALF = "eta == 0 or (method == 'reinforce' and steps <= 200)"
 # what else is averaged: arm of `averages` → in words → the two lines of it that are compared
 OTHERS: dict[str, dict[str, tuple[Line, Line]]] = {
     "checkpoints": {
@@ -51,8 +57,8 @@ OTHERS: dict[str, dict[str, tuple[Line, Line]]] = {
 class Contrast(Effect):
     """An arm's front against a rival's: the difference in mean r̃ over KL from `LOW` to `high`.
 
-    On test prompts, the points' KL taken as known. ends: seed → the KL as far as which it is
-    compared, less than `high` where one of the fronts ends before.
+    On test prompts. ends: seed → the KL as far as which it is compared, less than `high` where one
+    of the fronts ends before.
     """
 
     arm: str
@@ -65,41 +71,31 @@ class Contrast(Effect):
         """Those of `ends` that are less than `high`."""
         return {seed: end for seed, end in self.ends.items() if end < self.high}
 
-    @property
-    def verdict(self) -> str:
-        """What the interval over seeds and prompts allows to say."""
-        if len(self.by_prompt) == 1:
-            return "and one seed cannot say whether that holds for the next"
-        if self.few:
-            return "which two seeds do not decide"
-        if not (side := self.side):
-            return "which cannot be told from none"
-        return f"so {self.arm} is {'ahead of' if side > 0 else 'behind'} {self.rival}"
-
 
 # ------------------------------------------------------------------------------------------- fronts
 
 
 def contrast(
-    experiment: str, arm: str, rivals: list[str], high: float, scorer: str = "reward"
+    experiment: str, arms: list[str], rivals: list[str], high: float, scorer: str = "reward"
 ) -> Contrast:
-    """An arm against the better of its rivals, over the seeds that all have finished.
+    """The better of some arms against the better of their rivals, over the seeds that all have
+    finished.
 
-    The better one is that whose front is higher on validation prompts. The fronts and the better
-    rival are those of the reward; `scorer` may be a judge, which then says how far they really are
-    apart.
+    The better one is that whose front is higher on validation prompts, over all seeds together. The
+    fronts and the choice are those of the reward; `scorer` may be a judge, which then says how far
+    they really are apart.
 
     A seed on which one of the fronts ends before `high` is compared as far as all of them reach;
     one whose arms had different reward models, or different judges where the judge is asked, is
     left out. Raises ValueError when no seed is left.
     """
-    ends = _ends([(experiment, name) for name in [arm, *rivals]], high, scorer)
+    ends = _ends([(experiment, name) for name in [*arms, *rivals]], high, scorer)
 
     def on_validation(name: str) -> float:
         units = ((outcome(experiment, name, seed), end) for seed, end in ends.items())
         return float(np.mean([unit.along_front("validation", end).mean() for unit, end in units]))
 
-    rival = max(rivals, key=on_validation)
+    arm, rival = (max(some, key=on_validation) for some in (arms, rivals))
     gains = _gains((experiment, arm), (experiment, rival), ends, scorer)
     return Contrast(gains, arm, rival, high, ends)
 
@@ -110,13 +106,26 @@ def difference(
     high: float,
     scorer: str = "reward",
     among: Iterable[int] | None = None,
+    where: str | None = None,
 ) -> Contrast:
     """An arm against one rival, maybe of another experiment, over the seeds that they share.
 
-    See `shared_seeds` and `contrast`. Raises ValueError when there is no such seed.
+    where: a condition on the rival's points, such as `LITI_LINE` or `FIRST_HALF`. See
+    `shared_seeds` and `contrast`. Raises ValueError when there is no such seed.
     """
-    ends = _ends([arm, rival], high, scorer, among)
-    return Contrast(_gains(arm, rival, ends, scorer), arm[1], rival[1], high, ends)
+    ends = _ends([arm, rival], high, scorer, among, where)
+    return Contrast(_gains(arm, rival, ends, scorer, where), arm[1], rival[1], high, ends)
+
+
+def by_end(
+    arm: ArmId, rival: ArmId, among: Iterable[int] | None = None, scorer: str = "reward"
+) -> dict[float, Contrast]:
+    """`difference` as a function of where it ends: every half nat from `LOW` + 1 as far as all
+    seeds of both reach → the contrast up to there.
+    """
+    reach = min(_ends([arm, rival], math.inf, scorer, among).values())
+    ends = np.arange(LOW + 1, reach + 1e-9, 0.5).tolist()
+    return {end: difference(arm, rival, end, scorer, among) for end in ends}
 
 
 def differences(
@@ -175,17 +184,6 @@ def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward
             " `python -m warp_lib study`."
         )
     return Contrast(by_prompt, arm, "best-of-n", high, ends)
-
-
-def by_reward_model(experiment: str, of: Contrast) -> dict[str, Interval]:
-    """A contrast's seeds apart by what rewarded them: their numbers → the interval over them."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for seed in of.by_seed:
-        groups[outcome(experiment, of.arm, seed).record["reward_model"]].append(seed)
-    return {
-        f"seeds {', '.join(map(str, seeds))}": Interval.of([of.by_seed[s].mean for s in seeds])
-        for seeds in groups.values()
-    }
 
 
 def trial_difference(trial: Outcome, rival: Outcome, high: float) -> Interval:
@@ -249,7 +247,11 @@ def _scored_alike(units: list[Outcome], scorer: str) -> bool:
 
 
 def _ends(
-    arms: list[ArmId], high: float, scorer: str = "reward", among: Iterable[int] | None = None
+    arms: list[ArmId],
+    high: float,
+    scorer: str = "reward",
+    among: Iterable[int] | None = None,
+    where: str | None = None,
 ) -> dict[int, float]:
     """Each seed that all arms share → the KL as far as which they can be compared: `high`, or where
     the first of them ends. Raises ValueError when there is no such seed.
@@ -260,6 +262,8 @@ def _ends(
             f" by one {scorer}."
         )
     units = {seed: [outcome(*arm, seed) for arm in arms] for seed in seeds}
+    if where:
+        units = {seed: [*before, last.only(where)] for seed, (*before, last) in units.items()}
     return {
         seed: min(high, *(u.reach(split) for u in units[seed] for split in ("validation", "test")))
         for seed in seeds
@@ -267,14 +271,20 @@ def _ends(
 
 
 def _gains(
-    arm: ArmId, rival: ArmId, ends: dict[int, float], scorer: str = "reward"
+    arm: ArmId,
+    rival: ArmId,
+    ends: dict[int, float],
+    scorer: str = "reward",
+    where: str | None = None,
 ) -> dict[int, np.ndarray]:
     """Seed → what the arm has over its rival from `LOW` to the seed's end on each test prompt."""
-    return {
-        seed: outcome(*arm, seed).along_front("test", end, scorer)
-        - outcome(*rival, seed).along_front("test", end, scorer)
-        for seed, end in ends.items()
-    }
+    gains = {}
+    for seed, end in ends.items():
+        unit, other = outcome(*arm, seed), outcome(*rival, seed)
+        other = other.only(where) if where else other
+        gains[seed] = unit.along_front("test", end, scorer)
+        gains[seed] = gains[seed] - other.along_front("test", end, scorer)
+    return gains
 
 
 # ------------------------------------------------------------------------------------ lines over η
@@ -289,11 +299,10 @@ def line_over_line(
     read straight between their points, which favours the line with closer ones (06 says how much).
     """
     ends, by_prompt = {}, {}
-    for seed, (kl, reward), (other_kl, other_reward), end in _two_lines(
-        experiment, arm, seeds, line, other, high
-    ):
+    for seed, first, second, end in _two_lines(experiment, arm, seeds, line, other, high):
         ends[seed] = end
-        by_prompt[seed] = shares(kl, LOW, end) @ reward - shares(other_kl, LOW, end) @ other_reward
+        a, b = (along(kl, reward, LOW, end, own) for kl, reward, own in (first, second))
+        by_prompt[seed] = a - b
     return Contrast(by_prompt, line[0], other[0], high, ends)
 
 
@@ -309,7 +318,7 @@ def by_reading(
     from scipy.interpolate import PchipInterpolator
 
     differences = []
-    for _, (kl, _), (other_kl, other_reward), end in _two_lines(
+    for _, (kl, *_), (other_kl, other_reward, _), end in _two_lines(
         experiment, arm, seeds, line, other, high
     ):
         curve = PchipInterpolator(other_kl, other_reward.mean(1))
@@ -320,7 +329,7 @@ def by_reading(
 
 def _two_lines(
     experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
-) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], float]]:
+) -> Iterator[tuple[int, Points, Points, float]]:
     """Each seed, both of its lines (see `Outcome.through_merge`), and where the first of them or
     the comparison ends.
     """

@@ -69,6 +69,34 @@ def shares(kl: ArrayLike, low: float, high: float) -> np.ndarray:
     return np.trapezoid(weights(kl, grid), grid, axis=1) / (high - low)
 
 
+def along(
+    kl: np.ndarray, reward: np.ndarray, low: float, high: float, own_kl: np.ndarray
+) -> np.ndarray:
+    """Each prompt's part in the mean reward along a front over KL ∈ [low, high], (prompts,).
+
+    Their mean is the front's. The points' KL are means over the same prompts, so a prompt also
+    counts by how it moves them: to first order (the delta method), by the mean's derivative with
+    respect to each point's KL times how far the prompt's KL is from it. With that, the variance
+    over prompts is that of the front and not of a front whose KL is known.
+
+    Args:
+        kl: the points' KL, (points,), nats.
+        reward: (points, prompts).
+        own_kl: the KL of each point and prompt, (points, prompts), of mean `kl`.
+    """
+    of, mean, step = shares(kl, low, high), reward.mean(1), 1e-5
+    slopes = np.zeros(len(kl))
+    for k in range(len(kl)):
+        moved = [kl + sign * step * (np.arange(len(kl)) == k) for sign in (-1, 1)]
+        # where a point is the range's very end it may move only outwards
+        low_end, high_end = (
+            shares(m, low, min(high, m.max())) @ mean if m.min() <= low else of @ mean
+            for m in moved
+        )
+        slopes[k] = (high_end - low_end) / (2 * step)
+    return of @ reward + slopes @ (own_kl - own_kl.mean(1, keepdims=True))
+
+
 def weights(kl: ArrayLike, at: ArrayLike) -> np.ndarray:
     """How much each point counts where the line through them is read: (points, KLs read at).
 
@@ -107,8 +135,14 @@ class Interval:
         return int(self.low > 0) - int(self.high < 0)
 
     def __str__(self) -> str:
-        span = "no interval" if math.isnan(self.low) else f"{self.low:+z.3f} to {self.high:+z.3f}"
-        return f"{self.mean:+z.3f} ({span}, n = {self.n})"
+        if math.isnan(self.low):
+            return f"{signed(self.mean)} (no interval)"
+        return f"{signed(self.mean)} (95% CI {signed(self.low)} to {signed(self.high)})"
+
+
+def signed(number: float, digits: int = 3) -> str:
+    """A difference: with its sign, a true minus."""
+    return f"{number:+z.{digits}f}".replace("-", "−")
 
 
 def half_width(table: np.ndarray) -> np.ndarray:
@@ -216,22 +250,24 @@ class Effect:
         """The side of `both`: 0 with fewer than `FEWEST` seeds."""
         return self.both.side
 
+    @property
+    def detectable(self) -> float:
+        """The smallest true effect of which the interval leaves out 0 nine times out of ten."""
+        both = self.both
+        more = stdtrit(both.n - 1, 0.9) / stdtrit(both.n - 1, 0.975)
+        return float((both.high - both.mean) * (1 + more))
+
     def __str__(self) -> str:
-        mean, widest = f"{self.both.mean:+z.3f}", self.widest
         if len(self.by_prompt) == 2:
-            each = "; ".join(
-                f"seed {seed} {i.mean:+z.3f}, {i.low:+z.3f} to {i.high:+z.3f}"
-                for seed, i in self.by_seed.items()
-            )
-            return f"{mean} ({each}; each over prompts, and two seeds decide nothing)"
-        over = "prompts, one seed" if self.few else f"seeds and prompts, n = {widest.n}"
-        return f"{mean} ({widest.low:+z.3f} to {widest.high:+z.3f} over {over})"
+            each = "; ".join(f"seed {seed}: {i}" for seed, i in self.by_seed.items())
+            return f"{signed(self.both.mean)} ({each}; two seeds decide nothing)"
+        return f"{self.widest}{' over prompts, one seed' if self.few else ''}"
 
     def rows(self, name: str) -> dict[str, Interval]:
         """For a figure: its interval over seeds and prompts, or too few seeds' over prompts."""
         if self.few:
-            return {f"{name}, seed {seed}, over prompts": i for seed, i in self.by_seed.items()}
-        return {f"{name} (n = {len(self.by_prompt)})": self.both}
+            return {f"{name}, seed {seed} (over prompts)": i for seed, i in self.by_seed.items()}
+        return {name: self.both}
 
     def named(self, name: str) -> dict[str, Interval]:
         """For a figure: its intervals over prompts, over seeds and over both, or as `rows`."""
@@ -250,12 +286,6 @@ class Matched:
 
     kl: float
     difference: Interval
-
-    def __str__(self) -> str:
-        """The difference in words, with what its interval allows to say."""
-        by = self.difference
-        verdict = {1: "above", -1: "below", 0: "not distinguishable from"}[by.side]
-        return f"{by.mean:+z.2f} ({by.low:+z.2f} to {by.high:+z.2f}), {verdict} it"
 
 
 def matched(

@@ -6,7 +6,7 @@ Comparing one arm with another is in `contrasts`. Needs no torch.
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from ..runs.errors import Explained
 from ..runs.paths import ROOT
-from .fronts import Interval, pareto, shares, weights
+from .fronts import Interval, along, pareto, weights
 
 FOLDER = ROOT / "data" / "study"
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
@@ -56,12 +56,14 @@ ArmId = tuple[str, str]
 class Outcome:
     """What a unit of the study left: its rows, the scores of each point and prompt, its record.
 
-    There is one object for each unit.
+    There is one object for each unit. where: a condition on its rows, for the points that its front
+    may have: all but WARP's single runs, where no other is given.
     """
 
     rows: pd.DataFrame
     scores: dict[str, np.ndarray]
     record: dict[str, Any]
+    where: str = "method != 'run'"
 
     @property
     def label(self) -> str:
@@ -75,12 +77,14 @@ class Outcome:
 
     @cache  # noqa: B019 - a unit is kept for good, see `outcome`
     def points(self, split: str) -> pd.DataFrame:
-        """The rows that a front may have: all but WARP's single runs.
-
-        14 different points for each arm of the primary contrast.
+        """The rows that a front may have. 14 different points for each arm of the primary
+        contrast.
         """
-        rows = self.of(split)
-        return rows[rows["method"] != "run"]
+        return self.of(split).query(self.where)
+
+    def only(self, where: str) -> "Outcome":
+        """The same unit, its front of fewer points."""
+        return replace(self, where=where)
 
     def along_eta(self, method: str) -> pd.DataFrame:
         """The rows of a line over η on test prompts, by increasing η."""
@@ -95,15 +99,17 @@ class Outcome:
         """r̃, or the score of a judge, of each of its points and each prompt, (points, prompts)."""
         return self.scores[f"{split}.{scorer}"][self.points(split).index]
 
-    def through_merge(self, method: str, runs: int) -> tuple[np.ndarray, np.ndarray]:
+    def through_merge(self, method: str, runs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The line from SFT, where the unit has it, through a merge of `runs` runs and beyond.
 
-        On test prompts: KL in increasing order, (points,), and r̃ of each prompt, (points, prompts).
+        On test prompts: KL in increasing order, (points,); r̃ and KL of each prompt, both (points,
+        prompts).
         """
         rows = self.of("test")
         on_line = (rows["method"] == method) & (rows["runs"] == runs)
         line = rows[(rows["method"] == "sft") | on_line].sort_values("kl")
-        return line["kl"].to_numpy(), self.scores["test.reward"][line.index]
+        reward, own_kl = (self.scores[f"test.{score}"][line.index] for score in ("reward", "kl"))
+        return line["kl"].to_numpy(), reward, own_kl
 
     @cache  # noqa: B019
     def front(self) -> list[int]:
@@ -120,12 +126,16 @@ class Outcome:
         Or a judge's score of the same points. Up to the largest KL of any point it keeps its last
         reward: who may spend more can still take the policy that spends less.
         """
-        front = np.array(self.front())
-        front = front[np.argsort(self.kl(split)[front], kind="stable")]
-        kl, reward = self.kl(split)[front], self.reward(split, scorer)[front]
-        if self.reach(split) > kl[-1]:
-            kl, reward = np.append(kl, self.reach(split)), np.concatenate([reward, reward[-1:]])
-        return kl, reward
+        by_kl, by_reward = self._of_line(split)
+        return self.kl(split)[by_kl], self.reward(split, scorer)[by_reward]
+
+    def _of_line(self, split: str) -> tuple[list[int], list[int]]:
+        """The points of `line`: whose KL and whose reward each of its own has."""
+        kl, front = self.kl(split), self.front()
+        front = [front[k] for k in np.argsort(kl[front], kind="stable")]
+        if self.reach(split) > kl[front[-1]]:
+            return [*front, int(kl.argmax())], [*front, front[-1]]
+        return front, front
 
     def front_at(self, kl: ArrayLike) -> np.ndarray | None:
         """r̃ of each prompt on the front at these KLs, (KLs, prompts), on test prompts.
@@ -137,10 +147,12 @@ class Outcome:
 
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,
-        (prompts,).
+        (prompts,). Its variance over prompts is the front's, points' KL included (see
+        `fronts.along`).
         """
         kl, reward = self.line(split, scorer)
-        return shares(kl, LOW, high) @ reward
+        own_kl = self.reward(split, "kl")[self._of_line(split)[0]]
+        return along(kl, reward, LOW, high, own_kl)
 
 
 def read_record(file: Path) -> dict[str, Any]:

@@ -165,45 +165,42 @@ def _line(unit: Outcome) -> tuple[np.ndarray, np.ndarray]:
     return rows["kl"].to_numpy(), unit.scores["test.reward"][rows.index]
 
 
+def _span(effect: Effect, form: str) -> str:
+    mean, low, high, _ = astuple(effect.widest)
+    return f"{mean:{form}} (95% CI {low:{form}} to {high:{form}})".replace("-", "−")
+
+
+def hidden_title(shares: dict[float, dict[str, Effect]]) -> str:
+    """How much rounding hides of WARP's KL, from `hidden`."""
+    at = max(shares)
+    return (
+        f"At {at:.1f} nats rounding hides {shares[at]['warp'].widest.mean:.0%} of WARP's KL and"
+        f" {shares[at]['reinforce-liti'].widest.mean:.0%} of REINFORCE's"
+    )
+
+
+def training_title(effects: dict[str, tuple[Effect, Effect]], level: Effect) -> str:
+    """Whether what rounding does to training shows, from `by_training` and `at_equal_kl`."""
+    shown = [stage for stage, both in effects.items() if any(e.side for e in both)]
+    shown += ["WARP's front"] if level.side else []
+    return f"Training with rounded weights changes {'; '.join(shown) or 'nothing detectably'}"
+
+
 def answer(
     measured: pd.DataFrame,
     shares: dict[float, dict[str, Effect]],
     effects: dict[str, tuple[Effect, Effect]],
     level: Effect,
-    high: float,
 ) -> str:
     """The notebook's answer, from `by_pass`, `hidden`, `by_training` and `at_equal_kl`."""
-
-    def read(method: str, kl: float, passed: str) -> float:
-        """What a pass reads where the line from SFT has this KL in float32."""
-        lines = measured[measured["method"] == method].sort_values("eta").set_index("passed")["kl"]
-        return float(np.interp(kl, lines["float32"], lines[passed]))
-
-    def span(effect: Effect, form: str) -> str:
-        mean, low, high, _ = astuple(effect.widest)
-        return f"{mean:{form}} ({low:{form}} to {high:{form}})"
-
     kl, low = shares
-    more = []
-    for of in shares.values():
-        warp, run = (of[method].by_prompt for method in ("warp", "reinforce-liti"))
-        more.append(Effect({seed: warp[seed] - run[seed] for seed in warp}).side)
-    merged = ", and more of it from a merged policy at the same KL" if min(more) > 0 else ""
-    hides = {
-        at: [span(of[method], ".0%") for method in ("reinforce-liti", "warp")]
-        for at, of in shares.items()
-    }
-    shown = [stage for stage, both in effects.items() if any(effect.side for effect in both)]
-    seeds = f"{len(level.by_prompt)} seed{'s' * (len(level.by_prompt) > 1)}"
-    verdict = f"shows in {'; '.join(shown)}" if shown else f"shows nowhere with {seeds}"
-    (_, of_run), *_, (_, of_merge) = effects.items()
+    lines = measured.query("method == 'warp'").sort_values("eta").set_index("passed")["kl"]
+    split = float(np.interp(kl, lines["float32"], lines["split"]))
     return (
-        f"**Answer.** Rounding weights to bfloat16 in every pass hides KL{merged}: where float32"
-        f" has {kl:.1f} nats, {hides[kl][0]} of REINFORCE's and {hides[kl][1]} of WARP's; where it"
-        f" has {low:.1f}, {hides[low][0]} and {hides[low][1]}. Two bfloat16 parts read {kl:.1f}"
-        f" nats of WARP as {read('warp', kl, 'split'):.1f}. What rounding does to *training*"
-        f" {verdict}: r̃ of a run of T steps changes by {span(of_run[0], '+z.2f')}, WARP's last"
-        f" merge by {span(of_merge[0], '+z.2f')}, its KL by {span(of_merge[1], '+z.2f')} nats, and"
-        f" WARP's r̃ at equal KL, {LOW:g} to {high:.1f} nats, by {span(level, '+z.3f')}. 95%"
-        " intervals over seeds and prompts."
+        f"It hides KL. Where float32 has {kl:.1f} nats, weights rounded in every pass read"
+        f" {_span(shares[kl]['reinforce-liti'], '.0%')} less for REINFORCE and"
+        f" {_span(shares[kl]['warp'], '.0%')} less for WARP, and at {low:.1f} nats"
+        f" {_span(shares[low]['reinforce-liti'], '.0%')} and {_span(shares[low]['warp'], '.0%')};"
+        f" two bfloat16 parts read {kl:.1f} nats as {split:.1f}. {training_title(effects, level)}"
+        f" ({len(level.by_prompt)} seeds)."
     )

@@ -1,0 +1,374 @@
+"""What the notebooks say: their answers and the titles of figures whose finding depends on numbers.
+
+Each answer is at most three sentences; tables and figures hold the rest.
+"""
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..study.cells import Cell
+from ..study.contrasts import Contrast
+from ..study.fronts import Effect, Interval, Matched, signed
+from ..study.outcomes import LOW, Outcome
+from .plots import ARMS
+
+
+def pm(row: Mapping[str, float] | pd.Series, column: str, digits: int = 2) -> str:
+    """A column ± 2 standard errors."""
+    return f"{plain(row[column], digits)} ± {2 * row[f'{column}_se']:.{digits}f}"
+
+
+# -------------------------------------------------------------------------------- a run's notebooks
+
+
+def reward_model(accuracies: pd.DataFrame, real_positive: Mapping[str, float]) -> str:
+    """Notebook 1, from `Experiment.accuracies` and `real_positive`."""
+    opening, whole = (
+        accuracies.query("scorer == 'reward' and words == @words").iloc[0]
+        for words in (50, "whole")
+    )
+    return (
+        f"Yes. On 50-word openings it ranks {pm(opening, 'pairwise', 3)} of held-out"
+        f" (positive, negative) pairs correctly, on whole reviews {pm(whole, 'pairwise', 3)}. Real"
+        f" positive openings score r̃ = {real_positive['mean']:.2f} on average and"
+        f" {real_positive['p99']:.2f} at the 99th percentile; a policy beyond that is exploiting"
+        " the reward model."
+    )
+
+
+def policy(loss: float, loss_se: float, sft: Mapping[str, float], temperature: float) -> str:
+    """Notebook 2, from `Experiment.openings_loss` and SFT's evaluation."""
+    return (
+        "Roughly: read the samples below. On openings that it never saw its loss is"
+        f" {loss:.2f} ± {2 * loss_se:.2f} nats a token (perplexity {math.exp(loss):.0f}). Sampled"
+        f" at τ = {temperature:g}, its entropy is {pm(sft, 'entropy')} nats a token."
+    )
+
+
+def _ends(results: pd.DataFrame, method: str) -> pd.Series:
+    return results.query("method == @method").iloc[-1]
+
+
+def warp(results: pd.DataFrame, iterations: int, runs: int, steps: int) -> str:
+    """Notebook 3, from the run's table."""
+    sft, end = _ends(results, "sft"), _ends(results, "warp")
+    singles = results.query("method == 'run' and iteration == @iterations")
+    return (
+        f"WARP with I = {iterations}, M = {runs} and T = {steps} raises r̃ from {pm(sft, 'reward')}"
+        f" to {pm(end, 'reward')}, at a KL of {pm(end, 'kl')} nats. The last iteration's single"
+        f" runs average {singles.reward.mean():.2f} at {singles.kl.mean():.2f} nats, so the merge"
+        " moves further than its parts. Whether that beats REINFORCE at equal KL is the question of"
+        " notebooks 5 and 6."
+    )
+
+
+def reaches(results: pd.DataFrame, method: str, name: str) -> str:
+    """A title: where a method's last policy ends."""
+    end = _ends(results, method)
+    return f"{name} reaches r̃ = {plain(end.reward, 2)} at {end.kl:.1f} nats"
+
+
+def reinforce(results: pd.DataFrame, steps: int) -> str:
+    """Notebook 4, from the run's table."""
+    end = _ends(results, "reinforce")
+    return (
+        f"{steps} steps of REINFORCE with an EMA anchor reach r̃ = {pm(end, 'reward')} at a KL of"
+        f" {pm(end, 'kl')} nats (one seed, ± 2 standard errors over prompts)."
+    )
+
+
+def samples_title(samples: Mapping[str, Sequence[float]]) -> str:
+    """Where some samples of texts lie on average, from `Experiment.compared_with_people`."""
+    means = {
+        name: float(pd.Series(list(map(float, some))).mean()) for name, some in samples.items()
+    }
+    return "On average: " + ", ".join(f"{n} {plain(mean, 2)}" for n, mean in means.items())
+
+
+def curves_title(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """How reward and KL moved in training: means over runs of their first and last tenths."""
+    moved = []
+    for history in histories.values():
+        table, part = pd.DataFrame(history), max(1, len(history) // 10)
+        moved.append([table[:part].reward.mean(), table[-part:].reward.mean()])
+        moved[-1].append(table[-part:].kl_anchor.mean())
+    first, last, kl = (sum(column) / len(column) for column in zip(*moved, strict=True))
+    moves = f"from {plain(first, 2)} to {plain(last, 2)}"
+    return f"Training moves r̃ {moves}, {kl:.1f} nats from the anchor"
+
+
+def liti_title(results: pd.DataFrame) -> str:
+    """What WARP's line to SFT keeps halfway."""
+    line = results.query("method == 'warp'").sort_values("eta")
+    sft = results.query("method == 'sft'").iloc[0]
+    half = line.iloc[(line.eta - 0.5).abs().argmin()]
+    end = line.iloc[-1]
+    reward = (half.reward - sft.reward) / (end.reward - sft.reward)
+    kept = f"{reward:.0%} of its gain in reward and {half.kl / end.kl:.0%} of its KL"
+    return f"At η = {half.eta:g} WARP keeps {kept}".replace("-", "−")
+
+
+def judge_title(results: pd.DataFrame, judge: str) -> str:
+    """How much a judge's score rises with WARP's reward."""
+    sft, end = _ends(results, "sft"), _ends(results, "warp")
+    rise = {column: plain(end[column] - sft[column], 2) for column in ("reward", judge)}
+    return f"From SFT to WARP r̃ rises by {rise['reward']} and the judge's score by {rise[judge]}"
+
+
+def _place(matched: Matched, below: str, above: str, same: str) -> str:
+    return {1: above, -1: below, 0: same}[matched.difference.side]
+
+
+def pareto_title(path: Matched) -> str:
+    """Where WARP's front lies beside REINFORCE's path, on one seed."""
+    return _place(
+        path,
+        f"At {path.kl:.1f} nats WARP earns less than REINFORCE on this seed",
+        f"At {path.kl:.1f} nats WARP earns more than REINFORCE on this seed",
+        "WARP and REINFORCE cannot be told apart on this seed",
+    )
+
+
+def pareto(path: Matched, line: Matched, beyond: Sequence[str]) -> str:
+    """Notebook 5.
+
+    path: WARP less REINFORCE's path at the largest KL that both reach; line: less its LITI line at
+    half of it; beyond: methods that pass the 99th percentile of real positive openings.
+    """
+    verdict = _place(path, "No: WARP is below it", "Yes", "Not detectably")
+    exploited = (
+        f" {' and '.join(beyond)} pass the 99th percentile of real positive openings, where gains"
+        " are the reward model's quirks."
+        if beyond
+        else ""
+    )
+    return (
+        f"{verdict}, on this one seed: WARP − REINFORCE is {path.difference} r̃ at"
+        f" {path.kl:.1f} nats, the furthest both reach, and {line.difference} against"
+        f" REINFORCE's own LITI line at {line.kl:.1f} nats. One seed says nothing about the next;"
+        f" notebook 6 has more.{exploited}"
+    )
+
+
+# ---------------------------------------------------------------------------------------- the study
+
+
+def verdict(of: Effect | Interval) -> str:
+    """In a word: what a 95% interval allows to say of a difference."""
+    return {1: "higher", -1: "lower", 0: "no detectable difference"}[of.side]
+
+
+def seeds(count: int) -> str:
+    """A number of seeds in words."""
+    words = "no one two three four five six seven eight nine ten".split()
+    return f"{words[count] if count <= 10 else count} seed{'s' * (count != 1)}"
+
+
+def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
+    """The study's finding."""
+    found = {
+        1: "At equal KL WARP earns more than REINFORCE",
+        -1: "At equal KL WARP earns less than REINFORCE",
+        0: "WARP and REINFORCE trace one curve",
+    }[primary.side]
+    return found + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
+
+
+def primary(primary: Contrast, best_of_n: Contrast) -> str:
+    """The study's answer: the primary contrast, and the ceiling."""
+    found = {
+        1: "Yes. At equal compute and equal KL WARP earns more",
+        -1: "No. At equal compute and equal KL WARP earns less",
+        0: "Not detectably. At equal compute and equal KL they earn alike",
+    }[primary.side]
+    above = plain(-best_of_n.both.mean, 2)
+    ceiling = {
+        -1: f" Best-of-n sampling from SFT, which trains nothing, stays {above} r̃ above WARP."
+    }.get(best_of_n.side, "")
+    return (
+        f"{found}: WARP − REINFORCE is {primary} r̃, from {LOW:g} to {primary.high:g} nats of KL,"
+        f" over {seeds(len(primary.by_prompt))}.{ceiling}"
+    )
+
+
+def plain(number: float, digits: int) -> str:
+    """A number with its sign only where it is negative, and that a minus."""
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+TRY = """<p><strong>Try it.</strong> In <a href="#08_playground">the playground</a> you slide a
+policy's weights from SFT to WARP and read along. <code>make app</code> opens every point of the
+study with what it writes. To align a policy of your own, begin with <a href="#03_warp">notebook
+3</a>.</p>"""
+
+
+def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
+    """Three numbers and what to try, as HTML for the page's first screen."""
+    low, high = signed(primary.both.low), signed(primary.both.high)
+    boxes = {
+        signed(primary.both.mean): (f"r̃, WARP − REINFORCE at equal KL (95% CI {low} to {high})"),
+        signed(best_of_n.both.mean, 2): (
+            "r̃, WARP − best-of-n, which pays n completions each time it is used"
+        ),
+        f"{primary.detectable:.3f}": (
+            f"r̃: the smallest difference that {seeds(len(primary.by_prompt))} would show nine"
+            " times out of ten"
+        ),
+    }
+    shown = (f"<div><strong>{n}</strong>{html.escape(words)}</div>" for n, words in boxes.items())
+    return f'<aside><div class="numbers">{"".join(shown)}</div>{TRY}</aside>'
+
+
+def headline(answer: str) -> str:
+    """How the page begins, as HTML."""
+    question = "Does WARP earn more reward than REINFORCE at the same KL?"
+    return f"<h1>{question}</h1><p>{html.escape(answer)}</p>"
+
+
+def above_zero(effects: Iterable[Effect]) -> str:
+    """How many of some differences are higher, lower or neither: "2 of 9 higher, none lower"."""
+    sides = [effect.side for effect in effects]
+    up, down = sides.count(1), sides.count(-1)
+    return f"{up or 'none'} of {len(sides)} higher, {down or 'none'} lower"
+
+
+def ahead_title(ahead: Mapping[str, Mapping[str, Mapping[float, Effect]]], arm: str) -> str:
+    """Whether an arm's reward runs ahead of the judge, at the largest KL that all seeds reach."""
+    end = max(ahead["judge"][arm])
+    found = {
+        1: "runs ahead of the judge's score",
+        0: "rises no more than the judge's score, within error",
+        -1: "rises less than the judge's score",
+    }[ahead["judge"][arm][end].side]
+    return f"Up to {end:g} nats {ARMS[arm].split(',')[0]}'s r̃ {found}"
+
+
+def judged_title(units: Mapping[str, Sequence[Outcome]], judge: str) -> str:
+    """How closely a judge's score follows the reward, over all points of some arms."""
+    means = [
+        [unit.reward("test", scorer).mean(1) for of_arm in units.values() for unit in of_arm]
+        for scorer in ("reward", judge)
+    ]
+    x, y = (np.concatenate(some) for some in means)
+    slope = np.polyfit(x, y, 1)[0]
+    return f"The judge's score rises by {slope:.2f} for each unit of r̃"
+
+
+def variety_title(units: Mapping[str, Sequence[Outcome]]) -> str:
+    """How entropy goes with KL, over all points of some arms."""
+    rows = pd.concat([unit.points("test") for of_arm in units.values() for unit in of_arm])
+    slope = np.polyfit(rows["kl"], rows["entropy"], 1)[0]
+    moves = "falls" if slope < 0 else "rises"
+    return f"Entropy {moves} by {abs(slope):.2f} nats a token per nat of KL"
+
+
+def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
+    """Where WARP's cells lie beside REINFORCE's longest run."""
+    gaps = [gap for cell in warp.values() if (gap := cell.height())]
+    sides = [gap.widest.side for gap in gaps]
+    if not any(sides):
+        return "WARP's cells lie along REINFORCE's curve"
+    up, down = sides.count(1), sides.count(-1)
+    return f"Of {len(sides)} cells {up} lie above REINFORCE's curve, {down} below"
+
+
+def bend_title(bends: Mapping[str, Effect]) -> str:
+    """The shape of WARP's line to SFT."""
+    shapes = {1: "concave", -1: "convex", 0: "straight within error"}
+    kl, reward = (shapes[bends[score].side] for score in ("kl", "reward"))
+    return f"Along η WARP's KL is {kl}, its reward {reward}"
+
+
+def angles_title(layers: pd.DataFrame) -> str:
+    """How far apart WARP's runs stand, and what SLERP makes of it."""
+    whole = layers.query("iteration == 1 and layer == 'model'").iloc[0]
+    return (
+        f"WARP's runs stand {whole.degrees:.0f}° apart: SLERP's step is {whole.longer:.2f} times"
+        " LERP's"
+    )
+
+
+def between_title(between: pd.DataFrame) -> str:
+    """How the angle between REINFORCE's runs goes with their completions."""
+    means = between.groupby("completions")["degrees"].mean()
+    return (
+        f"From {means.index[0]:,} to {means.index[-1]:,} completions the angle goes from"
+        f" {means.iloc[0]:.0f}° to {means.iloc[-1]:.0f}°"
+    )
+
+
+def by_end_title(curves: Mapping[str, Mapping[float, Effect]]) -> str:
+    """Whether what a difference says hangs on where it ends."""
+    sides = {effect.side for effects in curves.values() for effect in effects.values()}
+    reach = max(end for effects in curves.values() for end in effects)
+    if sides == {0}:
+        return f"No detectable difference wherever the comparison ends, up to {reach:g} nats"
+    lost = [end for effects in curves.values() for end, e in effects.items() if e.side < 0]
+    won = [end for effects in curves.values() for end, e in effects.items() if e.side > 0]
+    parts = [
+        f"{word} when the comparison ends at "
+        + " to ".join(f"{end:g}" for end in sorted({min(ends), max(ends)}))
+        for word, ends in (("behind a rival", lost), ("ahead of a rival", won))
+        if ends
+    ]
+    return f"WARP is {' and '.join(parts)} nats, else not detectably different"
+
+
+def checked(expected: int, of: Effect | None) -> str:
+    """A claim's verdict: what its side is said to be, 1 or −1 (0: no difference), against what was
+    measured.
+    """
+    if of is None:
+        return "not run"
+    if of.side == expected and not of.few:
+        return "no difference detected, as said" if expected == 0 else "reproduced"
+    return "not detectable" if of.side == 0 else "contradicted"
+
+
+def compared(claims: Iterable[tuple[str, str, str, int, Effect | None, str]]) -> list[dict]:
+    """Rows of the table "paper, student report, here".
+
+    claims: the sentence, what the paper says, what the student report says, the side that it says
+    the effect is on, the effect here, its unit.
+    """
+    return [
+        {
+            "claim": claim,
+            "paper (Gemma 7B)": paper,
+            "student report (GPT-2)": student,
+            "here (7.6M)": f"{effect} {unit}" if effect else "not run",
+            "verdict": checked(expected, effect),
+        }
+        for claim, paper, student, expected, effect, unit in claims
+    ]
+
+
+def dpo(more: Contrast, own: Contrast) -> str:
+    """Notebook 7.
+
+    more: what WARP gains over DPO beyond what it gains over REINFORCE; own: WARP-DPO less DPO.
+    """
+    found = {
+        1: "Yes: it gains more over DPO than over REINFORCE",
+        -1: "No: it gains less over DPO than over REINFORCE",
+        0: "Not detectably",
+    }[more.side]
+    return (
+        f"{found}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g} nats,"
+        f" over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from {LOW:g} to"
+        f" {own.high:g} nats."
+    )
+
+
+def dpo_title(own: Contrast) -> str:
+    """Where WARP-DPO's front lies beside DPO's."""
+    where = f"from {LOW:g} to {own.high:g} nats"
+    return {
+        1: f"WARP-DPO earns more than DPO {where}",
+        -1: f"WARP-DPO earns less than DPO {where}",
+        0: f"WARP-DPO and DPO cannot be told apart {where}",
+    }[own.side]
