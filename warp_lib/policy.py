@@ -23,7 +23,7 @@ from transformers.activations import NewGELUActivation
 
 from . import loading
 from .fast import cuda_graphs, machine
-from .fast.decoding import NextToken, decode, decode_gpt2, is_plain_gpt2, positions, sample_token
+from .fast.decoding import NextToken, decoder_of, positions, sample_token
 from .fast.dense import multiply_in_parts
 from .merging import Weights
 from .prompts import prompts
@@ -245,8 +245,7 @@ class Policy:
                 key, lambda: cuda_graphs.Completion(self.model, n, prompt, new)
             )
             return complete(tokens, mask, next_token)
-        complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
-        return complete(self.model, tokens, mask, new, next_token)
+        return decoder_of(self.model)(self.model, tokens, mask, new, next_token)
 
     def _captured(self, key: tuple, capture: Callable[[], Callable]) -> Callable:
         """What was captured under this key, or is now. The oldest makes room."""
