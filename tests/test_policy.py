@@ -38,7 +38,7 @@ from transformers import (
 import warp_lib.policy
 from warp_lib.evaluate import exact_kl, kl_of_pass
 from warp_lib.fast import cuda_graphs, machine
-from warp_lib.fast.decoding import decode, decoder_of, is_plain_gpt2, sample_token
+from warp_lib.fast.decoding import decode, is_plain_gpt2, sample_token
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.runs.seeds import torch_stream

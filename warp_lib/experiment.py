@@ -62,11 +62,12 @@ class Experiment:
         hold.
         """
         settings = self.settings
-        longest = PROMPT_TOKENS[1] + settings.max_new_tokens
+        prompt = len(self.policy.bos_ids) + PROMPT_TOKENS[1]
+        longest = prompt + settings.max_new_tokens
         context = getattr(self.policy.model.config, "max_position_embeddings", None)
         if context and longest > context:
             raise Explained(
-                f"max_new_tokens must be at most {context - PROMPT_TOKENS[1]} (the context of"
+                f"max_new_tokens must be at most {context - prompt} (the context of"
                 f" policy={settings.policy!r} less the longest prompt), not"
                 f" {settings.max_new_tokens}."
             )
@@ -472,8 +473,8 @@ class Experiment:
         and in it, for `verify`, what it is.
 
         `REPORT` names its row of the results table and holds what the row was computed from: the
-        settings, EOS, the test prompts and the evaluated completions (prompts, samples, new) as
-        token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
+        settings, EOS, BOS, the test prompts and the evaluated completions (prompts, samples, new)
+        as token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
         """
         target = folder(self.settings.name) / "models" / name
         # it says nothing of a folder that is half written
@@ -489,6 +490,7 @@ class Experiment:
             ),
             "settings": self.settings.asdict(),
             "eos": self.policy.eos_ids,
+            "bos": self.policy.bos_ids,
             "sft": digest(self.theta_sft),
             "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd},
             "prompts": self.test_prompts,

@@ -131,8 +131,8 @@ def decode_gpt2(
 def decode_llama(
     model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, next_token: NextToken
 ) -> Tensor:
-    """`decode` for a Llama, as `decode_gpt2`: what is multiplied by one input is multiplied at once,
-    and heads that share keys read them together.
+    """`decode` for a Llama. What is multiplied by one input is multiplied at once, and heads that
+    share keys read them together.
     """
     body, c = model.model, model.config
     heads, shared = c.num_attention_heads, c.num_key_value_heads
