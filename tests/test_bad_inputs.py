@@ -36,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.conftest import tiny_policy
+from tests.conftest import online, tiny_policy
 from warp_lib.__main__ import main
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
@@ -787,19 +787,6 @@ def answered(setting: str, status: int, *says: str, error: str = "") -> Row:
         call,
         (f"{setting}='some/name' ", *says),
     )
-
-
-def online(patch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Let the hub be asked, at another address."""
-    for library in (constants, datasets.config):
-        patch.setattr(library, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "ENDPOINT", endpoint)
-    patch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    patch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
 
 
 def failing(name: str, error: BaseException, *says: str) -> Row:

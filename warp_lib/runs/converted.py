@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import load_state_dict_from_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from .errors import say_once
@@ -111,7 +110,7 @@ def unpickled(folder: Path, name: str) -> Path:
         tensors = {}
         for file in pickles(folder):
             try:
-                tensors |= load_state_dict_from_file(file, "cpu", weights_only=True)
+                tensors |= torch.load(file, "cpu", weights_only=True)
             except Exception as error:  # of torch and of pickle
                 raise Unfit(
                     f"has a {file.name} that holds more than tensors, or is damaged"
