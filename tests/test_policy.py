@@ -24,6 +24,7 @@ from conftest import (
     token_ids,
 )
 from scipy.stats import chisquare
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -36,7 +37,7 @@ from transformers import (
 )
 
 import warp_lib.policy
-from warp_lib.evaluate import exact_kl, kl_of_pass
+from warp_lib.evaluate import exact_kl, kl_of_pass, language_loss
 from warp_lib.fast import cuda_graphs, machine
 from warp_lib.fast.decoding import decode, is_plain_gpt2, sample_token
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
@@ -702,6 +703,39 @@ def test_completions_that_do_not_fit_the_context_are_refused(kind, float32):
     assert policy.sample([[1] * 7], 57, TAU, stream(0)).tokens.shape == (1, 64)
     with pytest.raises(ValueError, match="context of 64"):
         policy.sample([[1] * 7], 58, TAU, stream(0))
+
+
+# BOS
+
+
+@samplers
+def test_a_model_trained_behind_bos_gets_its_bos(kind, sampler, monkeypatch, float32):
+    """In sampling, scoring and the loss of reviews, and not in texts. Guards: a Llama or a Gemma
+    that reads the first word where it has only ever read BOS; stored results of one without it.
+    """
+    policy = policy_of(kind, sampler, monkeypatch)
+    assert policy.bos_ids == []
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w9 $A", special_tokens=[("w9", 9)]
+    )
+    behind = Policy(policy.model, tokenizer)
+    assert behind.bos_ids == [9] and behind.identity != policy.identity
+    seen = spy_on_draw(monkeypatch)
+    y = behind.sample(PROMPTS, NEW, TAU, stream("s"))
+    assert [s[:-NEW] for s in sequences(y)] == [[9, *prompt] for prompt in PROMPTS]
+    with torch.no_grad():
+        expected = torch.stack([plain_log_probs(behind, s, NEW, TAU) for s in sequences(y)])
+    drawn = torch.stack(seen, 1).log_softmax(-1).gather(-1, y.completions[..., None])[..., 0]
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(behind.log_probs(y, TAU), expected, atol=1e-5, rtol=0)
+    assert [token_ids(text) for text in behind.texts(y)] == [s[1:] for s in sequences(y)]
+    loss, _ = language_loss(behind, ["w5 w2 w7", "w1 w1 w4"], 3)
+    expected = [
+        -plain_logits(behind, [9, *row], 2).log_softmax(-1)[range(2), row[1:]].mean()
+        for row in ([5, 2, 7], [1, 1, 4])
+    ]
+    assert loss == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
 
 
 # Prompts, text, weights
