@@ -64,8 +64,8 @@ class Experiment:
         if not settings.reward_steps:
             classifier(settings.encoder)
         self.policy = Policy.from_name(settings.policy)
-        self.sft = self.policy.clone()
         self.theta_sft: Weights = self.policy.weights()
+        self.sft = self.policy.holding(self.theta_sft)
         self._check_sizes()
 
     def _check_sizes(self) -> None:

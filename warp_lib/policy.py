@@ -150,6 +150,15 @@ class Policy:
         """
         return Policy(copy.deepcopy(self.model), self.tokenizer)
 
+    def holding(self, weights: Weights) -> "Policy":
+        """Another policy of the same architecture that holds these weights, which are not copied
+        where they are on its device, and so not to be changed.
+        """
+        other = self.clone()
+        for name, p in other.model.named_parameters():
+            p.data = weights[name].to(p.device)
+        return other
+
     # Prompts and text
 
     def prompts(self, reviews: Sequence[str], *role: str | int) -> dict[int, list[int]]:

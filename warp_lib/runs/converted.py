@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from .errors import say_once
-from .model_files import BESIDE, PICKLE, SINGLE, Unfit, pickles, reason
+from .model_files import BESIDE, SINGLE, TORCH_FILE, Unfit, reason, torch_files
 from .paths import ROOT
 from .store import file_digest, memoise, save_tensors
 
@@ -93,10 +93,10 @@ def merged(base: Path, adapter: Path) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def unpickled(folder: Path, name: str) -> Path:
-    """A download whose weights are PyTorch's pickles, as a folder of safetensors.
+def from_torch(folder: Path, name: str) -> Path:
+    """A download whose weights are PyTorch's own files, as a folder of safetensors.
 
-    They are read by PyTorch's restricted unpickler, which makes tensors and runs nothing else.
+    They are read as weights only: PyTorch makes tensors, and calls nothing else that a file names.
 
     Args:
         folder: a snapshot in the hub's cache; its own name is the commit.
@@ -106,12 +106,12 @@ def unpickled(folder: Path, name: str) -> Path:
     """
 
     def make(part: Path) -> dict:
-        say_once(f"{name} has only {PICKLE}: its tensors are rewritten as safetensors, once.")
+        say_once(f"{name} has only {TORCH_FILE}: its tensors are rewritten as safetensors, once.")
         tensors = {}
-        for file in pickles(folder):
+        for file in torch_files(folder):
             try:
                 tensors |= torch.load(file, "cpu", weights_only=True)
-            except Exception as error:  # of torch and of pickle
+            except Exception as error:  # torch's, for what it refuses and for what is damaged
                 raise Unfit(
                     f"has a {file.name} that holds more than tensors, or is damaged"
                     f" ({type(error).__name__}: {reason(error)}): it is not opened"

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .model_files import FILES, INDEX, PICKLED, SINGLE, Unfit, is_whole, pickles, reason
+from .model_files import FILES, INDEX, SINGLE, TORCH_FILES, Unfit, is_whole, reason, torch_files
 
 # libraries through which the hub is spoken to
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
@@ -62,21 +62,21 @@ def model_folder(
             needless = (SINGLE, INDEX, "adapter_config.json")
             if not any((folder / file).is_file() for file in needless):
                 # a model of before safetensors
-                folder = Path(snapshot_download(name, allow_patterns=[*patterns, *PICKLED]))
+                folder = Path(snapshot_download(name, allow_patterns=[*patterns, *TORCH_FILES]))
     except Exception as error:  # the hub's library has a dozen of them
         raise Unfit(cause(error, "model")) from error
-    return _unpickled(folder, name) or folder
+    return _from_torch(folder, name) or folder
 
 
-def _unpickled(folder: Path, name: str) -> Path | None:
-    """A download whose weights are pickles only, as safetensors from the store; None if it has
-    others, or not all.
+def _from_torch(folder: Path, name: str) -> Path | None:
+    """A download that has PyTorch's files of weights and no safetensors, converted in the store;
+    None if it has others, or not all.
     """
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file() or not pickles(folder):
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file() or not torch_files(folder):
         return None
-    from .converted import unpickled  # only now: it needs torch
+    from .converted import from_torch  # only now: it needs torch
 
-    return unpickled(folder, name)
+    return from_torch(folder, name)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def _downloaded(name: str, whole: Callable[[Path], bool]) -> Path | None:
             continue
         if whole(folder):
             return folder
-        if converted := _unpickled(folder, name):
+        if converted := _from_torch(folder, name):
             return converted
     return None
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers calls them
-PICKLE = "pytorch_model.bin"  # and what it is called in a model of before safetensors
+TORCH_FILE = "pytorch_model.bin"  # and what it is called in a model of before safetensors
 BESIDE = (  # a model's files other than its weights
     "config.json",
     "generation_config.json",
@@ -36,7 +36,7 @@ BESIDE = (  # a model's files other than its weights
 )
 # what is downloaded of a model
 FILES = (SINGLE, INDEX, "model-*.safetensors", *BESIDE, "adapter_config.json")
-PICKLED = (PICKLE, "pytorch_model-*.bin", f"{PICKLE}.index.json")
+TORCH_FILES = (TORCH_FILE, "pytorch_model-*.bin", f"{TORCH_FILE}.index.json")
 # a tokenizer has at least one of them
 TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 OTHERS = {  # weights that are not read
@@ -222,12 +222,12 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def pickles(folder: Path) -> list[Path]:
+def torch_files(folder: Path) -> list[Path]:
     """The .bin files of a model that has no safetensors; none unless all of them are there, with a
     configuration and a tokenizer. Raises Unfit for a damaged index.
     """
-    files = [folder / PICKLE]
-    if (index := folder / f"{PICKLE}.index.json").is_file():
+    files = [folder / TORCH_FILE]
+    if (index := folder / f"{TORCH_FILE}.index.json").is_file():
         places = read_json(index)
         places = places.get("weight_map") if isinstance(places, dict) else None
         if not isinstance(places, dict):
