@@ -46,19 +46,21 @@ def test_what_is_counted_is_what_the_notebooks_do(monkeypatch):
     settings = Settings.profile("smoke", policy="some/name", iterations=3, runs=2)
     monkeypatch.setattr(Policy, "from_name", lambda _: tiny_policy())
     monkeypatch.setattr(ahead, "_seconds", lambda *_, **__: 1.0)
-    sentence = ahead.cost(settings)
+    sentence = ahead.cost(settings, "smollm2")
     weights = {"w": torch.zeros(1)}
     run = Run(weights, {4 * (k + 1): weights for k in range(6)}, [{"seconds": 1.0}] * 24, 1.0)
     iterations = [Iteration(n, weights, [run] * 2, weights, weights) for n in (1, 2, 3)]
     points: list[Point] = [*warp_points(weights, iterations, settings)]
     points += reinforce_points(weights, run, settings)
     assert f"evaluating {len(points)} policies on 16 completions" in sentence
+    assert "--profile smollm2-small" in sentence
+    assert "--profile" not in ahead.cost(settings, "smollm2-small")
     assert "48 steps of 8 completions take about 48 s (1 s a step)" in sentence
 
 
 def test_it_is_said_first(store, monkeypatch, capsys):
     """And a policy that is not there ends the report before a notebook starts."""
-    monkeypatch.setattr(ahead, "cost", lambda settings: f"{settings.policy} costs much.")
+    monkeypatch.setattr(ahead, "cost", lambda settings, _: f"{settings.policy} costs much.")
 
     def runner(jobs, tell, at_once, threads):
         assert capsys.readouterr().out == "smollm2 costs much.\n"

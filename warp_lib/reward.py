@@ -556,7 +556,7 @@ def classifier(name: str) -> EncoderScorer:
         loading.inspect(source, causal=False)
         tokenizer = loading.open_tokenizer(source)
         model, said = loading.open_model(AutoModelForSequenceClassification, source)
-        labels = [str(label) for _, label in sorted(model.config.id2label.items())]
+        labels = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
         if len(labels) != 2 or labels[0].lower().startswith("pos"):
             raise Unfit(
                 f"has the labels {', '.join(labels)}; a classifier that is used as it is"

@@ -14,9 +14,11 @@ SIZES = (4, 12)  # completions that are timed, of each size twice: the first tim
 PROMPT = 10  # tokens
 
 
-def cost(settings: Settings) -> str:
+def cost(settings: Settings, profile: str) -> str:
     """A sentence on the hours that a report with these settings takes on this machine: its
     training's and its evaluation's, timed on a few completions. Nothing is kept.
+
+    profile: the settings' own; if there is a smaller one of its name, it is named.
 
     Raises ValueError where the policy cannot be loaded.
     """
@@ -27,7 +29,7 @@ def cost(settings: Settings) -> str:
     step = _seconds(policy, s, s.batch_size, s.precision, learns=True)
     point = _seconds(policy, s, s.test_prompts * s.test_samples, "float32", learns=False)
     millions = sum(p.numel() for p in policy.model.parameters()) / 1e6
-    small = f"{s.policy}-small"
+    small = f"{profile}-small"
     smaller = f"; --profile {small} is the same in small" if small in PROFILES else ""
     return (
         f"{s.policy} has {millions:.0f} million parameters. Here {steps:,} steps of {s.batch_size}"

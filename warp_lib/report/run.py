@@ -43,7 +43,7 @@ def run_report(
         from .ahead import cost
 
         machine.prepare()
-        print(cost(settings), flush=True)
+        print(cost(settings, profile), flush=True)
     folder = paths.folder(settings.name)
     paths.folder(f"{settings.name}/notebooks")
     parameters = {"profile": profile} | {

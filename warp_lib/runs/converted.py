@@ -87,7 +87,7 @@ def merged(base: Path, adapter: Path) -> PreTrainedModel:
     """A causal language model in float32 with a LoRA adapter merged into its weights; both are
     folders.
     """
-    from peft import PeftModel  # of the extra smollm2
+    from peft import PeftModel  # pyright: ignore[reportMissingImports]  # of the extra smollm2
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()

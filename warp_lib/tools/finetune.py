@@ -42,7 +42,7 @@ def finetune(out: Path, *, steps: int, windows: int, progress: Progress) -> None
     with said_of("policy='smollm2'"):
         converted.need("peft")
         base = converted.smollm2()
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     out.mkdir(parents=True, exist_ok=True)
     reviews, tokenizer = load_reviews("imdb"), open_tokenizer(base)
