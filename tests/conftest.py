@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import constants
 from nbconvert.preprocessors import ClearOutputPreprocessor
 from playwright.sync_api import Browser, Page, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
@@ -146,7 +147,7 @@ def tiny_policy(
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
             }
-            model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **sizes, **shape))
+            model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **shape | sizes | config))
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p), alpha=0.4)
@@ -270,6 +271,19 @@ def folders(tmp_path_factory) -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", base / "cache")
         yield {name: str(base / name) for name in ("policy", "encoder", "reviews")}
+
+
+def online(patch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Let the hub be asked, at another address."""
+    for library in (constants, datasets.config):
+        patch.setattr(library, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "ENDPOINT", endpoint)
+    patch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    patch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
 
 
 # ---------------------------------------------------------------------------- a person at a browser

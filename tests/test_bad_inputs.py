@@ -36,11 +36,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.conftest import tiny_policy
+from tests.conftest import online, tiny_policy
 from warp_lib.__main__ import main
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
-from warp_lib.reward import untrained
+from warp_lib.reward import classifier, untrained
 from warp_lib.runs import hub
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.model_files import INDEX, SINGLE
@@ -710,6 +710,28 @@ ROWS += [
 ]
 
 
+ROWS += [
+    Row(
+        "encoder: a classifier of three labels",
+        lambda folder: classifier(
+            str(
+                spoilt(
+                    "encoder",
+                    folder,
+                    other(AutoModelForSequenceClassification, "bert", num_labels=3),
+                )
+            )
+        ),
+        ("encoder='{folder}/model' has the labels LABEL_0, LABEL_1, LABEL_2;", "reward_steps=0"),
+    ),
+    Row(
+        "encoder: a classifier without its head",
+        lambda folder: classifier(str(spoilt("encoder", folder, lambda _: None))),
+        ("encoder='{folder}/model' lacks classifier.",),
+    ),
+]
+
+
 # --- What is merged -------------------------------------------------------------------------------
 
 ROWS += [
@@ -787,19 +809,6 @@ def answered(setting: str, status: int, *says: str, error: str = "") -> Row:
         call,
         (f"{setting}='some/name' ", *says),
     )
-
-
-def online(patch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Let the hub be asked, at another address."""
-    for library in (constants, datasets.config):
-        patch.setattr(library, "HF_HUB_OFFLINE", False)
-    patch.setattr(constants, "ENDPOINT", endpoint)
-    patch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    patch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
 
 
 def failing(name: str, error: BaseException, *says: str) -> Row:
@@ -942,3 +951,34 @@ def test_what_is_good_is_taken(tmp_path) -> None:
     )
     saved()(tmp_path / "reviews")
     assert len(load_reviews.__wrapped__(str(tmp_path / "reviews")).train) == 276
+
+
+# tiny ones that must pass; those that must not are rows above
+FAMILIES = {
+    "gpt2": {},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "gptj": {"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4},
+    "gpt_neox": {},
+    "gpt_bigcode": {},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "bloom": {},
+    "falcon": {},
+    "phi": {},
+    "olmo2": {},
+    "llama": {"num_key_value_heads": 1},
+    "mistral": {"num_key_value_heads": 1},
+    "mixtral": {"num_key_value_heads": 1, "num_local_experts": 2},
+    "qwen2": {"num_key_value_heads": 1, "vocab_size": 16},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 8},
+    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_families_that_can_be_sampled_in_batches_are_taken(kind, tmp_path) -> None:
+    """Guards: a check of decoding so strict that a good model is refused."""
+    make = other(AutoModelForCausalLM, kind, eos_token_id=3, bos_token_id=3, **FAMILIES[kind])
+    make = both(make, config("generation_config.json", eos_token_id=3))
+    assert Policy.from_name(str(spoilt("policy", tmp_path, make))).eos_ids == [3]

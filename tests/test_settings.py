@@ -135,7 +135,7 @@ def test_profiles_are_the_promised_ones():
     pip-installed one; laptop is the default.
     """
     full, hub = Settings.profile("full"), Settings.profile("gpt2-imdb")
-    assert list(PROFILES) == ["smoke", "laptop", "full", "gpt2-imdb", "smollm2"]
+    assert list(PROFILES) == ["smoke", "laptop", "full", "gpt2-imdb", "smollm2", "smollm2-small"]
     assert (
         full.steps,
         full.batch_size,
@@ -163,7 +163,8 @@ def test_overrides():
 def test_unknown_profile(profile):
     """An unknown profile is refused with the names of the known ones."""
     refused(
-        f"profile must be one of smoke, laptop, full, gpt2-imdb, smollm2, not {profile!r}.",
+        "profile must be one of smoke, laptop, full, gpt2-imdb, smollm2, smollm2-small, not"
+        f" {profile!r}.",
         profile=profile,
     )
 

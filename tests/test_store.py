@@ -666,8 +666,8 @@ def test_digest_keeps_parts_apart():
 
 
 def test_no_pickle(store, policy_folder):
-    """Nothing in the package, the benchmarks or the notebooks can unpickle, and a training leaves
-    safetensors and JSON only.
+    """Nothing in the package, the benchmarks or the notebooks can unpickle more than tensors, which
+    is done in one place; and a training leaves safetensors and JSON only.
     """
     able = (
         r"pickle|torch\.(load|save)\(|joblib|\bdill\b|shelve|marshal|np\.load|numpy\.load"
@@ -678,7 +678,11 @@ def test_no_pickle(store, policy_folder):
         *(paths.ROOT / "benchmarks").glob("*.py"),
         *paths.ROOT.glob("notebooks/*.ipynb"),
     ]
-    assert len(sources) > 15 and not [f.name for f in sources if re.search(able, f.read_text())]
+    texts = {file.name: file.read_text() for file in sources}
+    only = 'torch.load(file, "cpu", weights_only=True)'
+    assert texts["converted.py"].count(only) == 1
+    texts["converted.py"] = texts["converted.py"].replace(only, "")
+    assert len(texts) > 15 and not [name for name, text in texts.items() if re.search(able, text)]
     train_run(policy_folder, Progress())
     assert {f.suffix for f in store.rglob("*") if f.is_file()} == {".safetensors", ".json", ".lock"}
 

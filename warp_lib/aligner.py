@@ -84,6 +84,7 @@ def train(
                 progress.check()  # the last place from which nothing of the step remains
                 checkpoint.refuse_not_finite(value, numbers)
                 optimiser.step()
+                optimiser.zero_grad()  # not to be in memory while the next step samples
                 with torch.no_grad():
                     update_anchor(
                         list(anchor.model.parameters()), list(learner.model.parameters()), t

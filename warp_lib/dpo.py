@@ -53,7 +53,7 @@ class Pairs:
         """
         decode, new = policy.tokenizer.batch_decode, self.chosen.new
         starts = [
-            tokens[mask][:-new].tolist()
+            tokens[mask][len(policy.bos_ids) : -new].tolist()
             for tokens, mask in zip(
                 self.chosen.tokens[:count], self.chosen.mask[:count], strict=True
             )

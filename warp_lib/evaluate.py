@@ -114,18 +114,21 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
     """Next-token loss of a policy on the first `tokens` tokens of reviews: nats per token, and its
     standard error over reviews.
 
-    Plain language modelling: no temperature, nothing masked; shorter reviews are left out.
+    Plain language modelling: no temperature, nothing masked; shorter reviews are left out. The
+    first token is not counted, and stands behind BOS where the model was trained so.
     """
     rows = policy.tokenizer([r[: 40 * tokens] for r in reviews], add_special_tokens=False)[
         "input_ids"
     ]
     ids = torch.tensor(
-        [row[:tokens] for row in rows if len(row) >= tokens], device=machine.device()
+        [policy.bos_ids + row[:tokens] for row in rows if len(row) >= tokens],
+        device=machine.device(),
     )
+    first = len(policy.bos_ids)
     losses = []
     for part in ids.split(CHUNK):
-        logits = policy.model(part, use_cache=False).logits[:, :-1]
-        chosen = ChosenLogProbs.apply(logits.flatten(0, 1), part[:, 1:].flatten(), 1.0, [])
+        logits = policy.model(part, use_cache=False).logits[:, first:-1]
+        chosen = ChosenLogProbs.apply(logits.flatten(0, 1), part[:, first + 1 :].flatten(), 1.0, [])
         losses.append(-chosen.view(len(part), -1).mean(1))
     loss = torch.cat(losses)
     return loss.mean().item(), loss.std().item() / math.sqrt(len(loss))

@@ -24,7 +24,15 @@ from .policy import Policy
 from .prompts import PROMPT_TOKENS
 from .reinforce import reinforce
 from .reviews import Reviews, load_reviews
-from .reward import SEED, Reward, accuracy, find_encoder, train_encoder_scorer, train_tfidf_scorer
+from .reward import (
+    SEED,
+    Reward,
+    accuracy,
+    classifier,
+    find_encoder,
+    train_encoder_scorer,
+    train_tfidf_scorer,
+)
 from .runs.errors import Explained
 from .runs.paths import folder, write_whole
 from .runs.progress import Progress
@@ -36,6 +44,7 @@ from .warp import Aligner, Iteration, Merge, Run, RunId, warp
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 # of the judge: all layers, and the learning rate at which all of them are trained
 MINILM_LAYERS, JUDGE_RATE = 6, 1e-4
+STOCK = "lvwerra/distilbert-imdb"  # what the student report compares its reward model with
 SHOWN = 20  # test prompts whose completions the explorer shows
 REPORT = "warp_report.json"  # in the folder of a saved policy: what it is
 CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
@@ -52,9 +61,11 @@ class Experiment:
         self._prompts_of: dict[str, dict[int, list[int]]] = {}  # split → its prompts, all of them
         self.reviews: Reviews = load_reviews(settings.reviews)
         find_encoder(settings.encoder, settings.reward_layers)
+        if not settings.reward_steps:
+            classifier(settings.encoder)
         self.policy = Policy.from_name(settings.policy)
-        self.sft = self.policy.clone()
         self.theta_sft: Weights = self.policy.weights()
+        self.sft = self.policy.holding(self.theta_sft)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -62,11 +73,12 @@ class Experiment:
         hold.
         """
         settings = self.settings
-        longest = PROMPT_TOKENS[1] + settings.max_new_tokens
+        prompt = len(self.policy.bos_ids) + PROMPT_TOKENS[1]
+        longest = prompt + settings.max_new_tokens
         context = getattr(self.policy.model.config, "max_position_embeddings", None)
         if context and longest > context:
             raise Explained(
-                f"max_new_tokens must be at most {context - PROMPT_TOKENS[1]} (the context of"
+                f"max_new_tokens must be at most {context - prompt} (the context of"
                 f" policy={settings.policy!r} less the longest prompt), not"
                 f" {settings.max_new_tokens}."
             )
@@ -177,9 +189,11 @@ class Experiment:
 
     def reward(self, progress: Progress) -> Reward:
         """The reward model, trained on its half of the labels or taken from the store,
-        standardised.
+        standardised. With reward_steps=0 the encoder itself is one.
         """
         s = self.settings
+        if not s.reward_steps:
+            return Reward.standardised(classifier(s.encoder), self.sft_texts)
         scorer = train_encoder_scorer(
             s.encoder,
             s.reward_layers,
@@ -219,6 +233,16 @@ class Experiment:
             )
             judges["judge"] = Reward.standardised(scorer, self.sft_texts)
         return judges
+
+    def stock_classifier(self) -> dict[str, Reward]:
+        """`STOCK`, to be compared with the reward model; nothing where it is neither downloaded nor
+        can be.
+        """
+        try:
+            scorer = classifier(STOCK)
+        except Explained:
+            return {}
+        return {STOCK.split("/")[1]: Reward.standardised(scorer, self.sft_texts)}
 
     def standardised(self, rewards: dict[str, Reward], progress: Progress) -> dict[str, Reward]:
         """The same scorers, standardised over what SFT writes under these settings."""
@@ -472,8 +496,8 @@ class Experiment:
         and in it, for `verify`, what it is.
 
         `REPORT` names its row of the results table and holds what the row was computed from: the
-        settings, EOS, the test prompts and the evaluated completions (prompts, samples, new) as
-        token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
+        settings, EOS, BOS, the test prompts and the evaluated completions (prompts, samples, new)
+        as token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
         """
         target = folder(self.settings.name) / "models" / name
         # it says nothing of a folder that is half written
@@ -489,6 +513,7 @@ class Experiment:
             ),
             "settings": self.settings.asdict(),
             "eos": self.policy.eos_ids,
+            "bos": self.policy.bos_ids,
             "sft": digest(self.theta_sft),
             "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd},
             "prompts": self.test_prompts,

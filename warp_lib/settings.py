@@ -46,7 +46,8 @@ class Settings:
 
     # What is trained, on what: each a bundled name, a local folder or a hub id.
     policy: str = knob(
-        "reviews-gpt2", "θ_sft: reviews-gpt2 (bundled), smollm2 (pip), a local folder or a hub id"
+        "reviews-gpt2",
+        "θ_sft: reviews-gpt2 (bundled), smollm2-imdb, smollm2 (pip), a local folder or a hub id",
     )
     encoder: str = knob(
         "minilm", "encoder the reward model starts from: minilm (pip), a local folder or a hub id"
@@ -60,8 +61,9 @@ class Settings:
     )
     reward_steps: int = knob(
         240,
-        "training steps of the reward model: on 32 + 32 crops, every sixth on 4 + 4 whole reviews",
-        1,
+        "training steps of the reward model: on 32 + 32 crops, every sixth on 4 + 4 whole reviews"
+        " (0: the encoder is a ready classifier of two labels, used as it is)",
+        0,
     )
     reward_learning_rate: float = knob(3e-4, "peak learning rate of the reward model", 1e-8, 1.0)
     judge_steps: int = knob(
@@ -306,7 +308,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         test_samples=10,
         front_points=11,
     ),
-    # A real 135M model that pip installs; for an accelerator.
+    # A real 135M model that pip installs (`make smollm2`); for an accelerator, or many hours.
     "smollm2": dict(
         policy="smollm2",
         reward_trained=6,
@@ -314,7 +316,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         reward_learning_rate=1e-4,
         judge_steps=600,
         steps=100,
-        learning_rate=1e-5,
+        test_samples=10,
         front_points=11,
+    ),
+    # The same for two cores and an evening.
+    "smollm2-small": dict(
+        policy="smollm2", steps=20, batch_size=16, test_prompts=30, test_samples=2, front_points=4
     ),
 }

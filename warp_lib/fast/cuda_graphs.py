@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 from transformers.pytorch_utils import Conv1D
 
 from . import machine
-from .decoding import NextToken, positions
+from .decoding import NextToken, is_plain_llama, positions
 from .dense import in_parts, plain_forward, repeated
 
 WARM_UPS = 2  # of what is captured, before it is
@@ -196,13 +196,6 @@ def in_few_bits(model: PreTrainedModel) -> tuple[PreTrainedModel, Callable[[], N
 
 def _of_parts(layer: nn.Linear | Conv1D, parts: int, x: Tensor) -> Tensor:
     return plain_forward(layer, repeated(x, parts, layer.weight.dtype))
-
-
-def is_plain_llama(model: PreTrainedModel) -> bool:
-    c = model.config
-    return (
-        c.model_type == "llama" and c.hidden_act == "silu" and not (c.attention_bias or c.mlp_bias)
-    )
 
 
 def llama_token(completion: Completion) -> Callable[[], Tensor]:

@@ -1,5 +1,5 @@
-"""Completing prompts token by token: with any model, and faster with GPT-2. On a GPU `cuda_graphs`
-does it.
+"""Completing prompts token by token: with any model, and faster with GPT-2 and Llama. On a GPU
+`cuda_graphs` does it.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
+from transformers.models.llama.modeling_llama import rotate_half
 
 from . import machine
 from .dense import of_layer, written_once
@@ -52,6 +53,20 @@ def invert(mass: Tensor, level: Tensor) -> Tensor:
 
 NextToken = Callable[[Tensor], Tensor]
 """Picks ids (n, 1) from logits (n, vocabulary)."""
+
+NextLogits = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+"""Logits (n, vocabulary) after ids (n, q), from these, their positions (n, q), where they stand in
+the cache, and what is added to the scores of attention, (n, 1, q, seen).
+"""
+
+Decoder = Callable[[PreTrainedModel, Tensor, Tensor, int, NextToken], Tensor]
+
+
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """The fastest decoder that computes what the model does, on a processor."""
+    if is_plain_gpt2(model):
+        return decode_gpt2
+    return decode_llama if is_plain_llama(model) else decode
 
 
 def decode(
@@ -99,9 +114,6 @@ def decode_gpt2(
     head = of_layer(model.lm_head, n)
 
     def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
-        """Logits after `ids` (n, q), which stand at positions `at` and in the cache from `start`
-        on: (n, vocabulary).
-        """
         end = start + ids.shape[1]
         x = of_token[ids.flatten()] + of_place[at.flatten()]
         for ln_1, ln_2, act, cache, c_attn, attn_proj, c_fc, mlp_proj in blocks:
@@ -113,6 +125,74 @@ def decode_gpt2(
             x = x + mlp_proj(act(c_fc(ln_2(x))))
         return head(last(x.view(n, -1, width)[:, -1]))
 
+    return _token_by_token(next_logits, tokens, mask, new, next_token, dtype)
+
+
+def decode_llama(
+    model: PreTrainedModel, tokens: Tensor, mask: Tensor, new: int, next_token: NextToken
+) -> Tensor:
+    """`decode` for a Llama. What is multiplied by one input is multiplied at once, and heads that
+    share keys read them together.
+    """
+    body, c = model.model, model.config
+    heads, shared = c.num_attention_heads, c.num_key_value_heads
+    n, prompt = tokens.shape
+    dtype, device = machine.dtype_here(tokens.device), tokens.device
+
+    def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, c.rms_norm_eps)
+
+    blocks = []
+    for block in body.layers:
+        attn, mlp = block.self_attn, block.mlp
+        # keys and values
+        cache = torch.empty(2, n, shared, prompt + new, attn.head_dim, dtype=dtype, device=device)
+        layers = (
+            joined(attn.q_proj, attn.k_proj, attn.v_proj),
+            attn.o_proj,
+            joined(mlp.gate_proj, mlp.up_proj),
+            mlp.down_proj,
+        )
+        dense = [of_layer(layer, n) for layer in layers]
+        norms = block.input_layernorm.weight, block.post_attention_layernorm.weight
+        blocks.append((*norms, cache, *dense))
+    of_token, head = body.embed_tokens.weight, of_layer(model.lm_head, n)
+
+    def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
+        q, end = ids.shape[1], start + ids.shape[1]
+        x = of_token[ids.flatten()]
+        cos, sin = (t[:, :, None] for t in body.rotary_emb(x, at))  # (n, q, 1, size)
+        hidden = hidden.expand(-1, heads // shared, -1, -1).reshape(n, 1, -1, end)
+        for norm_1, norm_2, cache, qkv_proj, o_proj, gate_up, down in blocks:
+            qkv = qkv_proj(rms_norm(x, norm_1)).view(n, q, heads + 2 * shared, -1)
+            qk, v = qkv.split((heads + shared, shared), 2)
+            queries, k = (qk * cos + rotate_half(qk) * sin).split((heads, shared), 2)
+            for kept, fresh in zip(cache, (k, v), strict=True):
+                kept.narrow(2, start, q).copy_(fresh.transpose(1, 2))
+            keys, values = cache.narrow(3, 0, end).unbind(0)
+            queries = queries.to(dtype).transpose(1, 2).reshape(n, shared, -1, keys.shape[-1])
+            a = F.scaled_dot_product_attention(queries, keys, values, hidden)
+            x = x + o_proj(a.reshape(n, heads, q, -1).transpose(1, 2).reshape(n * q, -1))
+            gate, up = gate_up(rms_norm(x, norm_2)).chunk(2, 1)
+            x = x + down(F.silu(gate) * up)
+        return head(rms_norm(x.view(n, q, -1)[:, -1], body.norm.weight))
+
+    return _token_by_token(next_logits, tokens, mask, new, next_token, dtype)
+
+
+def _token_by_token(
+    next_logits: NextLogits,
+    tokens: Tensor,
+    mask: Tensor,
+    new: int,
+    next_token: NextToken,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Complete `tokens` by `new` tokens: (n, new). Padding, and what is later, are hidden from
+    attention, whose scores are of this dtype.
+    """
+    n, prompt = tokens.shape
+    device = tokens.device
     least = torch.finfo(dtype).min  # not −∞: what padding sees, nothing, would be no number
     hidden_by = torch.zeros(n, 1, 1, prompt + new, dtype=dtype, device=device)
     hidden_by[:, 0, 0, :prompt].masked_fill_(~mask, least)
@@ -129,6 +209,15 @@ def decode_gpt2(
                 next_token(next_logits(completion[-1], at, s, hidden_by[..., : s + 1]))
             )
     return torch.cat(completion, 1)
+
+
+def joined(*layers: nn.Linear) -> nn.Linear:
+    """Layers without a bias that are given the same input, as one."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    with torch.device("meta"):
+        whole = nn.Linear(weight.shape[1], len(weight), bias=False)
+    whole.weight = nn.Parameter(weight, requires_grad=False)
+    return whole
 
 
 def norm(layer: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
@@ -148,4 +237,11 @@ def is_plain_gpt2(model: PreTrainedModel) -> bool:
         c.model_type == "gpt2"
         and c.scale_attn_weights
         and not (c.scale_attn_by_inverse_layer_idx or c.reorder_and_upcast_attn)
+    )
+
+
+def is_plain_llama(model: PreTrainedModel) -> bool:
+    c = model.config
+    return (
+        c.model_type == "llama" and c.hidden_act == "silu" and not (c.attention_bias or c.mlp_bias)
     )

@@ -96,7 +96,7 @@ class Playground:
         """A prompt's tokens. Raises ValueError when there are none, or too many for the context."""
         policy, new = self.experiment.policy, self.experiment.settings.max_new_tokens
         ids = policy.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        longest = policy.model.config.max_position_embeddings - new
+        longest = policy.model.config.max_position_embeddings - new - len(policy.bos_ids)
         if not 1 <= len(ids) <= longest:
             raise ValueError(
                 f"a prompt must have from 1 to {longest} tokens (about {longest * 3 // 4} words),"

@@ -40,6 +40,12 @@ def reward_model(accuracies: pd.DataFrame, real_positive: Mapping[str, float]) -
     )
 
 
+def trained_reward(history: pd.DataFrame) -> str:
+    """How the reward model's training ended, from its smoothed history."""
+    end = history.iloc[-1]
+    return f"Training ends at {end.loss:.2f} nats a pair, {end.accuracy:.0%} ranked correctly"
+
+
 def policy(loss: float, loss_se: float, sft: Mapping[str, float], temperature: float) -> str:
     """Notebook 2, from `Experiment.openings_loss` and SFT's evaluation."""
     return (

@@ -39,6 +39,11 @@ def run_report(
     sources = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
         raise Explained("there are no notebooks to run in notebooks/.")
+    if settings.policy != Settings().policy:  # the bundled one takes minutes
+        from .ahead import cost
+
+        machine.prepare()
+        print(cost(settings, profile), flush=True)
     folder = paths.folder(settings.name)
     paths.folder(f"{settings.name}/notebooks")
     parameters = {"profile": profile} | {

@@ -111,9 +111,9 @@ class Checkpoint:
     def save(self) -> None:
         """Replace the file by the present state."""
         tensors = {
-            f"module/{m}/{name}": t
+            f"module/{m}/{name}": p.detach().cpu()  # on a processor no copy
             for m, module in self.modules.items()
-            for name, t in weights_of(module).items()
+            for name, p in module.named_parameters()
         }
         for k, optimiser in enumerate(self.optimisers):
             for p, values in optimiser.state_dict()["state"].items():

@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from datasets import config as datasets_config
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,11 +22,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .model_files import FILES, INDEX, SINGLE, Unfit, is_whole, reason
+from .model_files import FILES, INDEX, SINGLE, TORCH_FILES, Unfit, is_whole, reason, torch_files
 
 # libraries through which the hub is spoken to
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
 SECONDS = 5  # to wait for the hub's first answer
+STALLED = 3  # seconds to wait for more of a file
 
 
 def model_folder(
@@ -56,28 +57,39 @@ def model_folder(
     reach(name, "model", bundled)
     patterns = [*FILES, *also]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
-        if (
-            not (folder / SINGLE).is_file()
-            and not (folder / INDEX).is_file()
-            and not (folder / "adapter_config.json").is_file()
-        ):
-            from transformers.safetensors_conversion import get_conversion_pr_reference
-
-            # a model of before safetensors: the hub's own converter offers them as a pull request
-            try:
-                revision = get_conversion_pr_reference(HfApi(), name)
-            except Exception as error:
-                raise Unfit(
-                    "has no safetensors weights on the hub (.bin files can run code when opened):"
-                    " download it elsewhere, save it with save_pretrained and name that folder"
-                ) from error
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Unfit:
-        raise
+        with _impatient():
+            folder = Path(snapshot_download(name, allow_patterns=patterns))
+            needless = (SINGLE, INDEX, "adapter_config.json")
+            if not any((folder / file).is_file() for file in needless):
+                # a model of before safetensors
+                folder = Path(snapshot_download(name, allow_patterns=[*patterns, *TORCH_FILES]))
     except Exception as error:  # the hub's library has a dozen of them
         raise Unfit(cause(error, "model")) from error
-    return folder
+    return _from_torch(folder, name) or folder
+
+
+def _from_torch(folder: Path, name: str) -> Path | None:
+    """A download that has PyTorch's files of weights and no safetensors, converted in the store;
+    None if it has others, or not all.
+    """
+    if (folder / SINGLE).is_file() or (folder / INDEX).is_file() or not torch_files(folder):
+        return None
+    from .converted import from_torch  # only now: it needs torch
+
+    return from_torch(folder, name)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Inside, a connection that stalls is given up within half a minute: the hub's library waits
+    `STALLED` seconds for data, and again five times.
+    """
+    before = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = min(before, STALLED)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = before
 
 
 def local_folder(name: str, bundled: Sequence[str] = ()) -> Path | None:
@@ -123,6 +135,8 @@ def _downloaded(name: str, whole: Callable[[Path], bool]) -> Path | None:
             continue
         if whole(folder):
             return folder
+        if converted := _from_torch(folder, name):
+            return converted
     return None
 
 
@@ -177,7 +191,8 @@ def dataset_access(name: str) -> Iterator[None]:
     if downloaded and not constants.HF_HUB_OFFLINE and unreachable() is not None:
         constants.HF_HUB_OFFLINE = datasets_config.HF_HUB_OFFLINE = True
     try:
-        yield
+        with _impatient():
+            yield
     except Unfit:
         raise
     except Exception as error:  # of datasets, of the hub's library, of the file formats

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # as transformers calls them
+TORCH_FILE = "pytorch_model.bin"  # and what it is called in a model of before safetensors
 BESIDE = (  # a model's files other than its weights
     "config.json",
     "generation_config.json",
@@ -35,6 +36,7 @@ BESIDE = (  # a model's files other than its weights
 )
 # what is downloaded of a model
 FILES = (SINGLE, INDEX, "model-*.safetensors", *BESIDE, "adapter_config.json")
+TORCH_FILES = (TORCH_FILE, "pytorch_model-*.bin", f"{TORCH_FILE}.index.json")
 # a tokenizer has at least one of them
 TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 OTHERS = {  # weights that are not read
@@ -218,6 +220,22 @@ def is_whole(folder: Path) -> bool:
     except Unfit:
         return False
     return True
+
+
+def torch_files(folder: Path) -> list[Path]:
+    """The .bin files of a model that has no safetensors; none unless all of them are there, with a
+    configuration and a tokenizer. Raises Unfit for a damaged index.
+    """
+    files = [folder / TORCH_FILE]
+    if (index := folder / f"{TORCH_FILE}.index.json").is_file():
+        places = read_json(index)
+        places = places.get("weight_map") if isinstance(places, dict) else None
+        if not isinstance(places, dict):
+            raise Unfit(f"has a damaged {index.name}: it has no weight_map")
+        # a name alone: nothing outside the folder is opened
+        files = [folder / Path(str(name)).name for name in sorted(set(places.values()))]
+    needed = [folder / "config.json", *files]
+    return files if has_tokenizer(folder) and all(file.is_file() for file in needed) else []
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from ..evaluate import language_loss
 from ..fast.machine import autocast, device, prepare
@@ -46,7 +52,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 class Corpus:
     """Reviews as one long row of tokens, each closed by EOS, and the places where they begin."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]):
         rows = [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts)["input_ids"]]
         self.tokens = torch.tensor([token for row in rows for token in row])
         starts = torch.tensor([0, *map(len, rows[:-1])]).cumsum(0)
@@ -64,18 +70,22 @@ class Corpus:
         return self.windows(torch.cat([opening, anywhere]))
 
 
-def loss_of(model: GPT2LMHeadModel, tokens: torch.Tensor) -> torch.Tensor:
+def loss_of(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy, nats per token."""
     return model(tokens, labels=tokens).loss
 
 
 @torch.no_grad()
-def validation_loss(model: GPT2LMHeadModel, corpus: Corpus, windows: int = 256) -> float:
-    """Nats per token on windows that begin with their review, as completions do."""
+def validation_loss(
+    model: PreTrainedModel, corpus: Corpus, windows: int = 256, at_once: int = 64
+) -> float:
+    """Nats per token on windows that begin with their review, as completions do; `at_once` of them
+    are in memory together.
+    """
     model.eval()
     count = len(corpus.openings)
     evenly = torch.linspace(0, count - 1, min(windows, count)).long()
-    parts = corpus.windows(corpus.openings[evenly]).to(model.device).split(64)
+    parts = corpus.windows(corpus.openings[evenly]).to(model.device).split(at_once)
     return torch.stack([loss_of(model, part) for part in parts]).mean().item()
 
 
@@ -164,19 +174,25 @@ def pretrain(
     checkpoint.remove()
 
 
+def completed(policy: Policy, reviews: list[str]) -> str:
+    """Openings of reviews (bold) and their completions, 53 tokens at τ = 0.7, as a list in
+    Markdown.
+    """
+    prompts = list(policy.prompts(reviews, "card").values())
+    texts = policy.texts(policy.sample(prompts, 53, 0.7, torch_stream("card", device=device())))
+    openings = policy.tokenizer.batch_decode(prompts)
+    return "\n".join(
+        f"- **{opening}**{text.removeprefix(opening)}"
+        for opening, text in zip(openings, texts, strict=True)
+    )
+
+
 def write_card(out: Path, **training: Any) -> None:
     """Measure the saved, rounded weights, and write ``training.json`` and the card beside them."""
     policy, reviews = Policy.from_name(str(out)), load_reviews("imdb").validation["text"]
     loss, loss_se = language_loss(policy, list(reviews), 68)
     measured = {"openings_loss": loss, "openings_loss_se": loss_se}
     write_json(out / "training.json", measured | training)
-    prompts = list(policy.prompts(list(reviews[:8]), "card").values())
-    texts = policy.texts(policy.sample(prompts, 53, 0.7, torch_stream("card", device=device())))
-    openings = policy.tokenizer.batch_decode(prompts)
-    quoted = "\n".join(
-        f"- **{opening}**{text.removeprefix(opening)}"
-        for opening, text in zip(openings, texts, strict=True)
-    )
     millions = sum(p.numel() for p in policy.model.parameters()) / 1e6
     config = policy.model.config
     (out / "README.md").write_text(f"""# θ_sft, the bundled policy
@@ -201,7 +217,7 @@ experiments like this one, not for use.
 
 Of openings of validation reviews (bold), 53 tokens at τ = 0.7, the first eight drawn:
 
-{quoted}
+{completed(policy, list(reviews[:8]))}
 """)
 
 

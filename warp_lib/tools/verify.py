@@ -193,11 +193,12 @@ def check(
     except Exception as error:  # transformers has a dozen of them
         raise ValueError(f"transformers cannot open {folder} ({type(error).__name__}).") from error
     kept = torch.tensor(record["completions"])
-    same = kl_per_completion(model, sft, prompts, kept, temperature, eos)
+    behind_bos = [[*record.get("bos", []), *prompt] for prompt in prompts]
+    same = kl_per_completion(model, sft, behind_bos, kept, temperature, eos)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        new = sample(model, prompts, samples, length, temperature, eos)
-    kl = kl_per_completion(model, sft, prompts, new, temperature, eos)
+        new = sample(model, behind_bos, samples, length, temperature, eos)
+    kl = kl_per_completion(model, sft, behind_bos, new, temperature, eos)
     texts = tokenizer.batch_decode(
         [x + y for x, ys in zip(prompts, new.tolist(), strict=True) for y in ys]
     )

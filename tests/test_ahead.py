@@ -1,0 +1,74 @@
+"""What a report on a large policy costs is said before it starts."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import tiny_policy
+
+from warp_lib.experiment import Point, reinforce_points, warp_points
+from warp_lib.policy import Policy
+from warp_lib.report import ahead
+from warp_lib.report import run as report_run
+from warp_lib.runs.errors import Explained
+from warp_lib.settings import Settings
+from warp_lib.warp import Iteration, Run
+
+
+class Clock:
+    """A policy whose passes take time on a clock of its own: `fixed` and `each` a row."""
+
+    def __init__(self, monkeypatch, fixed: float, each: float):
+        self.now, self.fixed, self.each = 0.0, fixed, each
+        monkeypatch.setattr(ahead.time, "perf_counter", lambda: self.now)
+        self.model = SimpleNamespace(zero_grad=lambda: None)
+
+    def sample(self, prompts, *_):
+        self.now += self.fixed + self.each * len(prompts)
+
+    def log_probs(self, *_):
+        return torch.zeros(1, requires_grad=True)
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(3.0, 0.5), (0.0, 2.0), (5.0, 0.0)])
+def test_seconds_are_extrapolated(fixed, each, monkeypatch):
+    """Guards: a fixed cost multiplied by the rows."""
+    monkeypatch.setattr(ahead.machine, "passes", lambda _: nullcontext())
+    policy = Clock(monkeypatch, fixed, each)
+    for rows in (64, 1000):
+        found = ahead._seconds(policy, Settings(), rows, "split", True)
+        assert found == pytest.approx(fixed + each * rows)
+
+
+def test_what_is_counted_is_what_the_notebooks_do(monkeypatch):
+    """Steps and evaluated policies. Guards: a count that the report has left behind."""
+    settings = Settings.profile("smoke", policy="some/name", iterations=3, runs=2)
+    monkeypatch.setattr(Policy, "from_name", lambda _: tiny_policy())
+    monkeypatch.setattr(ahead, "_seconds", lambda *_, **__: 1.0)
+    sentence = ahead.cost(settings, "smollm2")
+    weights = {"w": torch.zeros(1)}
+    run = Run(weights, {4 * (k + 1): weights for k in range(6)}, [{"seconds": 1.0}] * 24, 1.0)
+    iterations = [Iteration(n, weights, [run] * 2, weights, weights) for n in (1, 2, 3)]
+    points: list[Point] = [*warp_points(weights, iterations, settings)]
+    points += reinforce_points(weights, run, settings)
+    assert f"evaluating {len(points)} policies on 16 completions" in sentence
+    assert "--profile smollm2-small" in sentence
+    assert "--profile" not in ahead.cost(settings, "smollm2-small")
+    assert "48 steps of 8 completions take about 48 s (1 s a step)" in sentence
+
+
+def test_it_is_said_first(store, monkeypatch, capsys):
+    """And a policy that is not there ends the report before a notebook starts."""
+    monkeypatch.setattr(ahead, "cost", lambda settings, _: f"{settings.policy} costs much.")
+
+    def runner(jobs, tell, at_once, threads):
+        assert capsys.readouterr().out == "smollm2 costs much.\n"
+        raise KeyboardInterrupt
+
+    for profile in ("smollm2", "smollm2-small"):
+        with pytest.raises(KeyboardInterrupt):
+            report_run.run_report(Settings.profile(profile), profile, {}, runner)
+    monkeypatch.undo()
+    with pytest.raises(Explained, match="^policy='/no/such' is not there"):
+        report_run.run_report(Settings.profile("smoke", policy="/no/such"), "smoke", {}, runner)
