@@ -190,7 +190,7 @@ def test_the_figure_has_the_shared_seeds(grid):
     of some.
     """
     figure = plots.cells(
-        cells.warp_cells(), cells.reinforce_cells(), [6], {"mean": 0.3, "p99": 1.4}
+        cells.warp_cells(), cells.reinforce_cells(), [6], {"mean": 0.3, "p99": 1.4}, "x"
     )
     assert [trace.name for trace in figure.data] == [
         "WARP, M = 1",

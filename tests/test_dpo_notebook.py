@@ -9,7 +9,7 @@ import pytest
 from conftest import keep
 from safetensors.numpy import load_file, save_file
 
-from warp_lib.report import plots
+from warp_lib.report import answers, plots
 from warp_lib.runs.paths import ROOT
 from warp_lib.settings import Settings
 from warp_lib.study import contrasts, outcomes
@@ -64,8 +64,9 @@ def answer(folder):
     ]
     begin = next(k for k, source in enumerate(cells) if source.startswith("ARMS = "))
 
-    def run() -> str:
+    def run() -> tuple[str, dict]:
         names = {
+            "answers": answers,
             "contrasts": contrasts,
             "outcomes": outcomes,
             "plots": plots,
@@ -76,7 +77,8 @@ def answer(folder):
         }
         *before, shown = ast.parse("\n".join(cells[begin:])).body
         exec(compile(ast.Module(before, []), "07_dpo", "exec"), names)
-        return eval(compile(ast.Expression(shown.value), "07_dpo", "eval"), names)
+        said = eval(compile(ast.Expression(shown.value), "07_dpo", "eval"), names)
+        return said, names["panels"]
 
     return run
 
@@ -89,35 +91,31 @@ def test_one_seed_is_said_to_be_one(answer, folder):
         unit(folder, "dpo", arm, 5, slope)
     unit(folder, "reference", "warp-dpo", 5, 0.47)
     unit(folder, "reference", "dpo", 5, 0.35)
-    said = answer()
+    said, panels = answer()
     # 0.1 of slope, at 2 nats
-    assert (
-        "On 1 of 5 seeds WARP gains +0.200 (+0.200 to +0.200 over prompts, one seed) r̃ more" in said
+    assert said.startswith(
+        "**Answer.** Not detectably. The difference of the two gains is +0.200 ("
     )
-    assert (
-        "and one seed cannot say whether that holds for the next" in said
-        and "stand at 72° to 74°." in said
-    )
-    assert (
-        "WARP-DPO − DPO is +0.250 (+0.250 to +0.250 over prompts, one seed) from 1 to 4 nats"
-        in said
-    )
-    causes = dict(
-        line.removeprefix("- **").split("**") for line in said.splitlines() if line.startswith("- ")
-    )
-    numbers = {name: found.split(": ")[-1].split()[0] for name, found in causes.items()}
-    assert numbers == {  # differences of slope, at 2.5 nats; the last two at 2
-        "averaging, pairs made anew": "+0.125",
-        "averaging, pairs made once": "+0.050",
-        "each run its own pairs": "-0.050",
-        "pairs made anew, averaging": "+0.200",
-        "pairs made anew, no averaging": "+0.125",
-        "EMA as reference, WARP-DPO": "-0.060",
-        "EMA as reference, DPO": "-0.100",
+    assert "over prompts, one seed r̃ from 1 to 3 nats, over one seed." in said
+    assert "WARP-DPO − DPO itself is +0.250 (" in said and said.endswith("from 1 to 4 nats.")
+    means = {
+        name.split(", seed")[0]: row.mean
+        for end in ("to 3 nats", "to 4 nats")
+        for name, row in panels[end].items()
     }
-    assert causes["each run its own pairs"].startswith(
-        " (WARP-DPO, pairs of each run's own − WARP-DPO): "
-    )
+    assert {name: round(mean, 3) for name, mean in means.items()} == {
+        "WARP − REINFORCE": 0,
+        "WARP-DPO − DPO": 0.25,
+        "(WARP-DPO − DPO) − (WARP − REINFORCE)": 0.2,
+        # differences of slope, at 2.5 nats
+        "averaging, fresh pairs": 0.125,
+        "averaging, pairs made once": 0.05,
+        "each run its own pairs": -0.05,
+        "fresh pairs, averaging": 0.2,
+        "fresh pairs, no averaging": 0.125,
+        "EMA as reference, WARP-DPO": -0.075,
+        "EMA as reference, DPO": -0.125,
+    }
 
 
 def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
@@ -128,10 +126,12 @@ def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
     unit(folder, "dpo", "warp-dpo", 5, 0.52)
     unit(folder, "dpo", "dpo", 5, 0.4)
     unit(folder, "dpo", "warp-dpo", 6, 9.0)
-    said = answer()
+    said, _ = answer()
     # (0.1 and 0.12) · 2
-    assert "On 2 of 5 seeds WARP gains +0.220 (" in said and "from 1 to 3 nats" in said
-    assert "each over prompts, and two seeds decide nothing) r̃ more" in said
-    assert "which two seeds do not decide" in said
+    assert (
+        "The difference of the two gains is +0.220 (" in said
+        and "from 1 to 3 nats, over two seeds" in said
+    )
+    assert "two seeds decide nothing) r̃" in said
     # (0.1 and 0.12) · 2.5
-    assert "WARP-DPO − DPO is +0.275 (" in said and "from 1 to 4 nats. " in said
+    assert "WARP-DPO − DPO itself is +0.275 (" in said and said.endswith("from 1 to 4 nats.")

@@ -23,7 +23,7 @@ from warp_lib.experiment import Experiment
 from warp_lib.fast import machine
 from warp_lib.interactive.points import all_points
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
-from warp_lib.report import plots
+from warp_lib.report import answers, plots
 from warp_lib.runs.jobs import Job, run_here
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.store import digest
@@ -651,7 +651,7 @@ def test_contrast_is_the_difference_of_the_fronts(folder):
         keep(folder, "e", "weak", seed, [(0, 0), (6, 1)], test=[(0, 0), (6, 30)])
         keep(folder, "e", "strong", seed, [(0, 0), (6, 3)])
     keep(folder, "e", "warp", 2, [(0, 0), (4, 4)])  # its rivals have not finished
-    found = contrast("e", "warp", ["weak", "strong"], high=3.0)
+    found = contrast("e", ["warp"], ["weak", "strong"], high=3.0)
     assert (
         found.rival == "strong"
         and finished_seeds("e", ["warp", "weak", "strong"]) == [0, 1]
@@ -664,21 +664,56 @@ def test_contrast_is_the_difference_of_the_fronts(folder):
     # it is not.
     assert found.over_prompts.low == pytest.approx(1.05, abs=1e-6) and found.over_seeds.low < 0.5
     with pytest.raises(ValueError, match="no seed"):
-        contrast("e", "warp", ["absent"], high=3.0)
+        contrast("e", ["warp"], ["absent"], high=3.0)
+
+
+def test_each_side_has_its_own_choice_on_validation_prompts(folder):
+    """Guards: an arm chosen on test prompts, or seed by seed, or only the rival chosen."""
+    lines = {"warp": (1.0, 1.0), "warp-2": (1.2, 0.5), "rival": (0.3, 0.9), "rival-2": (0.4, 0.4)}
+    for seed in (0, 1):
+        for arm, (validation, test) in lines.items():
+            odd = 0.5 if (arm, seed) == ("warp", 1) else 0  # better on one seed, worse over both
+            points = [(0, 0), (4, 4 * (validation - 0.3 * (arm == "warp") + odd))]
+            keep(folder, "e", arm, seed, points, test=[(0, 0), (4, 4 * test)])
+    found = contrast("e", ["warp", "warp-2"], ["rival", "rival-2"], high=3.0)
+    assert (found.arm, found.rival) == ("warp-2", "rival-2")
+    assert found.both.mean == pytest.approx(2 * (0.5 - 0.4), abs=1e-6)
+
+
+def test_a_comparison_goes_to_every_end_and_on_fewer_points(folder):
+    """Guards: an end beyond the shorter front, the arm's points restricted for the rival's."""
+    for seed in range(3):
+        keep(folder, "e", "warp", seed, [(0, 0), (4.2, 4.2)])
+        keep(folder, "e", "rival", seed, [(0, 0), (2, 2), (3.7, 2)])
+        file = folder / "e" / f"rival-{seed}.csv"
+        rows = pd.read_csv(file).assign(
+            method=["reinforce-liti", "reinforce", "reinforce-liti"] * 2
+        )
+        rows.assign(eta=[0, math.nan, 1] * 2).to_csv(file, index=False)
+    pair = ("e", "warp"), ("e", "rival")
+    ends = contrasts.by_end(*pair)
+    assert list(ends) == [2, 2.5, 3, 3.5]
+    # equal to 2 nats; then the rival's reward stays at 2
+    assert ends[2].both.mean == pytest.approx(0, abs=1e-6)
+    assert ends[3].both.mean == pytest.approx(0.5 / 2, abs=1e-6)
+    line = contrasts.difference(*pair, 3.0, where=contrasts.LITI_LINE)
+    assert line.both.mean == pytest.approx(2 * (1 - 2 / 3.7), abs=1e-6)
+    half = contrasts.difference(*pair, 3.0, where="eta == 0 or method == 'reinforce'")
+    assert half.ends == {seed: 2.0 for seed in range(3)}
 
 
 def test_a_front_that_ends_early_shortens_its_seed_and_says_so(folder):
     """Guards: extrapolation; a rival's window of its own."""
     keep(folder, "e", "warp", 0, [(0, 0), (4, 4)])
     keep(folder, "e", "rival", 0, [(0, 0), (6, 3)])
-    found = contrast("e", "warp", ["rival"], high=5.0)
+    found = contrast("e", ["warp"], ["rival"], high=5.0)
     # from 1 to 4
     assert found.short == {0: 4.0} and found.by_seed[0].mean == pytest.approx(2.5 - 1.25, abs=1e-6)
     # A point of more KL and no more reward is no front, but a front is no shorter for it: it keeps
     # its reward.
     keep(folder, "f", "warp", 0, [(0, 0), (4, 4), (8, 4)])
     keep(folder, "f", "rival", 0, [(0, 0), (8, 4)])
-    found = contrast("f", "warp", ["rival"], high=6.0)
+    found = contrast("f", ["warp"], ["rival"], high=6.0)
     assert not found.short and found.by_seed[0].mean == pytest.approx(
         (1.5 * 1 + 2.5 + 3.5 + 4 * 2) / 5 - 1.75, abs=1e-6
     )
@@ -694,12 +729,9 @@ def test_arms_are_compared_where_one_reward_model_scored_both(folder):
     for name in ("rival-0", "rival-1", "warp-1"):
         file = folder / "e" / f"{name}.json"
         file.write_text(file.read_text().replace("kept", "another"))
-    assert contrast("e", "warp", ["rival"], high=3.0).by_seed.keys() == {1, 2}
+    assert contrast("e", ["warp"], ["rival"], high=3.0).by_seed.keys() == {1, 2}
     found = contrasts.difference(("e", "warp"), ("e", "rival"), 3.0)
-    assert found.by_seed.keys() == {1, 2} and list(contrasts.by_reward_model("e", found)) == [
-        "seeds 1",
-        "seeds 2",
-    ]
+    assert found.by_seed.keys() == {1, 2}
     pair = {"e": (("e", "warp"), ("e", "rival"))}
     assert contrasts.differences(pair, 3.0, [0, 2])["e"].by_seed.keys() == {
         2
@@ -712,7 +744,7 @@ def test_arms_are_compared_where_one_reward_model_scored_both(folder):
         ValueError,
         match=r"no seed has finished all of warp \(e\), rival \(e\), scored by one reward",
     ):
-        contrast("e", "warp", ["rival"], high=3.0)
+        contrast("e", ["warp"], ["rival"], high=3.0)
 
 
 def test_a_judge_reads_the_fronts_that_the_reward_chose(folder):
@@ -731,8 +763,8 @@ def test_a_judge_reads_the_fronts_that_the_reward_chose(folder):
             shutil.copy(folder / "e" / f"{arm}-0{end}", folder / "e" / f"{arm}-1{end}")
     record = json.loads((folder / "e" / "weak-1.json").read_text())
     (folder / "e" / "weak-1.json").write_text(json.dumps(record | {"judges": {"judge": "another"}}))
-    assert contrast("e", "warp", ["weak", "strong"], high=3.0).by_seed.keys() == {0, 1}
-    found = contrast("e", "warp", ["weak", "strong"], high=3.0, scorer="judge")
+    assert contrast("e", ["warp"], ["weak", "strong"], high=3.0).by_seed.keys() == {0, 1}
+    found = contrast("e", ["warp"], ["weak", "strong"], high=3.0, scorer="judge")
     assert found.by_seed.keys() == {0}
     assert found.rival == "strong" and found.by_seed[0].mean == pytest.approx(
         0.5 * (2.0 - 1.0), abs=1e-6
@@ -848,14 +880,14 @@ def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "mean, of_seeds, of_prompts, seeds, words",
     [
-        (0.1, 0.05, 0.1, 8, "ahead of rival"),
-        (0.1, 0.05, 0.6, 8, "cannot be told"),
-        (0.1, 0.15, 0.1, 8, "cannot be told"),
+        (0.1, 0.05, 0.1, 8, "Yes."),
+        (0.1, 0.05, 0.6, 8, "Not detectably."),
+        (0.1, 0.15, 0.1, 8, "Not detectably."),
         # each by itself would exclude 0: ± 0.084 over seeds, ± 0.079 over prompts
-        (0.1, 0.1, 0.4, 8, "cannot be told"),
-        (-0.1, 0.05, 0.1, 8, "behind rival"),
-        (0.1, 0.001, 0.01, 2, "which two seeds do not decide"),
-        (0.1, 0.0, 0.01, 1, "one seed cannot say"),
+        (0.1, 0.1, 0.4, 8, "Not detectably."),
+        (-0.1, 0.05, 0.1, 8, "No."),
+        (0.1, 0.001, 0.01, 2, "Not detectably."),
+        (0.1, 0.0, 0.01, 1, "Not detectably."),
     ],
 )
 def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, words):
@@ -866,8 +898,9 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
     )
     table = mean + of_seeds * by_seed[:, None] + of_prompts * by_prompt
     found = Contrast(dict(enumerate(table)), arm="warp", rival="rival", high=3.0, ends={})
-    assert words in found.verdict
-    if words.startswith("cannot") and of_prompts == 0.4:
+    best = Contrast(dict(enumerate(table - 2)), arm="warp", rival="best-of-n", high=3.0, ends={})
+    assert answers.primary(found, best).startswith(words)
+    if of_prompts == 0.4:
         assert found.over_seeds.side == found.over_prompts.side == 1
 
 
@@ -883,26 +916,29 @@ def test_figures_show_what_is_compared(folder):
         scores | {"test.judge": scores["test.reward"] * 2}, folder / "e" / "warp-0.safetensors"
     )
     one, band = outcome("e", "warp", 0), {"mean": 0.3, "p99": 1.4}
+    names = [f"{arm}: trial {k}" for arm in ("warp", "reinforce") for k in range(4)]
     looks = {
         (trace.line.color, trace.line.dash)
-        for trace in plots.fronts({f"arm {k}": [one] for k in range(8)}, 2.5, band).data
+        for trace in plots.fronts(dict.fromkeys(names, [one]), 2.5, band, "x").data
     }
-    assert len(looks) == 8
-    line = plots.fronts({"warp": [one]}, 2.5, band).data[0]
+    assert len(looks) == len(names)
+    line = plots.fronts({"warp": [one]}, 2.5, band, "x").data[0]
     assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
-    points, alike = plots.judged({"warp": [one]}, "judge", band).data
+    points, alike = plots.judged({"warp": [one]}, "judge", band, "x").data
     assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(
         alike.y
     )
-    assert plots.intervals({}, "x").layout.annotations[0].text == "nothing to compare yet"
-    forest = plots.intervals(
-        {
-            "seed 0": Interval(0.2, 0.1, 0.3, 100),
-            "over seeds": Interval(0.2, math.nan, math.nan, 1),
-        },
-        "x",
-    ).data[0]
-    assert list(forest.x) == [0.2, 0.2] and list(forest.error_x.array) == pytest.approx([0.1, 0])
+    nothing = plots.intervals({"a": {}}, "x", "y", "z")
+    assert nothing.layout.annotations[0].text == "nothing to compare yet"
+    rows = {"seed 0": Interval(0.2, 0.1, 0.3, 100), "both": Interval(0.2, math.nan, math.nan, 1)}
+    forest = plots.intervals({"a panel": rows}, "x", "finding", "caption")
+    assert [(*row.x, *row.error_x.array) for row in forest.data] == [
+        (0.2, pytest.approx(0.1)),
+        (0.2, 0),
+    ]
+    texts = [note.text for note in forest.layout.annotations]
+    assert texts[:2] == ["<b>a panel</b>", "seed 0: +0.200 (95% CI +0.100 to +0.300)"]
+    assert forest.layout.meta == {"finding": "finding", "caption": "caption"}
 
 
 def test_angles_are_the_models(folder):
@@ -950,7 +986,7 @@ def test_layers_are_averaged_over_seeds(folder):
     assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(
         2**0.5
     )
-    assert len(plots.by_layer(outcomes.by_layer("e", "warp", [0, 1])).data) == 6
+    assert len(plots.by_layer(outcomes.by_layer("e", "warp", [0, 1]), "x").data) == 6
 
 
 def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
@@ -1030,7 +1066,7 @@ def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
     assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[
         1
     ].mean == pytest.approx(0.15, abs=1e-6)
-    line = plots.ahead_of_judges({"judge": {"warp": found}}).data[0]
+    line = plots.ahead_of_judges({"judge": {"warp": found}}, "x").data[0]
     assert list(line.x) == list(found) and line.y[3] == pytest.approx(found[2.0].both.mean)
 
 
@@ -1051,7 +1087,7 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
         keep(folder, "merges", "warp-m3", seed, points)
         file = folder / "merges" / f"warp-m3-{seed}.csv"
         columns = dict(zip(("method", "runs", "eta"), zip(*places * 2, strict=True), strict=True))
-        pd.read_csv(file).assign(**columns).to_csv(file, index=False)
+        pd.read_csv(file).assign(**columns, seed=seed).to_csv(file, index=False)
     found = contrasts.slerp_over_lerp("merges", "warp-m3", [4, 5], 3.0)
     assert list(found) == [
         f"M = {runs}, {words}" for runs in (2, 3) for words in outcomes.MERGES.values()
@@ -1066,7 +1102,7 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
     # 0.2 of slope, at 1.75 nats
     assert found["M = 3, an angle a layer"].both.mean == pytest.approx(0.35, abs=1e-6)
     assert found["M = 3, an angle a layer"].short == {4: 2.5, 5: 2.5}
-    figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3])
+    figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3], "x")
     assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [
         [4],
         [6],

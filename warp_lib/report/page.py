@@ -88,12 +88,14 @@ def _lay_out(notebook: NotebookNode, stem: str) -> int:
 def _part(notebook: NotebookNode, stem: str) -> Part:
     from jinja2 import FileSystemLoader
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     title, question = stem, ""
     for cell in notebook.cells:
         if "front" in cell.metadata.get("tags", []) and cell.cell_type == "code":
             cell.outputs = []
-        if cell.cell_type == "markdown" and (found := re.match(r"# +(.+)\n+", cell.source)):
+        if cell.cell_type == "markdown" and (found := re.match(r"# +(.+)\n*", cell.source)):
             title = re.sub(r"[`*]", "", found[1]).strip()
             cell.source = cell.source[found.end() :]
             if asked := re.match(r"\*\*Question\.\*\* (.+)", cell.source):

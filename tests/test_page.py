@@ -1,0 +1,103 @@
+"""The page in a browser: its front, figures in the reader's theme and width, parts that unfold."""
+
+import json
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+from nbformat import v4
+
+from warp_lib.report import look
+from warp_lib.report.page import PLOTLY, write_page
+
+
+def figure(finding: str) -> go.Figure:
+    made = go.Figure(go.Scatter(x=[0, 1], y=[1, 3], name="one"))
+    look.label_ends(made, [(1, 3, "one", look.BLUE)])
+    return look.titled(made, finding, "Two points & no <interval>")
+
+
+def shown(data: dict, tags: list[str] | None = None) -> nbformat.NotebookNode:
+    output = v4.new_output("display_data", data)
+    return v4.new_code_cell("pass", outputs=[output], metadata={"tags": tags or []})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Two notebooks, the second one's first cell on the front."""
+    folder = tmp_path_factory.mktemp("page")
+    first = v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell("# 1 · First\n\n**Question.** Is it so?"),
+            v4.new_markdown_cell("**Answer.** It is."),
+            v4.new_markdown_cell("## The why & how\n\n[there](02_second.ipynb#Where-it-is)"),
+            shown({PLOTLY: json.loads(figure("A finding").to_json())}),
+            shown({"text/markdown": "**Answer.** It is."}, ["answer"]),
+        ]
+    )
+    second = v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell("# 2 · Second"),
+            shown({"text/html": "<h1>Does it?</h1><p>It does.</p>"}, ["front"]),
+            shown({PLOTLY: json.loads(figure("The front's").to_json())}, ["front"]),
+            v4.new_markdown_cell("\n\n".join(["much"] * 60) + "\n\n## Where it is"),
+        ]
+    )
+    for name, notebook in (("01_first", first), ("02_second", second)):
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    write_page([folder / "01_first.ipynb", folder / "02_second.ipynb"], folder / "page.html", "T")
+    return f"file://{folder}/page.html"
+
+
+def test_the_front_comes_first_and_parts_unfold(page, chromium):
+    """Guards: a figure of the front repeated in its part, an answer twice, a link that leads into a
+    folded part and shows nothing.
+    """
+    tab, errors = chromium.new_page(viewport={"width": 1300, "height": 800}), []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(page)
+    assert tab.locator("h1").inner_text() == "Does it?" and tab.locator("figure").count() == 2
+    tab.locator("#front .plot .main-svg").first.wait_for()
+    assert tab.locator("[id='01_first'] .main-svg").count() == 0
+    text = tab.locator("body").inner_text()
+    assert "Is it so?" in text and "It is." not in text
+    tab.locator("nav a", has_text="First").click()
+    tab.locator("[id='01_first'] .main-svg").first.wait_for()
+    assert tab.get_by_text("It is.").count() == 1
+    assert tab.locator("figcaption").last.inner_text().startswith("A finding.")
+    tab.get_by_role("link", name="there").click()
+    heading = tab.get_by_role("heading", name="Where it is")
+    assert heading.is_visible() and heading.bounding_box()["y"] < 800
+    assert errors == []
+    tab.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_figures_have_the_readers_theme(page, chromium, theme):
+    """Contrast of text by WCAG's formula, 4.5 at least. Guards: a white figure on a dark page."""
+    tab = chromium.new_page(color_scheme=theme)
+    tab.goto(page)
+    tab.locator("#front .plot .main-svg").first.wait_for()
+    ink = tab.locator("#front .xtick text").first.evaluate("e => getComputedStyle(e).fill")
+    behind = tab.locator("body").evaluate("e => getComputedStyle(e).backgroundColor")
+    paper = tab.locator("#front .main-svg").first.evaluate("e => e.style.background")
+    assert paper in ("rgba(0, 0, 0, 0)", "transparent")
+
+    def luminance(colour: str) -> float:
+        parts = [int(x) / 255 for x in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(ink), luminance(behind)))
+    assert (high + 0.05) / (low + 0.05) >= 4.5
+    tab.close()
+
+
+def test_a_phone_shows_a_legend_and_scrolls_one_way(page, chromium):
+    """Guards: labels beside lines that take a phone's width, a figure wider than the window."""
+    tab = chromium.new_page(viewport={"width": 420, "height": 800})
+    tab.goto(page)
+    tab.locator("#front .plot .legend").wait_for()
+    assert tab.locator("#front .annotation-text").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth") == 420
+    tab.close()
