@@ -197,7 +197,10 @@ def test_stop_button_and_figure(monkeypatch):
     figure = go.Figure(view.figure.figure)
     loss, reward, anchor, sft = figure.data
     assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
-    assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
+    assert (
+        reward.name == "run &lt;b&gt;2"
+        and "run <b>2 · 21/1000" in view.rows.children[0].children[1].value
+    )
     assert (
         "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
     )

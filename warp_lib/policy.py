@@ -18,7 +18,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.activations import NewGELUActivation
 
 from . import loading
@@ -128,6 +133,12 @@ class Policy:
             policy = cls(*loading.open_policy(folder))
             loading.check_decoding(policy.model)
         return policy
+
+    def __reduce__(self) -> tuple:
+        """To another process it goes as architecture, tokenizer and weights."""
+        model = self.model
+        parts = (type(model), model.config, model.generation_config, self.tokenizer)
+        return _arrived, (*parts, self.weights())
 
     @staticmethod
     def card() -> dict:
@@ -314,6 +325,19 @@ class Policy:
             if not k.startswith(("_", "transformers"))
         }
         return digest(config, tokenizer_identity(self.tokenizer), self.eos_ids)
+
+
+def _arrived(
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    generation: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Weights,
+) -> Policy:
+    """The policy that another process sent."""
+    model = kind(config)
+    model.generation_config = generation
+    return Policy(model, tokenizer).load(weights)
 
 
 def masked(

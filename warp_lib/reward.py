@@ -134,6 +134,13 @@ class EncoderScorer:
             *_beyond_vocabulary(tokenizer),
         )
 
+    def __reduce__(self) -> tuple:
+        """To another process it goes as architecture, tokenizer and weights; its identity, which may
+        hang on where a package lies, goes along.
+        """
+        parts = (type(self.model), self.model.config, self.tokenizer, self.history, self.identity)
+        return _arrived, (*parts, weights_of(self.model))
+
     @torch.no_grad()
     def check(self) -> None:
         """Score a text of one word and one as long as any that is read. Raises Unfit if that fails,
@@ -187,6 +194,20 @@ class EncoderScorer:
             rows = order[start : start + 128]
             scores[rows] = self._narrow(**self._batch([texts[k] for k in rows])).logits[:, 0].cpu()
         return scores
+
+
+def _arrived(
+    kind: type[PreTrainedModel],
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    history: list[dict[str, float]],
+    identity: str,
+    weights: dict[str, Tensor],
+) -> EncoderScorer:
+    """The scorer that another process sent."""
+    scorer = EncoderScorer(load(kind(config), weights), tokenizer, history)
+    scorer.identity = identity
+    return scorer
 
 
 class TfidfScorer:

@@ -3,6 +3,7 @@ data/study/.
 """
 
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -52,7 +53,9 @@ def _commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-COMMIT = _commit()  # of the code that is loaded; the files may change while it runs
+COMMIT = (
+    os.environ.get("WARP_COMMIT") or _commit()
+)  # of the code that is loaded; the files may change while it runs
 
 
 @dataclass(frozen=True)
