@@ -197,10 +197,8 @@ def test_stop_button_and_figure(monkeypatch):
     figure = go.Figure(view.figure.figure)
     loss, reward, anchor, sft = figure.data
     assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
-    assert (
-        reward.name == "run &lt;b&gt;2"
-        and "run <b>2 · 21/1000" in view.rows.children[0].children[1].value
-    )
+    _, text, _ = view.rows.children[0].children
+    assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in text.value
     assert (
         "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
     )

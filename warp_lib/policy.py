@@ -18,12 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
 from . import loading
@@ -136,9 +131,8 @@ class Policy:
 
     def __reduce__(self) -> tuple:
         """To another process it goes as architecture, tokenizer and weights."""
-        model = self.model
-        parts = (type(model), model.config, model.generation_config, self.tokenizer)
-        return _arrived, (*parts, self.weights())
+        m = self.model
+        return _arrived, (type(m), m.config, m.generation_config, self.tokenizer, self.weights())
 
     @staticmethod
     def card() -> dict:
@@ -327,13 +321,7 @@ class Policy:
         return digest(config, tokenizer_identity(self.tokenizer), self.eos_ids)
 
 
-def _arrived(
-    kind: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    generation: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    weights: Weights,
-) -> Policy:
+def _arrived(kind, config, generation, tokenizer, weights: Weights) -> Policy:
     """The policy that another process sent."""
     model = kind(config)
     model.generation_config = generation

@@ -135,11 +135,11 @@ class EncoderScorer:
         )
 
     def __reduce__(self) -> tuple:
-        """To another process it goes as architecture, tokenizer and weights; its identity, which may
-        hang on where a package lies, goes along.
+        """To another process it goes as architecture, tokenizer and weights, with its identity,
+        which may hang on where a package lies.
         """
-        parts = (type(self.model), self.model.config, self.tokenizer, self.history, self.identity)
-        return _arrived, (*parts, weights_of(self.model))
+        model = (type(self.model), self.model.config, weights_of(self.model))
+        return _arrived, (*model, self.tokenizer, self.history, self.identity)
 
     @torch.no_grad()
     def check(self) -> None:
@@ -196,14 +196,7 @@ class EncoderScorer:
         return scores
 
 
-def _arrived(
-    kind: type[PreTrainedModel],
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    history: list[dict[str, float]],
-    identity: str,
-    weights: dict[str, Tensor],
-) -> EncoderScorer:
+def _arrived(kind, config, weights, tokenizer, history, identity: str) -> EncoderScorer:
     """The scorer that another process sent."""
     scorer = EncoderScorer(load(kind(config), weights), tokenizer, history)
     scorer.identity = identity

@@ -73,8 +73,8 @@ class Merge(Protocol):
 
 
 Map = Callable[..., Iterable[Run]]
-"""Calls an aligner on each θ_init and run, in order, as the built-in `map` does; or side by side, as
-`runs.cluster` does.
+"""Calls an aligner on each θ_init and run, as the built-in `map` does; or side by side, as that of
+`runs.cluster`.
 """
 
 

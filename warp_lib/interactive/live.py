@@ -292,7 +292,7 @@ class WidgetView:
             first = self.rows.children[0]  # it has the button
             self.rows.children = (first, *(self.row() for _ in running[1:]))
         for row, loops in zip(self.rows.children, running, strict=True):
-            self.draw_row(*row.children[:2], loops)
+            self.draw_row(row.children[0], row.children[1], loops)
         # making the figure takes a moment, and Stop answers first
         if not self.progress.stop.is_set():
             self.draw_results()

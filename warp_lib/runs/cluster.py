@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -36,13 +37,14 @@ from .store import NotStored, only_stored, surroundings
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to nobody
 # Read when Ray is imported, here and in workers: tensors are kept as bytes, not pickled.
 ENVIRONMENT = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "MALLOC_ARENA_MAX": "1"}
-os.environ |= {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1"}
+os.environ |= ENVIRONMENT
 try:
     import ray  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise Explained(
         "a cluster needs Ray, which is not installed: pip install 'ray[default]>=2.50'."
     ) from error
+warnings.filterwarnings("ignore", "Zero-copy tensor serialization is enabled")  # nobody writes
 
 REACH = 25.0  # seconds in which a cluster has to answer
 LOOK = 0.3  # seconds between two looks at a worker

@@ -40,8 +40,8 @@ class Job:
         log: where all that it says is kept; without one, what it prints shows in the terminal,
             after its title.
         after: titles of the jobs that must have ended before it begins.
-        brings: files and folders beside runs/ that it reads or writes; where it runs elsewhere, they
-            go along and come back.
+        brings: files and folders beside runs/ that it reads or writes; where it runs elsewhere,
+            they go along and come back.
     """
 
     title: str

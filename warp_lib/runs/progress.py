@@ -111,8 +111,9 @@ class Noted(Progress):
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
         self._said.append(("show", (texts, rewards), {}))
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, /) -> int:
         self._said.append(("write", (text,), {}))
+        return len(text)
 
     def flush(self) -> None:
         """Nothing waits: files are asked to flush."""

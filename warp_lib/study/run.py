@@ -21,7 +21,8 @@ def run(
 ) -> None:
     """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet; or
     of them the one whose record is called `only`. Several `jobs` at a time are processes of their
-    own, one is this process; another `runner` runs all of them. A unit whose seed was begun on another kind of machine is left out.
+    own, one is this process; another `runner` runs all of them. A unit whose seed was begun on
+    another kind of machine is left out.
 
     Raises ValueError for an unknown experiment, and RuntimeError, when all others have ended, for
     units that failed beside others.
