@@ -211,14 +211,13 @@ with cluster.connected(address) as there:
     begun = [(loop.title, loop.before) for loop in second.loops]
     assert len(begun) == 5 and all(before >= 3 for _, before in begun[:2]), begun
     assert begun[2][1] >= 10 or begun[3][1] >= 10, begun  # from its checkpoint
-print("equal", begun, flush=True)
+print("equal")
 """
     with nodes.driving(WARP + script, tmp_path) as driver:
         assert driver.stdout.readline() == "lose one\n", driver.stderr.read()
         nodes.lose_one()
         out, err = driver.communicate(timeout=120)
-    print(out, err)
-    assert out.startswith("equal"), err
+    assert "equal" in out, err  # with what Ray says of its node
     assert nodes.holder.stdout.readline() == "again\n"
 
 
@@ -287,7 +286,6 @@ runner_on(address)([Job(title, words) for title in "abc"], print, 1, 1)
             time.sleep(0.05)
         took = time.monotonic() - sent
         _, err = driver.communicate(timeout=30)
-        print(took, time.monotonic() - sent)
     assert len(numbers) == 2 and took < 5 and "KeyboardInterrupt" in err, (numbers, took, err)
 
 

@@ -21,7 +21,10 @@ def main() -> None:
             fcntl.ioctl(asked, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False}
+    # a dead node is known after 5 s, not 15
+    head["_system_config"] = {"health_check_period_ms": 1000}
+    cluster = Cluster(True, head_node_args=head)
     second = cluster.add_node(num_cpus=1)
     print(cluster.address, flush=True)
     for _ in sys.stdin:

@@ -49,7 +49,7 @@ warnings.filterwarnings("ignore", "Zero-copy tensor serialization is enabled")  
 REACH = 25.0  # seconds in which a cluster has to answer
 LOOK = 0.3  # seconds between two looks at a worker
 PATIENCE = 10.0  # seconds that a worker has to stop by itself
-RETRIES = 3  # of a task whose worker or machine was lost
+RETRIES = 3  # of work whose worker or machine was lost
 WAITING = 64  # jobs that wait for room in the cluster at a time, so that it may grow
 LEFT_OUT = re.compile(r"\.(lock|part|tmp|trial)$|\.damaged\d*$")  # unfinished, or of one machine
 Files = dict[str, np.ndarray]  # a path on the caller's machine → its bytes
@@ -176,10 +176,9 @@ class Cluster:
                         " would not be this machine's: begin from a machine of the cluster's kind."
                     )
             self._keep(self._follow(worker, worker.train.remote([self._sent[1]], parts), progress))
-        except BaseException:
-            self._end(worker)
-            raise
-        self._idle.append(worker)
+        finally:
+            if worker in self._workers:  # not lost
+                self._idle.append(worker)
 
     def run(self, jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> None:
         """A `jobs.Runner`: as many jobs at a time as there is room for, each on as many threads as
@@ -218,7 +217,7 @@ class Cluster:
             num_cpus=threads,
             num_gpus=1 / shared_by if gpus else 0,
             max_restarts=RETRIES,
-            max_task_retries=RETRIES,
+            max_task_retries=-1,  # Ray counts a try every few seconds until it knows of the loss
             max_concurrency=2,  # it works, and is looked at
         ).remote(str(self._sign), str(paths.ROOT), sys.executable, threads)
         self._workers.append(worker)
@@ -262,6 +261,7 @@ class Cluster:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
+            self._end(worker)
             why = " ".join(str(error).split())
             raise Explained(
                 f"its worker on the cluster was lost {RETRIES + 1} times, by hand or for want of"
