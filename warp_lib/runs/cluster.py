@@ -149,10 +149,7 @@ class Cluster:
             sent = [[parts[id(part)] for part in item] for item in missing]
             with ThreadPoolExecutor(len(sent)) as pool:
                 try:
-                    training = [
-                        pool.submit(self._train, self._free(), one, progress.beside())
-                        for one in sent
-                    ]
+                    training = [pool.submit(self._train, one, progress.beside()) for one in sent]
                     wait(training)
                 except BaseException:
                     self.end()
@@ -161,12 +158,12 @@ class Cluster:
                 one.result()
         return [function(*i) if one is None else one for i, one in zip(items, found, strict=True)]
 
-    def _free(self) -> Any:
-        """A worker that trains."""
-        return self._idle.pop() if self._idle else self._begin(torch.get_num_threads(), 1)
-
-    def _train(self, worker: Any, parts: list[Any], progress: Progress) -> None:
+    def _train(self, parts: list[Any], progress: Progress) -> None:
         """One call of what is mapped. Its entries are in this store when it returns."""
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = self._begin(torch.get_num_threads(), 1)
         try:
             _, there = self._follow(worker, worker.about.remote(), progress)
             for name, here in surroundings().items():
@@ -193,7 +190,7 @@ class Cluster:
             try:
                 shared, _ = self._follow(worker, worker.about.remote(), Progress())
                 places = [*job.brings, *([] if shared else [paths.RUNS])]
-                sent = {str(file): ray.put(_bytes(file)) for file in _files(places)}
+                sent = {str(file): ray.put(np.fromfile(file, np.uint8)) for file in _files(places)}
                 ended, back = self._follow(worker, worker.job.remote(job, sent), Progress())
                 self._keep(back)
                 return ended
@@ -287,9 +284,13 @@ class Cluster:
                     part.replace(file)
         for entry in entries:
             part = entry.with_name(f"{entry.name}.{mine}")
-            with suppress(OSError):  # it is there: another worker made it, too
-                part.rename(entry)
-            rmtree(part, ignore_errors=True)
+            with writing(entry):
+                try:
+                    part.rename(entry)
+                except OSError:
+                    if not entry.exists():  # else another worker made it, too
+                        raise
+                    rmtree(part)
 
     def _end(self, worker: Any) -> None:
         with suppress(ValueError):
@@ -389,7 +390,7 @@ class Worker:
     def _changed(self, before: Mapping[Path, Any], brings: Collection[Path]) -> Files:
         now = self._stamps(brings)
         changed = [file for file, stamp in now.items() if before.get(file) != stamp]
-        return {str(file).removeprefix(self.home): _bytes(file) for file in changed}
+        return {str(file).removeprefix(self.home): np.fromfile(file, np.uint8) for file in changed}
 
 
 def _files(places: Iterable[Path]) -> list[Path]:
@@ -400,7 +401,3 @@ def _files(places: Iterable[Path]) -> list[Path]:
         for file in [place, *place.rglob("*")]
         if file.is_file() and not any(map(LEFT_OUT.search, file.relative_to(place).parts))
     ]
-
-
-def _bytes(file: Path) -> np.ndarray:
-    return np.fromfile(file, np.uint8)
