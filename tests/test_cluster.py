@@ -73,14 +73,14 @@ class Fives:
         time.sleep(self.seconds)
         return torch.tensor([float(text.split().count("w5")) for text in texts])
 
-def trained(folder, map, progress, scorer=Fives(), steps=5):
+def trained(folder, map, progress, scorer=Fives(), steps=5, iterations=2):
     paths.RUNS = base / folder
     policy, prompts = tiny_policy(), [[a, b, (a * b) % 12] for a in range(12) for b in range(12)]
     settings = Settings(max_new_tokens=3, batch_size=8, learning_rate=0.01)
     align = partial(reinforce, policy=policy, theta_sft=policy.weights(), prompts=prompts,
         reward=Reward(scorer, 0.0, 1.0), settings=settings, steps=steps, progress=progress)
-    found = warp(policy.weights(), align, iterations=2, runs=2, eta=0.25, merge=slerp, seed=0,
-        map=map)
+    found = warp(policy.weights(), align, iterations=iterations, runs=2, eta=0.25, merge=slerp,
+        seed=0, map=map)
     return [i.merged for i in found]
 
 def same(ones, others):
@@ -185,12 +185,12 @@ def test_what_is_stopped_or_lost_goes_on_to_the_same_end(nodes, tmp_path):
     """Stop reaches both workers; a node that is killed in the middle costs no step."""
     script = """
 import threading
-one_by_one = trained("here", map, Progress(), steps=40)
+one_by_one = trained("here", map, Progress(), steps=40, iterations=1)
 paths.RUNS = base / "far"
 slow = Fives(seconds=0.1)
 with cluster.connected(address) as there:
     def run(watched):
-        return trained("far", partial(there.map, progress=watched), watched, slow, 40)
+        return trained("far", partial(there.map, progress=watched), watched, slow, 40, 1)
     def when_both_are_at(step, watched, do):
         def look():
             while len(watched.loops) < 2 or min(loop.done for loop in watched.loops) < step:
@@ -209,8 +209,8 @@ with cluster.connected(address) as there:
     when_both_are_at(15, second, lambda: print("lose one", flush=True))
     assert same(one_by_one, run(second)) and store("here") == store("far")
     begun = [(loop.title, loop.before) for loop in second.loops]
-    assert len(begun) == 5 and all(before >= 3 for _, before in begun[:2]), begun
-    assert begun[2][1] >= 10 or begun[3][1] >= 10, begun  # from its checkpoint
+    assert len(begun) == 3 and all(before >= 3 for _, before in begun[:2]), begun
+    assert begun[2][1] >= 10, begun  # from its checkpoint
 print("equal")
 """
     with nodes.driving(WARP + script, tmp_path) as driver:
