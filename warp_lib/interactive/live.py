@@ -269,7 +269,7 @@ class WidgetView:
         )
         self.button.on_click(self.stop)
         self.texts, self.written = ipywidgets.HTML(), self.progress.shown
-        self.rows = ipywidgets.VBox([self.row()])
+        self.rows = ipywidgets.VBox([self.row(self.button)])
         self.box = ipywidgets.VBox([self.rows, self.figure, self.texts])
 
     def row(self, *more: Any) -> Any:
