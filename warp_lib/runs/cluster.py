@@ -183,14 +183,10 @@ class Cluster:
 
         at_once: jobs that share one machine's processors, or one GPU.
         """
-        free = []  # workers whose job has ended, for the next one
 
         def run(job: Job, alone: bool) -> Ended:
             shared_by = 1 if alone else at_once
-            try:
-                worker = free.pop()
-            except IndexError:
-                worker = self._begin(max(1, threads // shared_by), shared_by)
+            worker = self._begin(max(1, threads // shared_by), shared_by)
             try:
                 shared, _ = self._follow(worker, worker.about.remote(), Progress())
                 places = [*job.brings, *([] if shared else [paths.RUNS])]
@@ -203,13 +199,9 @@ class Cluster:
             except Exception as error:  # this job's alone
                 return Ended(job, 1, str(error) or type(error).__name__)
             finally:
-                if alone:  # it has more than its share
-                    self._end(worker)
-                elif worker in self._workers:  # not lost
-                    free.append(worker)
+                self._end(worker)  # others wait for its room
 
         in_order(jobs, tell, min(WAITING, max(1, len(jobs))), run, self.end)
-        self.end()
 
     def _begin(self, threads: int, shared_by: int) -> Any:
         """A new worker, when there is room for it. Where there are GPUs it has one, or its share,
@@ -380,7 +372,7 @@ class Worker:
         with redirect_stdout(NOTED):
             run_here([replace(job, words=words, env=env, log=log)], ended.append, 1, self.threads)
         back = self._changed(before, job.brings)
-        rmtree(self.home)  # the next job is sent its own
+        rmtree(self.home)  # the next job has a worker of its own
         return replace(ended[0], job=job), back
 
     def _here(self, text: str, job: Job) -> str:
