@@ -73,13 +73,13 @@ class Fives:
         time.sleep(self.seconds)
         return torch.tensor([float(text.split().count("w5")) for text in texts])
 
-def trained(folder, map, progress, scorer=Fives(), steps=5, iterations=2):
+def trained(folder, map, progress, scorer=Fives(), steps=5, iterations=2, runs=2):
     paths.RUNS = base / folder
     policy, prompts = tiny_policy(), [[a, b, (a * b) % 12] for a in range(12) for b in range(12)]
     settings = Settings(max_new_tokens=3, batch_size=8, learning_rate=0.01)
     align = partial(reinforce, policy=policy, theta_sft=policy.weights(), prompts=prompts,
         reward=Reward(scorer, 0.0, 1.0), settings=settings, steps=steps, progress=progress)
-    found = warp(policy.weights(), align, iterations=iterations, runs=2, eta=0.25, merge=slerp,
+    found = warp(policy.weights(), align, iterations=iterations, runs=runs, eta=0.25, merge=slerp,
         seed=0, map=map)
     return [i.merged for i in found]
 
@@ -172,6 +172,11 @@ with cluster.connected(address) as there:
     assert len(watched.loops) == 4 and not watched.running() and len(watched.all) == 5
     assert all(loop.done == 5 and len(loop.points) == 5 for loop in watched.loops)
     assert len(list(met.iterdir())) == 2  # workers are kept from one iteration to the next
+    # more runs than there is room for, two of them stored
+    five = {"iterations": 1, "runs": 5}
+    far_five = trained("apart", partial(there.map, progress=watched), watched, **five)
+    assert same(trained("here", map, Progress(), **five), far_five)
+    paths.RUNS = base / "apart"
     there._train = None
     assert same(far, trained("apart", partial(there.map, progress=watched), watched))
 print("equal")

@@ -120,6 +120,7 @@ class Cluster:
         self._kind = ray.remote(Worker)
         self._workers: list[Any] = []  # all that run
         self._idle: list[Any] = []  # of these the ones that train, and wait for the next iteration
+        self._waiting: set[int] = set()  # what is mapped and has no worker yet
         self._sent: tuple[Any, Any] = (None, None)  # what was mapped last, and where it lies
 
     def map(self, function: Callable, *iterables: Iterable, progress: Progress) -> list[Any]:
@@ -147,9 +148,13 @@ class Cluster:
             parts = {id(part): part for item in missing for part in item}
             parts = {key: ray.put(part) for key, part in parts.items()}
             sent = [[parts[id(part)] for part in item] for item in missing]
+            self._waiting = set(range(len(sent)))
             with ThreadPoolExecutor(len(sent)) as pool:
                 try:
-                    training = [pool.submit(self._train, one, progress.beside()) for one in sent]
+                    training = [
+                        pool.submit(self._train, number, one, progress.beside())
+                        for number, one in enumerate(sent)
+                    ]
                     wait(training)
                 except BaseException:
                     self.end()
@@ -158,7 +163,7 @@ class Cluster:
                 one.result()
         return [function(*i) if one is None else one for i, one in zip(items, found, strict=True)]
 
-    def _train(self, parts: list[Any], progress: Progress) -> None:
+    def _train(self, number: int, parts: list[Any], progress: Progress) -> None:
         """One call of what is mapped. Its entries are in this store when it returns."""
         try:
             worker = self._idle.pop()
@@ -166,6 +171,7 @@ class Cluster:
             worker = self._begin(torch.get_num_threads(), 1)
         try:
             _, there = self._follow(worker, worker.about.remote(), progress)
+            self._waiting.discard(number)
             for name, here in surroundings().items():
                 if there[name] != here:
                     raise Explained(
@@ -174,7 +180,10 @@ class Cluster:
                     )
             self._keep(self._follow(worker, worker.train.remote([self._sent[1]], parts), progress))
         finally:
-            if worker in self._workers:  # not lost
+            self._waiting.discard(number)
+            if self._waiting:  # for the room that it takes
+                self._end(worker)
+            elif worker in self._workers:  # not lost
                 self._idle.append(worker)
 
     def run(self, jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> None:
