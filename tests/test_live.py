@@ -4,6 +4,7 @@ short.
 
 import asyncio
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from warp_lib.interactive import live as live_module
 from warp_lib.interactive.live import StoppedByHand, TextView, Watched, WidgetView, live
 from warp_lib.runs.paths import ROOT
-from warp_lib.runs.progress import Progress, TerminalProgress, duration
+from warp_lib.runs.progress import NOTED, Progress, Stopped, TerminalProgress, duration
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +198,8 @@ def test_stop_button_and_figure(monkeypatch):
     figure = go.Figure(view.figure.figure)
     loss, reward, anchor, sft = figure.data
     assert (len(loss.x), len(reward.x), list(reward.y[:3])) == (5, 21, [0, 1, 2])
-    assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in view.label.value
+    _, text, _ = view.rows.children[0].children
+    assert reward.name == "run &lt;b&gt;2" and "run <b>2 · 21/1000" in text.value
     assert (
         "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
     )
@@ -303,3 +305,45 @@ def test_the_work_does_not_share_the_processors_with_idle_threads():
     before = compute(None)
     # the work's own thread, but not its helpers on top of ours
     assert asyncio.run(live(compute, title="sum")) <= before + 1
+
+
+def test_what_runs_side_by_side_has_a_bar_each_and_one_stop(capsys):
+    """As WARP's runs on a cluster. Guards: bars over each other, a Stop that reaches one alone."""
+    progress = Watched()
+    view, text, runs = (
+        WidgetView(progress),
+        TextView(progress),
+        [progress.beside(), progress.beside()],
+    )
+    for run, title, done in zip(runs, ("m = 1", "m = 2"), (0, 2), strict=True):
+        run.begin(title, done, 4)
+        run.advance()
+        run.log(reward=done)
+    view.draw()
+    bars = [(row.children[0].value, row.children[1].value[:11]) for row in view.rows.children]
+    assert bars == [(1, "m = 1 · 1/4"), (3, "m = 2 · 3/4")]
+    assert [trace["name"] for trace in view.figure.figure["data"]] == ["m = 1", "m = 2"]
+    text.every = 0.0
+    text.draw()
+    said = capsys.readouterr().out.splitlines()
+    assert [line[:10] for line in said] == ["m = 1: 1/4", "m = 2: 3/4"]
+    runs[0].end()
+    view.draw()
+    assert [row.children[1].value[:5] for row in view.rows.children] == ["m = 2"]
+    view.stop()
+    for run in runs:
+        with pytest.raises(Stopped):
+            run.check()
+
+
+def test_a_progress_that_is_sent_elsewhere_notes_what_is_said():
+    """Guards: work on a cluster that cannot be sent, for its progress has threads and bars."""
+    there = pickle.loads(pickle.dumps([TerminalProgress(), Watched()]))
+    assert there == [NOTED, NOTED]
+    for step in there[0].track(range(2), "run 1", 1, 3):
+        there[0].log(reward=step)
+    print("said", file=NOTED)
+    said = NOTED.take()
+    names = [name for name, _, _ in said]
+    assert names == ["begin", "log", "advance", "log", "advance", "end", "write", "write"]
+    assert said[0] == ("begin", ("run 1", 1, 3), {}) and not NOTED.take()

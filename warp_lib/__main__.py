@@ -16,7 +16,7 @@ from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedC
 from cyclopts.help import DefaultFormatter
 
 from .runs.errors import Explained, reason
-from .runs.jobs import interrupted_by_signals
+from .runs.jobs import Runner, interrupted_by_signals, run_here
 from .runs.progress import TerminalProgress
 from .settings import PROFILES, Settings, number, typed
 
@@ -143,17 +143,39 @@ Overrides = TypedDict(
     total=False,
 )
 Jobs = Annotated[int, Parameter(converter=as_jobs)]
+Cluster = Annotated[
+    str | None,
+    Parameter(help="run on a Ray cluster: HOST:PORT, auto, or local (this machine's GPUs)"),
+]
 Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
 
 
+def runner_on(cluster: str | None) -> Runner:
+    """What runs jobs: on this machine, or on the cluster, which is looked for when there is
+    something to run.
+    """
+    if cluster is None:
+        return run_here
+
+    def run(*jobs: Any) -> None:
+        from .runs.cluster import connected  # only now: it needs Ray
+
+        with connected(cluster) as there:
+            there.run(*jobs)
+
+    return run
+
+
 @APP.command
-def report(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> int:
+def report(
+    *, profile: Profile = "laptop", cluster: Cluster = None, **overrides: Unpack[Overrides]
+) -> int:
     """Run the notebooks and write runs/NAME/report.html."""
     with refusing():
         settings = Settings.profile(profile, **overrides)
     from .report.run import run_report  # only now: it takes a second to import
 
-    run_report(settings, profile, dict(overrides))
+    run_report(settings, profile, dict(overrides), runner_on(cluster))
     return 0
 
 
@@ -167,6 +189,7 @@ def sweep(
     parameter: Annotated[Repeated, Parameter(alias="-p")] = (),
     name: str = "sweep",
     jobs: Jobs = 1,
+    cluster: Cluster = None,
 ) -> int:
     """Run a notebook over a grid of its parameters, and collect the results in one table.
 
@@ -184,7 +207,7 @@ def sweep(
         for name, values in pairs(grid, "-g NAME=VALUE,VALUE,…").items()
     }
     fixed = {n: typed(n, value) for n, value in pairs(parameter, "-p NAME=VALUE").items()}
-    table, failed = run_sweep(notebook, name, varied, fixed, jobs)
+    table, failed = run_sweep(notebook, name, varied, fixed, jobs, runner_on(cluster))
     print(f"The results: {table}" if table else "No job wrote a table of results.")
     if failed:
         logs = "; ".join(f"{job.title} ({job.log})" for job in failed)
@@ -207,7 +230,9 @@ def pairs(given: Sequence[str], form: str) -> dict[str, str]:
 
 @APP.command
 @refusing()
-def study(*experiments: str, jobs: Jobs = 1, unit: str | None = None) -> int:
+def study(
+    *experiments: str, jobs: Jobs = 1, unit: str | None = None, cluster: Cluster = None
+) -> int:
     """Run what is left of the study's experiments, and keep it in data/study/.
 
     Args:
@@ -218,7 +243,7 @@ def study(*experiments: str, jobs: Jobs = 1, unit: str | None = None) -> int:
     from .study.run import run as run_study
 
     try:
-        run_study(list(experiments), TerminalProgress(), jobs, unit)
+        run_study(list(experiments), TerminalProgress(), jobs, unit, runner_on(cluster))
     except RuntimeError as error:
         return say(error, 1)
     return 0

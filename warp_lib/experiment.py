@@ -39,7 +39,7 @@ from .runs.progress import Progress
 from .runs.results import write_results
 from .runs.store import digest, memoise, save_tensors, write_json
 from .settings import Settings
-from .warp import Aligner, Iteration, Merge, Run, RunId, warp
+from .warp import Aligner, Iteration, Map, Merge, Run, RunId, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 # of the judge: all layers, and the learning rate at which all of them are trained
@@ -361,9 +361,9 @@ class Experiment:
             dpo, policy=self.policy, pairs=pairs, settings=self.settings, progress=progress
         )
 
-    def warp(self, align: Aligner) -> list[Iteration]:
+    def warp(self, align: Aligner, map: Map = map) -> list[Iteration]:
         """WARP on an aligner with the settings' I, M, η, merge and seed. The last iteration's
-        `merged` is its policy.
+        `merged` is its policy. map: see `warp.warp`.
         """
         s = self.settings
         return list(
@@ -375,6 +375,7 @@ class Experiment:
                 eta=s.eta,
                 merge=self.merge,
                 seed=s.seed,
+                map=map,
             )
         )
 

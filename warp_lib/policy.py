@@ -126,6 +126,11 @@ class Policy:
             loading.check_decoding(policy.model)
         return policy
 
+    def __reduce__(self) -> tuple:
+        """To another process it goes as architecture, tokenizer and weights."""
+        m = self.model
+        return _arrived, (type(m), m.config, m.generation_config, self.tokenizer, self.weights())
+
     @staticmethod
     def card() -> dict:
         """How the bundled policy was trained: tokens seen, validation loss, history (`pretrain`
@@ -344,6 +349,13 @@ def _before_a_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     places = range(len(whole) - len(text) + 1)
     begin = next((k for k in places if whole[k : k + len(text)] == text), 0)
     return whole[:begin]
+
+
+def _arrived(kind, config, generation, tokenizer, weights: Weights) -> Policy:
+    """The policy that another process sent."""
+    model = kind(config)
+    model.generation_config = generation
+    return Policy(model, tokenizer).load(weights)
 
 
 def masked(

@@ -136,6 +136,13 @@ class EncoderScorer:
             *_beyond_vocabulary(tokenizer),
         )
 
+    def __reduce__(self) -> tuple:
+        """To another process it goes as architecture, tokenizer and weights, with its identity,
+        which may hang on where a package lies.
+        """
+        model = (type(self.model), self.model.config, weights_of(self.model))
+        return _arrived, (*model, self.tokenizer, self.history, self.identity)
+
     @torch.no_grad()
     def check(self) -> None:
         """Score a text of one word and one as long as any that is read. Raises Unfit if that fails,
@@ -189,6 +196,13 @@ class EncoderScorer:
             rows = order[start : start + 128]
             scores[rows] = self._narrow(**self._batch([texts[k] for k in rows])).logits[:, -1].cpu()
         return scores
+
+
+def _arrived(kind, config, weights, tokenizer, history, identity: str) -> EncoderScorer:
+    """The scorer that another process sent."""
+    scorer = EncoderScorer(load(kind(config), weights), tokenizer, history)
+    scorer.identity = identity
+    return scorer
 
 
 class TfidfScorer:

@@ -2,7 +2,7 @@
 passed into it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +72,12 @@ class Merge(Protocol):
     def __call__(self, base: Weights, tuned: Sequence[Weights], /) -> Weights: ...
 
 
+Map = Callable[..., Iterable[Run]]
+"""Calls an aligner on each θ_init and run, as the built-in `map` does; or side by side, as that of
+`runs.cluster`.
+"""
+
+
 @dataclass(frozen=True)
 class Iteration:
     """One iteration: where it began, what it trained, what it merged, where the next begins."""
@@ -97,6 +103,7 @@ def warp(
     eta: float,
     merge: Merge,
     seed: int,
+    map: Map = map,
 ) -> Iterator[Iteration]:
     """Yield each iteration as it ends. The last one's `merged` is WARP's policy; its front is
     `interpolate(theta_sft, merged, η)`.
@@ -120,10 +127,13 @@ def warp(
         iterations, runs, eta: I, M, η.
         merge: averages the runs over their initialisation.
         seed: of the whole pipeline. Run m of iteration i draws from streams of its own.
+        map: how to get from the M runs of an iteration to what they train: one after another, or on
+            other machines (see `Map`). They need nothing of each other.
     """
     theta_init = theta_sft
     for i in range(1, iterations + 1):
-        trained = [align(theta_init, RunId(seed, "warp", i, m)) for m in range(1, runs + 1)]
+        run_ids = [RunId(seed, "warp", i, m) for m in range(1, runs + 1)]
+        trained = list(map(align, [theta_init] * runs, run_ids))
         merged = merge(theta_init, [run.weights for run in trained])
         liti = interpolate(theta_init, merged, eta)
         yield Iteration(i, theta_init, trained, merged, liti)

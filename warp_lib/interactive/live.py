@@ -180,15 +180,29 @@ class Loop:
 
 
 class Watched(Progress):
-    """Remembers what the work says, for a view in another thread. Loops may follow or nest."""
+    """Remembers what the work says, for a view in another thread. Loops may follow or nest, or run
+    beside each other (see `beside`): then this one has the loops of all, each its own open ones.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.began = time.monotonic()
+        self.all: list[Watched] = [self]
         self.loops: list[Loop] = []  # in the order in which they began
         self.open: list[Loop] = []  # the running ones, innermost last
         self.finished: list[Loop] = []
         self.shown: list[tuple[str, float]] = []  # completions of the latest step and their r̃
+
+    def beside(self) -> "Watched":
+        other = Watched()
+        other.stop, other.all = self.stop, self.all
+        other.loops, other.finished = self.loops, self.finished
+        self.all.append(other)
+        return other
+
+    def running(self) -> list[list[Loop]]:
+        """The open loops of each that has any, innermost last."""
+        return [loops for one in list(self.all) if (loops := list(one.open))]
 
     def begin(self, title: str, done: int, total: int) -> None:
         self.loops.append(Loop(title, done, total, done))
@@ -208,7 +222,7 @@ class Watched(Progress):
             loop.points.append((loop.done + 1, {n: float(value) for n, value in numbers.items()}))
 
     def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
-        self.shown = list(zip(texts[:SHOWN], rewards[:SHOWN], strict=True))
+        self.all[0].shown = list(zip(texts[:SHOWN], rewards[:SHOWN], strict=True))
 
 
 class TextView:
@@ -225,17 +239,16 @@ class TextView:
     def draw(self) -> None:
         lines = [loop.line() for loop in self.progress.finished[self.printed :]]
         self.printed += len(lines)
-        running = self.progress.open[-1:]  # a copy: the other thread may close the loop meanwhile
-        if not lines and running and time.monotonic() - self.last >= self.every:
-            lines = [running[0].line()]
+        if not lines and time.monotonic() - self.last >= self.every:
+            lines = [loops[-1].line() for loops in self.progress.running()]
         if lines:
             print("\n".join(lines), flush=True)
             self.last = time.monotonic()
 
     def close(self) -> None:
         self.draw()
-        for loop in self.progress.open:  # where it stopped or failed
-            print(loop.line(), flush=True)
+        for loops in self.progress.running():  # where they stopped or failed
+            print("\n".join(loop.line() for loop in loops), flush=True)
 
 
 class WidgetView:
@@ -251,15 +264,21 @@ class WidgetView:
         # not begun to keep the cores busy.
         self.figure = LiveFigure(curves([]))
         self.drawn = 0  # points that the figure has
-        self.bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
-        self.label = ipywidgets.Label()  # shows text, never HTML
         self.button = ipywidgets.Button(
             description="Stop", tooltip="Give up the current step; what is finished is kept"
         )
         self.button.on_click(self.stop)
         self.texts, self.written = ipywidgets.HTML(), self.progress.shown
-        row = ipywidgets.HBox([self.bar, self.label, self.button])
-        self.box = ipywidgets.VBox([row, self.figure, self.texts])
+        self.rows = ipywidgets.VBox([self.row(self.button)])
+        self.box = ipywidgets.VBox([self.rows, self.figure, self.texts])
+
+    def row(self, *more: Any) -> Any:
+        """A bar and its text, for what runs by itself."""
+        import ipywidgets
+
+        bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
+        # a label shows text, never HTML
+        return ipywidgets.HBox([bar, ipywidgets.Label(), *more])
 
     def stop(self, _: Any = None) -> None:
         self.progress.stop.set()
@@ -268,17 +287,25 @@ class WidgetView:
     def draw(self) -> None:
         if not self.progress.loops:
             return
-        running = list(self.progress.open) or self.progress.loops[-1:]
+        running = self.progress.running() or [self.progress.loops[-1:]]
+        if len(running) != len(self.rows.children):
+            first = self.rows.children[0]  # it has the button
+            self.rows.children = (first, *(self.row() for _ in running[1:]))
+        for row, loops in zip(self.rows.children, running, strict=True):
+            self.draw_row(row.children[0], row.children[1], loops)
+        # making the figure takes a moment, and Stop answers first
+        if not self.progress.stop.is_set():
+            self.draw_results()
+
+    def draw_row(self, bar: Any, text: Any, running: list[Loop]) -> None:
+        """Bring a bar and its text up to date, the innermost loop last."""
         loop = running[-1]
-        self.bar.max, self.bar.value = max(loop.total, 1), loop.done if loop.total else 1
+        bar.max, bar.value = max(loop.total, 1), loop.done if loop.total else 1
         to_go = loop.to_go() if loop.ended is None and not self.progress.stop.is_set() else None
         parts = [" › ".join(each.title for each in running), f"{loop.done}/{loop.total}"]
         parts += [f"about {duration(to_go)} to go"] if to_go else []
         parts += [f"{duration(time.monotonic() - self.progress.began)} in all"]
-        self.label.value = " · ".join(parts)
-        # making the figure takes a moment, and Stop answers first
-        if not self.progress.stop.is_set():
-            self.draw_results()
+        text.value = " · ".join(parts)
 
     def draw_results(self) -> None:
         """Bring the figure and the completions up to date."""

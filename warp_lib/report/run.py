@@ -99,7 +99,7 @@ def notebook_job(
         "JUPYTER_PATH": "",  # it may hold another "python3"
         "MALLOC_ARENA_MAX": "1",  # see `machine.keep_freed_memory`
     }
-    return Job(title, words, env, log, after)
+    return Job(title, words, env, log, after, [source])
 
 
 def why(ended: Ended, executed: Path) -> str:

@@ -40,6 +40,8 @@ class Job:
         log: where all that it says is kept; without one, what it prints shows in the terminal,
             after its title.
         after: titles of the jobs that must have ended before it begins.
+        brings: files and folders beside runs/ that it reads or writes; where it runs elsewhere,
+            they go along and come back.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None
     after: Collection[str] = ()
+    brings: Collection[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,30 @@ def run_here(jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> Non
     processes of all jobs have been ended and no further one begins.
     """
     shared = {"OMP_NUM_THREADS": str(max(1, threads // at_once))} if at_once > 1 else {}
-    waiting, running = list(jobs), dict[Future[Ended], Job]()
-    with ThreadPoolExecutor(at_once) as pool, together() as mark:
+    with together() as mark:
         carried = {MARK: f"{os.environ.get(MARK, '')} {mark}"}
+
+        def run(job: Job, alone: bool) -> Ended:
+            return _run(job, carried | ({} if alone else shared) | dict(job.env))
+
+        in_order(jobs, tell, at_once, run, lambda: end(mark))
+
+
+def in_order(
+    jobs: Sequence[Job],
+    tell: Tell,
+    at_once: int,
+    run: Callable[[Job, bool], Ended],
+    stop: Callable[[], None],
+) -> None:
+    """Run jobs by ``run(job, alone)``, each in a thread, `at_once` at a time, in their order but
+    each after those that it waits for.
+
+    alone: all others wait for it. `tell` is called in this thread. Whatever is raised here or by
+    `tell`, is raised again when all have ended, for which ``stop()`` is called until they have.
+    """
+    waiting, running = list(jobs), dict[Future[Ended], Job]()
+    with ThreadPoolExecutor(at_once) as pool:
         try:
             while waiting or running:
                 unfinished = {job.title for job in (*waiting, *running.values())}
@@ -83,15 +107,14 @@ def run_here(jobs: Sequence[Job], tell: Tell, at_once: int, threads: int) -> Non
                 for job in ready[: at_once - len(running)]:
                     waiting.remove(job)
                     others = [other for other in jobs if other is not job]
-                    alone = others and all(job.title in other.after for other in others)
-                    env = carried | ({} if alone else shared) | dict(job.env)
-                    running[pool.submit(_run, job, env)] = job
+                    alone = bool(others) and all(job.title in other.after for other in others)
+                    running[pool.submit(run, job, alone)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     del running[future]
                     tell(future.result())
         except BaseException:
             while wait(running, timeout=0).not_done:
-                end(mark)
+                stop()
                 wait(running, timeout=0.2)
             raise
 

@@ -7,6 +7,7 @@ those of notebooks.
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -50,6 +51,18 @@ class Progress:
         if self.stop.is_set():
             raise Stopped("stopped")
 
+    def beside(self) -> "Progress":
+        """Another, for work that goes on at the same time: shown beside this one, and stopped with
+        it.
+        """
+        other = type(self)()
+        other.stop = self.stop
+        return other
+
+    def __reduce__(self) -> tuple:
+        # Bars and threads stay here. Work that is sent elsewhere tells `NOTED` of that process.
+        return _noted, ()
+
     def begin(self, title: str, done: int, total: int) -> None:
         """A loop named `title` begins with `done` of `total` steps behind it."""
 
@@ -66,6 +79,51 @@ class Progress:
         """Completions of the current step, prompts included, (n,), and their r̃, (n,): a model's
         text, to be escaped by whoever shows it.
         """
+
+
+class Noted(Progress):
+    """Notes what is said until somebody asks from another process (see `runs.cluster`). As a file
+    it notes what is printed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: deque[tuple[str, tuple, dict[str, float]]] = deque()
+
+    def take(self) -> list[tuple[str, tuple, dict[str, float]]]:
+        """What was said since the last time: the names of this class's methods, and their
+        arguments.
+        """
+        return [self._said.popleft() for _ in range(len(self._said))]
+
+    def begin(self, title: str, done: int, total: int) -> None:
+        self._said.append(("begin", (title, done, total), {}))
+
+    def advance(self) -> None:
+        self._said.append(("advance", (), {}))
+
+    def end(self) -> None:
+        self._said.append(("end", (), {}))
+
+    def log(self, **numbers: float) -> None:
+        self._said.append(("log", (), numbers))
+
+    def show(self, texts: Sequence[str], rewards: Sequence[float]) -> None:
+        self._said.append(("show", (texts, rewards), {}))
+
+    def write(self, text: str, /) -> int:
+        self._said.append(("write", (text,), {}))
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits: files are asked to flush."""
+
+
+NOTED = Noted()
+
+
+def _noted() -> Noted:
+    return NOTED
 
 
 class TerminalProgress(Progress):

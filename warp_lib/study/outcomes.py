@@ -5,6 +5,7 @@ Comparing one arm with another is in `contrasts`. Needs no torch.
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +22,8 @@ from ..runs.errors import Explained
 from ..runs.paths import ROOT
 from .fronts import Interval, along, pareto, weights
 
-FOLDER = ROOT / "data" / "study"
+# elsewhere for a unit that runs on another machine: see `run._job`
+FOLDER = Path(os.environ.get("WARP_STUDY") or ROOT / "data" / "study")
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 # Seeds 0 to 3 had a reward model that was not kept: what is begun now has the kept one, and seeds
 # of its own. Of seed 3 an arm is missing.

@@ -21,7 +21,8 @@ def run(
 ) -> None:
     """Run the units of the experiments `names` (none: those of `NOW`) that have not ended yet; or
     of them the one whose record is called `only`. Several `jobs` at a time are processes of their
-    own, one is this process. A unit whose seed was begun on another kind of machine is left out.
+    own, one is this process; another `runner` runs all of them. A unit whose seed was begun on
+    another kind of machine is left out.
 
     Raises ValueError for an unknown experiment, and RuntimeError, when all others have ended, for
     units that failed beside others.
@@ -35,7 +36,8 @@ def run(
         if only and only not in (known := [unit.file.stem for unit in listed]):
             raise ValueError(f"{name} has no unit {only!r}; it has {', '.join(known)}.")
         waiting = [unit for unit in listed if not unit.finished and only in (None, unit.file.stem)]
-        if (at_once := min(jobs, len(waiting))) > 1:
+        at_once = min(jobs, len(waiting))
+        if at_once > 1 or (waiting and runner is not run_here):
             _run_side_by_side(waiting, at_once, runner)
         else:
             for unit in waiting:
@@ -75,6 +77,7 @@ def _run_side_by_side(waiting: list[Unit], at_once: int, runner: Runner) -> None
 
 
 def _job(unit: Unit) -> Job:
-    """The command that runs one unit."""
+    """The command that runs one unit, and what it must know where there is no repository."""
     words = ["-m", "warp_lib", "study", unit.experiment, "--unit", unit.file.stem]
-    return Job(unit.title, [sys.executable, *words])
+    env = {"WARP_STUDY": str(outcomes.FOLDER), "WARP_COMMIT": units.COMMIT}
+    return Job(unit.title, [sys.executable, *words], env, brings=[outcomes.FOLDER])

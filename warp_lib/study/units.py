@@ -3,6 +3,7 @@ data/study/.
 """
 
 import math
+import os
 import platform
 import shlex
 import subprocess
@@ -52,7 +53,8 @@ def _commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-COMMIT = _commit()  # of the code that is loaded; the files may change while it runs
+# of the code that is loaded, for the files may change while it runs; or of where it was sent from
+COMMIT = os.environ.get("WARP_COMMIT") or _commit()
 
 
 @dataclass(frozen=True)
