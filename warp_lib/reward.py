@@ -18,8 +18,6 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 import torch
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -209,6 +207,8 @@ class TfidfScorer:
     """The log-odds of logistic regression on hashed TF-IDF of words and word pairs."""
 
     def __init__(self, idf: np.ndarray, weight: np.ndarray, offset: float):
+        from sklearn.feature_extraction.text import TfidfTransformer  # only now: it takes a second
+
         self.weight, self.offset = weight, offset
         self.identity = digest(torch.from_numpy(weight), torch.from_numpy(idf), offset)
         self.tfidf = TfidfTransformer(sublinear_tf=True)
@@ -217,6 +217,8 @@ class TfidfScorer:
     @staticmethod
     def counts(texts: Sequence[str]):
         """Sparse counts (n, 2¹⁸)."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
         return HashingVectorizer(
             n_features=2**18,
             ngram_range=(1, 2),
@@ -414,6 +416,9 @@ def _forward_narrowed(narrow: nn.Module, hidden: Tensor, *args: Any, **kwargs: A
 
 def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
     """Logistic regression on TF-IDF of whole reviews and of their openings, or the stored one."""
+    from sklearn.feature_extraction.text import TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+
     texts, labels = reviews["text"][:], reviews["label"][:]
 
     def make(folder: Path) -> dict:
