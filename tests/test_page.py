@@ -68,7 +68,8 @@ def test_the_front_comes_first_and_parts_unfold(page, chromium):
     tab.get_by_role("link", name="there").click()
     heading = tab.get_by_role("heading", name="Where it is")
     assert heading.is_visible() and heading.bounding_box()["y"] < 800
-    assert errors == []
+    assert tab.locator("[data-title*='Share'], [data-title*='cloud']").count() == 0
+    assert tab.locator(".modebar-btn").count() and errors == []
     tab.close()
 
 

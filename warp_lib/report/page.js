@@ -15,8 +15,8 @@ function draw(plot) {
     layout.font = { size: 11 };
   }
   if (plot.closest("#front") && innerWidth >= 1000) delete layout.height; // the page's
-  const buttons = ["select2d", "lasso2d", "autoScale2d", "sendDataToCloud"];
-  Plotly.newPlot(plot, data, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: buttons });
+  const buttons = { displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  Plotly.newPlot(plot, data, layout, { responsive: true, ...buttons });
   drawn.add(plot);
 }
 

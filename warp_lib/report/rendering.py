@@ -14,6 +14,8 @@ from kaleido.errors import ChromeNotFoundError
 from plotly.io.base_renderers import PngRenderer
 
 WIDTH = 900  # of still images, in pixels
+# no button that would send a chart to somebody's cloud
+CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
 PATIENCE = 60.0  # seconds for a browser to draw its first image
 _one_at_a_time = threading.Lock()
 
@@ -32,6 +34,7 @@ def use_renderer() -> None:
     """
     threading.Thread(target=_browser, daemon=True).start()
     pio.renderers["still"] = StillRenderer(width=WIDTH)
+    pio.renderers["plotly_mimetype"].config = CONFIG
     pio.renderers.default = "plotly_mimetype+still"
 
 
@@ -41,7 +44,7 @@ def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
     All pages of a folder share the plotly.min.js beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    page = dict(include_plotlyjs="directory", div_id=stem, config={"displaylogo": False})
+    page = dict(include_plotlyjs="directory", div_id=stem, config=CONFIG)
     fig.write_html(folder / f"{stem}.html", **page)
     if can_draw():
         # plotly.js names lines and clips at random; named here, the same figure gives the same
