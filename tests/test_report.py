@@ -121,7 +121,7 @@ def test_page_fetches_nothing(page):
 def test_page_reads_in_order(page):
     links = Links()
     links.feed(page)
-    assert "<title>WARP: toy</title>" in page and "The reward &amp; &lt;b&gt;</a>" in page
+    assert "<title>WARP, checked: toy</title>" in page and "The reward &amp; &lt;b&gt;</a>" in page
     first, second = (
         f'<details class="part" id="{stem}" open>' for stem in ("01_first", "02_second")
     )

@@ -885,7 +885,7 @@ def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):
         (0.1, 0.15, 0.1, 8, "Not detectably."),
         # each by itself would exclude 0: ± 0.084 over seeds, ± 0.079 over prompts
         (0.1, 0.1, 0.4, 8, "Not detectably."),
-        (-0.1, 0.05, 0.1, 8, "No."),
+        (-0.1, 0.05, 0.1, 8, "No: it earns less."),
         (0.1, 0.001, 0.01, 2, "Not detectably."),
         (0.1, 0.0, 0.01, 1, "Not detectably."),
     ],

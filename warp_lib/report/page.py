@@ -156,7 +156,7 @@ def _figure(figure: dict[str, Any], name: str) -> str:
     text = f"<strong>{finding}.</strong> {caption}" if finding else ""
     return (
         f'<figure id="{name}"><figcaption>{text}'
-        f' <a href="#{name}" aria-label="link to this figure">#</a></figcaption>'
+        f' <a href="#{name}">Link</a></figcaption>'
         f'<div class="wide"><div class="plot" role="img" data-panels="{panels}"'
         f' aria-label="{finding}. {caption}"></div></div>'
         f'<script type="application/json">{drawn}</script></figure>'

@@ -396,7 +396,7 @@ def fronts(
         )
     ends, seeds = [], set[int]()
     dashes = {arm: iter(("solid", "dot", "dash", "dashdot")) for arm in ARMS}
-    for k, (title, units) in enumerate(outcomes.items()):
+    for k, (title, units) in enumerate(reversed(outcomes.items())):  # the first on top
         arm, _, of = title.partition(": ")  # trials of one arm have its colour, and dashes
         name, alone = html.escape(f"{ARMS[arm]}{of and ': '}{of}"), len(units) == 1
         colour, dash = COLOURS[arm], next(dashes[arm])
@@ -435,7 +435,8 @@ def fronts(
             hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
         )
         ends.append((grid[-1], means[-1].mean, name, colour))
-    label: dict[str, Any] = dict(annotation_text="compared", annotation_position="bottom left")
+    span = f"compared: {LOW:g} to {high:g} nats"
+    label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
     mark_real_positive(figure, "y", real_positive)
     figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)

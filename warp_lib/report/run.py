@@ -73,7 +73,7 @@ def run_report(
     with paths.locked(settings.name, "report"):
         runner(jobs, tell, at_once, threads)
     page = folder / "report.html"
-    write_page([*targets.values()], page, f"WARP: {settings.name}")
+    write_page([*targets.values()], page, f"WARP, checked: {settings.name}")
     print(f"The report: {page}\n{paths.size_line()}")
     return page
 

@@ -1,0 +1,117 @@
+"""What the notebooks say: the side that the numbers are on, in at most three sentences."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from warp_lib.report import answers
+from warp_lib.study.contrasts import Contrast
+from warp_lib.study.fronts import Effect, Interval, Matched
+
+SPREAD = np.linspace(-0.1, 0.1, 40)
+
+
+def effect(mean: float, seeds: int = 4) -> Effect:
+    return Effect({seed: mean + SPREAD for seed in range(seeds)})
+
+
+def contrast(mean: float) -> Contrast:
+    return Contrast(effect(mean).by_prompt, arm="warp", rival="reinforce", high=3.0, ends={})
+
+
+def results(**columns: list) -> pd.DataFrame:
+    table = pd.DataFrame(columns)
+    for name in ("reward", "kl", "judge"):
+        table[f"{name}_se"] = 0.05
+    return table
+
+
+RUN = results(
+    method=["sft", "run", "run", "warp", "warp", "warp"],
+    iteration=[None, 2, 2, None, None, None],
+    eta=[None, None, None, 0.0, 0.5, 1.0],
+    reward=[-0.1, 0.4, 0.6, -0.1, 0.65, 0.9],
+    kl=[0.0, 2.0, 3.0, 0.0, 1.0, 4.0],
+    judge=[0.0, 0.3, 0.5, 0.0, 0.4, 0.8],
+)
+
+
+def said() -> dict[str, str]:
+    accuracies = pd.DataFrame(
+        {"scorer": "reward", "words": [50, "whole"], "pairwise": [0.88, 0.96], "pairwise_se": 0.01}
+    )
+    path = Matched(4.0, Interval(-0.1, -0.15, -0.05, 100))
+    line = Matched(2.0, Interval(0.02, -0.05, 0.09, 100))
+    return {
+        "1": answers.reward_model(accuracies, {"mean": 0.3, "p99": 1.4}),
+        "2": answers.policy(4.0, 0.02, {"entropy": 1.9, "entropy_se": 0.02}, 0.7),
+        "3": answers.warp(RUN, 2, 2, 40),
+        "4": answers.reinforce(RUN.assign(method="reinforce"), 160),
+        "5": answers.pareto(path, line, []),
+        "6": answers.primary(contrast(0.0), contrast(-0.3)),
+        "7": answers.dpo(contrast(0.0), contrast(0.2)),
+    }
+
+
+@pytest.mark.parametrize("notebook", said())
+def test_an_answer_is_at_most_three_sentences(notebook):
+    """Guards: a number that is not there, a hyphen for a minus, an answer that grows."""
+    text = said()[notebook]
+    sentences = re.findall(r"[.:?](?= [A-Z]|$)", text.replace("Yes. ", "").replace("No. ", ""))
+    assert 1 <= len(sentences) <= 4 and "nan" not in text and not re.search(r"(?<=\s)-\d", text)
+
+
+def test_answers_take_the_side_of_their_numbers():
+    """Guards: a sign turned round, a verdict without its interval."""
+    assert "average 0.50 at 2.50 nats" in said()["3"] and "0.90 ± 0.10" in said()["3"]
+    assert said()["5"].startswith("No: WARP is below it") and "−0.100 (95% CI" in said()["5"]
+    assert said()["6"].startswith("Not detectably.") and "is 0.30 above WARP" in said()["6"]
+    assert "a gain above 0.0" in said()["6"]
+    assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")
+    assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
+    assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
+    titles = [answers.primary_title(contrast(mean), contrast(-0.3)) for mean in (0, 0.2, -0.2)]
+    assert ["one curve" in titles[0], "more" in titles[1], "less" in titles[2]] == [True] * 3
+
+
+def test_titles_say_what_is_drawn():
+    assert answers.reaches(RUN, "warp", "WARP") == "WARP reaches r̃ = 0.90 at 4.0 nats"
+    assert "75% of its gain in reward and 25% of its KL" in answers.liti_title(RUN)
+    assert "rises by 1.00 and the judge's score by 0.80" in answers.judge_title(RUN, "judge")
+    ends = {"a": {2.0: effect(0.0), 3.0: effect(0.2)}, "b": {2.0: effect(0.0)}}
+    assert answers.by_end_title(ends).startswith(
+        "WARP is ahead of a rival when the comparison ends at 3 nats"
+    )
+    assert "up to 2 nats" in answers.by_end_title({"b": {2.0: effect(0.0)}})
+    history = [{"reward": k / 10, "kl_anchor": k / 20} for k in range(11)]
+    assert (
+        answers.curves_title({"run": history})
+        == "Training moves r̃ from 0.00 to 1.00, 0.5 nats from the anchor"
+    )
+
+
+def test_a_claim_is_reproduced_contradicted_or_neither():
+    """Guards: a claim of no difference that counts as reproduced when it is merely not seen to be
+    wrong; two seeds that decide.
+    """
+    up, none = effect(0.3), effect(0.0)
+    assert [answers.checked(side, up) for side in (1, -1, 0)] == [
+        "reproduced",
+        "contradicted",
+        "contradicted",
+    ]
+    assert answers.checked(1, none) == "not detectable" and answers.checked(1, None) == "not run"
+    assert answers.checked(0, none) == "no difference detected, as said"
+    assert answers.checked(1, effect(0.3, seeds=2)) == "not detectable"
+    row, *_ = answers.compared([("it pays", "yes", "–", 1, up, "r̃")])
+    assert row["here (7.6M)"].endswith(" r̃") and row["verdict"] == "reproduced"
+
+
+def test_key_numbers_are_the_contrasts():
+    shown = answers.key_numbers(contrast(-0.01), contrast(-0.3))
+    assert all(text in shown for text in ("−0.010", "−0.30", f"{contrast(-0.01).detectable:.3f}"))
+    few = replace(contrast(-0.01), by_prompt={0: SPREAD})
+    assert "nan" not in answers.key_numbers(few, contrast(-0.3))
