@@ -242,12 +242,13 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
 
 def headline(answer: str) -> str:
     """How the page begins, as HTML: the question, what it is asked of, the answer."""
+    short, _, rest = html.escape(answer).partition(". ")
     return (
         "<h1>Does WARP earn more reward than REINFORCE at the same KL?</h1><p class='lead'>WARP"
         " averages the weights of several REINFORCE runs, and promises more reward for the same"
         " distance (KL) from the policy before alignment, SFT. Here both align a GPT-2 of 7.6"
         " million parameters to write positive film reviews, with the same number of sampled"
-        f" completions.</p><p><strong>{html.escape(answer)}</strong></p>"
+        f" completions.</p><p><strong>{short}.</strong> {rest}</p>"
     )
 
 

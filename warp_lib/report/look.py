@@ -108,6 +108,6 @@ def label_ends(figure: go.Figure, ends: Sequence[tuple[float, float, str, str]])
             arrowcolor=colour,
             standoff=3,
         )
-    right = max(x + 0.011 * len(text) * max(end[0] for end in ends) for x, _, text, _ in ends)
+    right = max(x + 0.019 * len(text) * max(end[0] for end in ends) for x, _, text, _ in ends)
     figure.update_xaxes(range=[-0.04 * right, 1.04 * right])
     figure.update_layout(showlegend=False)
