@@ -4,8 +4,8 @@ The study's comparisons are its own (`contrasts`): within a seed and its reward 
 on validation prompts and read on test prompts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,8 @@ from ..runs.results import read_results, read_scores
 from ..study import contrasts, outcomes
 from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, along
-from ..study.outcomes import LOW, ArmId, Outcome, outcome
-from .points import OWN, Selection
+from ..study.outcomes import LOW, ArmId, outcome
+from .points import OWN
 
 Line = tuple[np.ndarray, np.ndarray]
 """KL of its points, (points,), by increasing KL, and their mean score, (points,)."""
@@ -161,7 +161,7 @@ def _arm(points: pd.DataFrame, arm: ArmId, seeds: list[int], score: str) -> Side
 
 
 def _study(
-    sides: list[Side], main: Contrast, score: str, others: dict[str, Effect] | None = None
+    sides: list[Side], main: Contrast, score: str, others: Mapping[str, Effect] | None = None
 ) -> Comparison:
     """The verdict on the first side against its rival, of several seeds."""
     names = ARMS | {"slerp-layer": "SLERP", "lerp": "LERP"}
@@ -190,11 +190,13 @@ def _finding(arm: str, rival: str, score: str, side: int) -> str:
 # --------------------------------------------------------------------------------------- own choice
 
 
-def own(points: pd.DataFrame, name: str, score: str, end: float | None) -> Comparison:
+def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Comparison:
     """One's own run: its WARP against its REINFORCE, over the prompts of its one seed.
 
     Both are read straight between their points, for there are no others to choose a front on.
     """
+    if not name:
+        raise Explained("You have no run yet: `make lab` opens the notebooks that make one.")
     rows = points[points["source"] == OWN + name]
     methods = {"warp": ("WARP", BLUE), "reinforce": ("REINFORCE", ORANGE)}
     sides = []
@@ -232,55 +234,6 @@ def _over_prompts(name: str, end: float | None) -> tuple[Interval, tuple[float, 
     low = LOW if high > LOW else 0.0
     a, b = (along(kl, reward, low, high, own_kl) for kl, reward, own_kl in lines)
     return Interval.of(a - b), (low, float(high))
-
-
-def chosen(
-    points: pd.DataFrame, selections: list[Selection], score: str, end: float | None
-) -> Comparison:
-    """Any two selections. There is a verdict where each is of one method of the study: their points
-    make fronts as an arm's do.
-    """
-    rows = [selection.of(points) for selection in selections]
-    sides = [Side(*look, of) for look, of in zip((("A", BLUE), ("B", ORANGE)), rows, strict=True)]
-    arms = [of[["source", "arm"]].drop_duplicates() for of in rows]
-    if any(len(of) != 1 or of["source"].iloc[0].startswith(OWN) for of in arms):
-        why = "A verdict needs one method of the study on each side; a side may have several lines."
-        return Comparison(sides, "Any points beside any others", why)
-    ids: list[ArmId] = [tuple(of.iloc[0]) for of in arms]
-    try:
-        seeds = contrasts.shared_seeds(ids, score, set(rows[0]["seed"]) & set(rows[1]["seed"]))
-        if not seeds:
-            raise Explained("The two have no seed in common that can be compared.")
-        of_a, of_b = (
-            {seed: _only(outcome(*arm, seed), of[of["seed"] == seed]) for seed in seeds}
-            for arm, of in zip(ids, rows, strict=True)
-        )
-        high = end or _planned("tuning")
-        ends = {
-            seed: min(
-                high, *(u[seed].reach(s) for u in (of_a, of_b) for s in ("validation", "test"))
-            )
-            for seed in seeds
-        }
-        gains = {
-            seed: of_a[seed].along_front("test", to, score)
-            - of_b[seed].along_front("test", to, score)
-            for seed, to in ends.items()
-        }
-    except Explained as why:
-        return Comparison(sides, "No verdict on these points", str(why))
-    sides = [
-        replace(side, lines=[_means(*unit.line("test", score)) for unit in units.values()])
-        for side, units in zip(sides, (of_a, of_b), strict=True)
-    ]
-    return _study(sides, Contrast(gains, "A", "B", high, ends), score)
-
-
-def _only(unit: Outcome, rows: pd.DataFrame) -> Outcome:
-    """The unit with SFT and these points alone."""
-    if "validation" not in set(unit.rows["split"]):
-        raise Explained("Best-of-n has no validation prompts to choose a front on.")
-    return unit.only(f"method == 'sft' or index in {rows['point'].to_list()}")
 
 
 def _means(kl: np.ndarray, scores: np.ndarray) -> Line:

@@ -6,7 +6,7 @@ It only reads tables, so it opens at once: no torch here, and no training.
 import base64
 import html
 import mimetypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,10 @@ from ..report import look, plots
 from ..report.rendering import export_figure
 from ..runs import paths
 from ..study.fronts import FEWEST, Interval, signed
-from .comparisons import PRESETS, Comparison, Side, attempt, chosen, own
+from .comparisons import PRESETS, Comparison, Side, attempt, own
 from .live import front_end
 from .live_figure import LiveFigure
-from .points import OWN, Selection, all_points, completions, describe, positive_band
+from .points import OWN, all_points, choose, completions, describe, positive_band
 
 VIEWS = {
     "reward against KL": ("kl", "reward"),
@@ -36,11 +36,9 @@ VIEWS = {
     "reward against judge": ("judge", "reward"),
 }
 MINE, FREE = "My runs", "Choose freely"
+FILTERS = {"seed": "seed", "iteration": "I", "runs": "M"}
 ENDS = (2, 3, 4, 5, 6, 8, 10, 12, 14)  # nats, as far as which scores can be averaged
-CAPTION = (
-    "Test prompts. Thin lines: seeds; thick: their mean at equal KL, with its 95% interval over"
-    " seeds. Dots: every policy."
-)
+ROUNDED = " Some were measured on weights rounded to bfloat16, where KL reads too low: notebook 9."
 HINT = "<p>Click a point, or choose one above, to read what that policy writes.</p>"
 
 
@@ -84,7 +82,13 @@ def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = Non
     if "reward" in view and shown and (band := positive_band(shown[0])):
         plots.mark_real_positive(figure, "xy"[view.index("reward")], band)
     figure.update_layout(
-        xaxis_title=plots.AXES[x], yaxis_title=plots.AXES[y], showlegend=True, uirevision=str(view)
+        template="warp",
+        height=500,
+        margin=dict(t=30, r=60),
+        xaxis_title=plots.AXES[x],
+        yaxis_title=plots.AXES[y],
+        showlegend=True,
+        uirevision=str(view),
     )
     if ends:
         look.label_ends(figure, ends)
@@ -136,9 +140,18 @@ def _rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour[1:]))
 
 
+def _caption(comparison: Comparison) -> str:
+    """What is drawn."""
+    lines = max((len(side.lines) for side in comparison.sides), default=0)
+    said = "Test prompts; dots: every policy."
+    if lines > 1:
+        said += " Thin lines: seeds; thick: their mean at equal KL, its 95% interval over seeds."
+    return said + ROUNDED * any(side.points["rounded"].any() for side in comparison.sides)
+
+
 def titled(comparison: Comparison, view: tuple[str, str]) -> go.Figure:
     """The figure as it stands outside of the app."""
-    caption = f"{comparison.evidence} {CAPTION}"
+    caption = f"{comparison.evidence} {_caption(comparison)}"
     return look.titled(draw(comparison, view), comparison.finding, caption, height=560)
 
 
@@ -166,80 +179,60 @@ class Address(anywidget.AnyWidget):
         self.on_msg(lambda _, message, __: asked(str(message["asked"])))
 
 
-class Chooser:
-    """The controls of one of two free selections. Series are searched by typing."""
-
-    def __init__(self, side: str, points: pd.DataFrame) -> None:
-        points = points[points["method"] != "sft"]
-        names = points["name"].unique().tolist()
-        layout = widgets.Layout(width="auto")
-        self.controls: dict[str, Any] = {
-            "series": widgets.TagsInput(
-                allowed_tags=names,
-                placeholder="type to search for a series",
-                allow_duplicates=False,
-            )
-        }
-        for column, name in (("iteration", "I"), ("runs", "M"), ("seed", "seed")):
-            numbers = sorted(points[column].dropna().astype(int).unique().tolist())
-            options = [("all", None), *((str(number), number) for number in numbers)]
-            self.controls[column] = _dropdown(f"{side}: {name}", options)
-        self.controls["eta"] = widgets.FloatRangeSlider(
-            value=(0, 1), min=0, max=max(1.0, points["eta"].max()), step=0.05, layout=layout
-        )
-        self.controls["eta"].description = f"{side}: η"
-        rest = widgets.HBox(list(self.controls.values())[1:]).add_class("warp-controls")
-        title = widgets.HTML(f"<b>{side}</b>: series (Enter adds, Backspace removes)")
-        self.box = widgets.VBox([title, self.controls["series"], rest])
-
-    @property
-    def selection(self) -> Selection:
-        names, *numbers = (control.value for control in self.controls.values())
-        return Selection(tuple(names), *numbers)
+def _dropdown(name: str, options: Iterable[Any], every: str | None = None) -> widgets.Dropdown:
+    """every: what the first option is called that stands for none or all of the others, ""."""
+    first = [] if every is None else [(every, "")]
+    pairs = [(str(option), option) for option in options]
+    style = {"description_width": "initial"}
+    return widgets.Dropdown(options=[*first, *pairs], description=name, style=style)
 
 
-def _dropdown(name: str, options: Any) -> widgets.Dropdown:
-    return widgets.Dropdown(
-        options=options, description=name, style={"description_width": "initial"}
-    )
+def _search(points: pd.DataFrame, side: str) -> widgets.TagsInput:
+    """Series of points, found by typing a part of their name."""
+    names = points.loc[points["method"] != "sft", "name"].unique().tolist()
+    hint = f"{side}: type to find a series; Enter adds it, Backspace takes the last one away"
+    return widgets.TagsInput(allowed_tags=names, allow_duplicates=False, placeholder=hint)
 
 
 class Explorer:
     """Presets, the verdict, the figure, and beside it the completions of the open point."""
 
     def __init__(self, points: pd.DataFrame) -> None:
-        self.points = points
+        self.points, self.restoring = points, False
         mine = [s.removeprefix(OWN) for s in points["source"].unique() if s.startswith(OWN)]
-        presets = [*PRESETS, *([MINE] if mine else []), FREE]
-        ends = [("as planned", None), *((f"{end} nats", float(end)) for end in ENDS)]
-        self.choosers = {side: Chooser(side, points) for side in "AB"}
+        presets = [*PRESETS, MINE, FREE]
+        filters = {
+            column: _dropdown(name, sorted(points[column].dropna().astype(int).unique()), "all")
+            for column, name in FILTERS.items()
+        }
+        most = max(1.0, points["eta"].max())
+        free: dict[str, Any] = {side: _search(points, side) for side in "AB"} | filters
+        free["eta"] = widgets.FloatRangeSlider(
+            value=(0, most), max=most, step=0.05, description="η"
+        )
         self.controls: dict[str, Any] = {
             "compare": widgets.RadioButtons(options=presets, orientation="horizontal"),
-            "show": _dropdown("show", list(VIEWS)),
-            "to": _dropdown("average up to", ends),
+            "show": _dropdown("show", VIEWS),
+            "to": _dropdown("averaged up to, nats", ENDS, "as planned"),
             "run": _dropdown("run", mine or [""]),
+            **free,
+            "point": _dropdown("point", [], "none"),
         }
-        for side, chooser in self.choosers.items():
-            self.controls |= {f"{side}-{name}": c for name, c in chooser.controls.items()}
-        self.point = _dropdown("point", [("none", None)])
-        self.controls["point"] = self.point
         self.defaults = {name: control.value for name, control in self.controls.items()}
-        self.verdict = widgets.HTML().add_class("warp-verdict")
-        self.texts = widgets.HTML(HINT).add_class("warp-texts")
-        self.exported = widgets.HTML()
+        self.point = self.controls["point"]
+        self.verdict, self.texts, self.exported, self.caption = (widgets.HTML() for _ in range(4))
         self.export = widgets.Button(description="Export", layout=widgets.Layout(width="auto"))
-        self.address = Address(self.restore)
-        self.restoring = False
         self.figure = LiveFigure(go.Figure(), self.click)
-        self.free = widgets.VBox([chooser.box for chooser in self.choosers.values()])
+        self.address = Address(self.restore)
         for control in self.controls.values():
             control.observe(self.changed, "value")
         self.export.on_click(lambda _: self.write())
         row = [self.controls[name] for name in ("show", "to", "run")]
         row = widgets.HBox([*row, self.export, self.exported]).add_class("warp-controls")
-        beside = widgets.VBox([self.point, self.texts])
-        left = widgets.VBox([self.figure, row])
-        sides = widgets.HBox([left, beside]).add_class("warp-sides")
+        narrow = widgets.HBox([*filters.values(), free["eta"]]).add_class("warp-controls")
+        self.free = widgets.VBox([free["A"], free["B"], narrow])
+        left = widgets.VBox([self.figure, self.caption, row])
+        sides = widgets.HBox([left, widgets.VBox([self.point, self.texts])]).add_class("warp-sides")
         self.box = widgets.VBox(
             [self.controls["compare"], self.free, self.verdict, sides, self.address]
         ).add_class("warp-app")
@@ -255,22 +248,30 @@ class Explorer:
 
     def compare(self) -> None:
         """What is compared, the verdict, and the points that can be opened."""
-        preset, _, end, run = (
-            self.controls[name].value for name in ("compare", "show", "to", "run")
-        )
-        free = [chooser.selection for chooser in self.choosers.values()]
-        others = {MINE: partial(own, name=run), FREE: partial(chosen, selections=free)}
-        make = (PRESETS | others)[preset]
-        self.comparison = attempt(partial(make, self.points, score=self.view[1], end=end))
+        value = {name: control.value for name, control in self.controls.items()}
+        preset = value["compare"]
+        makers = PRESETS | {MINE: partial(own, name=value["run"]), FREE: self.freely}
+        make = partial(makers[preset], self.points, score=self.view[1], end=value["to"] or None)
+        self.comparison = attempt(make)
         self.controls["run"].layout.display = None if preset == MINE else "none"
         self.free.layout.display = None if preset == FREE else "none"
         self.verdict.value = _verdict(self.comparison)
+        self.caption.value = f"<small>{_caption(self.comparison)}</small>"
         rows = pd.concat([self.points[:0], *(side.points for side in self.comparison.sides)])
         before, self.restoring = self.point.value, True
         labels = [(describe(row), row["address"]) for _, row in rows.iterrows()]
-        self.point.options = [("none", None), *labels]
-        self.point.value = before if before in set(rows["address"]) else None
+        self.point.options = [("none", ""), *labels]
+        self.point.value = before if before in set(rows["address"]) else ""
         self.restoring = False
+
+    def freely(self, points: pd.DataFrame, score: str, end: float | None) -> Comparison:
+        """Any series beside any others."""
+        value = {name: self.controls[name].value for name in ("A", "B", "eta", *FILTERS)}
+        chosen = [choose(points, value.pop(side), **value) for side in "AB"]
+        looks = (("A", look.BLUE), ("B", look.ORANGE))
+        sides = [Side(*of, rows) for of, rows in zip(looks, chosen, strict=True)]
+        why = "No verdict: only the comparisons above are made by rules that were fixed in advance."
+        return Comparison(sides, "Any points beside any others", why)
 
     @property
     def view(self) -> tuple[str, str]:
@@ -318,7 +319,9 @@ def _turn(control: Any, texts: list[str]) -> None:
             if 0 <= low <= high:
                 control.value = (low, high)
         else:
-            values = (o if isinstance(o, str) else o[1] for o in control.options)
+            values = (
+                option[-1] if isinstance(option, tuple) else option for option in control.options
+            )
             control.value = {str(value): value for value in values}[texts[0]]
 
 
@@ -354,7 +357,9 @@ def _verdict(comparison: Comparison) -> str:
     more = (
         rows and f"<details><summary>Related differences</summary><table>{rows}</table></details>"
     )
-    return f"<div role='status'><h2>{finding}</h2><p>{evidence}</p></div>{more}"
+    return (
+        f"<div class='warp-verdict' role='status'><h2>{finding}</h2><p>{evidence}</p></div>{more}"
+    )
 
 
 def _texts(rows: list[dict[str, Any]]) -> str:

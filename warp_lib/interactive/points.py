@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,18 @@ def all_points() -> pd.DataFrame:
     """Every evaluated point of the study on test prompts and of the runs under runs/, a row each.
 
     Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there;
-    name, what it is one of many of, in plain words; address, by which a link finds it again.
+    name, what it is one of many of, in plain words; address, by which a link finds it again;
+    rounded, whether it was measured on rounded weights.
     """
     tables = []
     units = sorted(outcomes.FOLDER.glob("*/*.json"))
-    for file, rows, _ in readable(unit.with_suffix(".csv") for unit in units):
+    for file, rows, record in readable(unit.with_suffix(".csv") for unit in units):
         rows = rows.query("split == 'test'").reset_index(drop=True)
         if len(rows):  # some units measure weights only
+            rows["rounded"] = "measured_in" not in record
             tables.append(_placed(rows, file, file.parent.name))
     for file, rows, _ in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
+        rows["rounded"] = False
         rows["arm"] = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
         tables.append(_placed(rows, file, OWN + file.parent.parent.name))
     if not tables:
@@ -84,28 +87,21 @@ def _name(source: str, arm: str) -> str:
     return f"{words} ({outcomes.ASKED[source][0] if source in outcomes.ASKED else source})"
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which points are chosen. None for iterations, runs or seed takes all.
+def choose(
+    points: pd.DataFrame, names: Iterable[str], eta: tuple[float, float], **numbers: int | str
+) -> pd.DataFrame:
+    """The points of these names, in their order and with their index.
 
-    A point that has no such number, or no η, is in whatever is chosen.
+    numbers: column → its number, or "" for all. A point that has no such number, or no η, is in
+    whatever is chosen.
     """
-
-    names: tuple[str, ...]
-    iteration: int | None = None
-    runs: int | None = None
-    seed: int | None = None
-    eta: tuple[float, float] = (0.0, 1.0)
-
-    def of(self, points: pd.DataFrame) -> pd.DataFrame:
-        """The points chosen, in their order and with their index."""
-        chosen = points["name"].isin(self.names)
-        numbers = {"iteration": self.iteration, "runs": self.runs, "seed": self.seed}
-        for column, number in numbers.items():
-            if number is not None:
-                chosen &= (points[column] == number) | points[column].isna()
-        eta, (low, high) = points["eta"], self.eta
-        return points[chosen & (eta.between(low - 1e-9, high + 1e-9) | eta.isna())]
+    taken = points["name"].isin(list(names))
+    for column, number in numbers.items():
+        if number != "":
+            taken &= (points[column] == number) | points[column].isna()
+    return points[
+        taken & (points["eta"].between(eta[0] - 1e-9, eta[1] + 1e-9) | points["eta"].isna())
+    ]
 
 
 def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
