@@ -39,6 +39,9 @@ MINE, FREE = "My runs", "Choose freely"
 FILTERS = {"seed": "seed", "iteration": "I", "runs": "M"}
 ENDS = (2, 3, 4, 5, 6, 8, 10, 12, 14)  # nats, as far as which scores can be averaged
 ROUNDED = " Some were measured on weights rounded to bfloat16, where KL reads too low: notebook 9."
+NUMBERS = (
+    "Numbers: mean r̃ of all completions of the prompt; blue above 0, SFT's average, orange below."
+)
 HINT = "<p>Click a point, or choose one above, to read what that policy writes.</p>"
 
 
@@ -46,7 +49,7 @@ HINT = "<p>Click a point, or choose one above, to read what that policy writes.<
 
 
 def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = None) -> go.Figure:
-    """Points and, against KL, lines of what is compared; the opened point has a ring."""
+    """Points and, against KL, lines of what is compared; a star on the opened point."""
     (x, y), ends, figure = view, [], go.Figure()
     for side in comparison.sides:
         if x == "kl" and side.lines:
@@ -64,10 +67,12 @@ def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = Non
             hovertemplate="%{text}<extra></extra>",
         )
         if opened in rows.index:
-            ring = dict(color=look.PURPLE, size=18, symbol="circle-open", line_width=4)
-            here = dict(x=rows.loc[[opened], x], y=rows.loc[[opened], y])
+            star = dict(
+                color=side.colour, size=20, symbol="star", line=dict(color="white", width=2)
+            )
+            here = dict(x=rows.loc[[opened], x], y=rows.loc[[opened], y], marker=star)
             figure.add_scatter(
-                **here, mode="markers", name="open", marker=ring, hoverinfo="skip", showlegend=False
+                **here, mode="markers", name="open", hoverinfo="skip", showlegend=False
             )
     if x == "kl" and comparison.span:
         figure.add_vrect(
@@ -201,10 +206,10 @@ class Explorer:
         self.points, self.restoring = points, False
         mine = [s.removeprefix(OWN) for s in points["source"].unique() if s.startswith(OWN)]
         presets = [*PRESETS, MINE, FREE]
-        filters = {
-            column: _dropdown(name, sorted(points[column].dropna().astype(int).unique()), "all")
-            for column, name in FILTERS.items()
-        }
+        filters = {}
+        for column, name in FILTERS.items():
+            numbers = sorted(points[column].dropna().astype(int).unique().tolist())
+            filters[column] = _dropdown(name, numbers, "all")
         most = max(1.0, points["eta"].max())
         free: dict[str, Any] = {side: _search(points, side) for side in "AB"} | filters
         free["eta"] = widgets.FloatRangeSlider(
@@ -266,8 +271,8 @@ class Explorer:
 
     def freely(self, points: pd.DataFrame, score: str, end: float | None) -> Comparison:
         """Any series beside any others."""
-        value = {name: self.controls[name].value for name in ("A", "B", "eta", *FILTERS)}
-        chosen = [choose(points, value.pop(side), **value) for side in "AB"]
+        value = {name: self.controls[name].value for name in ("eta", *FILTERS)}
+        chosen = [choose(points, self.controls[side].value, **value) for side in "AB"]
         looks = (("A", look.BLUE), ("B", look.ORANGE))
         sides = [Side(*of, rows) for of, rows in zip(looks, chosen, strict=True)]
         why = "No verdict: only the comparisons above are made by rules that were fixed in advance."
@@ -282,7 +287,11 @@ class Explorer:
         at = self.points.index[self.points["address"] == self.point.value]
         opened = int(at[0]) if len(at) else None
         self.figure.draw(draw(self.comparison, self.view, opened))
-        self.texts.value = HINT if opened is None else _texts(completions(self.points, opened))
+        self.texts.value = (
+            _beside(self.comparison.others)
+            if opened is None
+            else _texts(self.points.loc[opened], completions(self.points, opened))
+        )
         turned = {n: c.value for n, c in self.controls.items() if c.value != self.defaults[n]}
         self.address.query = urlencode(turned, doseq=True)
 
@@ -348,36 +357,31 @@ def _link(file: Path) -> str:
 
 
 def _verdict(comparison: Comparison) -> str:
-    """The verdict as HTML; differences beside the main one fold away."""
     finding, evidence = html.escape(comparison.finding), html.escape(comparison.evidence)
+    return f"<div class='warp-verdict' role='status'><h2>{finding}</h2><p>{evidence}</p></div>"
+
+
+def _beside(others: dict[str, str]) -> str:
+    """What stands beside the figure while no point is open, as HTML."""
     rows = "".join(
         f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in comparison.others.items()
+        for name, value in others.items()
     )
-    more = (
-        rows and f"<details><summary>Related differences</summary><table>{rows}</table></details>"
-    )
-    return (
-        f"<div class='warp-verdict' role='status'><h2>{finding}</h2><p>{evidence}</p></div>{more}"
-    )
+    return HINT + (rows and f"<table><caption>Related differences</caption>{rows}</table>")
 
 
-def _texts(rows: list[dict[str, Any]]) -> str:
+def _texts(point: pd.Series, rows: list[dict[str, Any]]) -> str:
     """Completions below SFT's as HTML. They are a model's text, so every one is escaped."""
-    if not rows:
-        return "<p>The completions of this point were not kept.</p>"
     cards = "".join(
         f"<article><p><i>{html.escape(row['prompt'])} …</i></p>"
         f"{_said('SFT', row['sft'], row['sft_reward'])}"
         f"{_said('this policy', row['completion'], row['reward'])}</article>"
         for row in rows
     )
-    note = (
-        "The number: mean r̃ of all completions of the prompt. Blue is above 0, SFT's average;"
-        " orange below."
-    )
     about = "tabindex='0' role='region' aria-label='completions'"
-    return f"<div class='warp-scroll' {about}><p><small>{note}</small></p>{cards}</div>"
+    note = NUMBERS if rows else "The completions of this point were not kept."
+    head = f"<p><small>{html.escape(describe(point))}. {note}</small></p>"
+    return f"<div class='warp-scroll' {about}>{head}{cards}</div>"
 
 
 def _said(who: str, text: str, reward: float) -> str:
