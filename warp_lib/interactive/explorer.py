@@ -195,7 +195,7 @@ def _dropdown(name: str, options: Iterable[Any], every: str | None = None) -> wi
 def _search(points: pd.DataFrame, side: str) -> widgets.TagsInput:
     """Series of points, found by typing a part of their name."""
     names = points.loc[points["method"] != "sft", "name"].unique().tolist()
-    hint = f"{side}: type to find a series; Enter adds it, Backspace takes the last one away"
+    hint = f"{side}: type a part of a name; Enter adds it, Backspace takes the last away"
     return widgets.TagsInput(allowed_tags=names, allow_duplicates=False, placeholder=hint)
 
 
@@ -273,8 +273,9 @@ class Explorer:
         """Any series beside any others."""
         value = {name: self.controls[name].value for name in ("eta", *FILTERS)}
         chosen = [choose(points, self.controls[side].value, **value) for side in "AB"]
-        looks = (("A", look.BLUE), ("B", look.ORANGE))
-        sides = [Side(*of, rows) for of, rows in zip(looks, chosen, strict=True)]
+        names = (f"{side}: {', '.join(self.controls[side].value)}" for side in "AB")
+        looks = zip(names, (look.BLUE, look.ORANGE), chosen, strict=True)
+        sides = [Side(*of) for of in looks]
         why = "No verdict: only the comparisons above are made by rules that were fixed in advance."
         return Comparison(sides, "Any points beside any others", why)
 
