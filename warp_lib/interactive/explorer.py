@@ -66,11 +66,12 @@ def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = Non
             text=[html.escape(describe(row)) for _, row in rows.iterrows()],
             hovertemplate="%{text}<extra></extra>",
         )
-        if opened in rows.index:
+    for side in comparison.sides:
+        if opened in side.points.index:
             star = dict(
                 color=side.colour, size=20, symbol="star", line=dict(color="white", width=2)
             )
-            here = dict(x=rows.loc[[opened], x], y=rows.loc[[opened], y], marker=star)
+            here = dict(x=side.points.loc[[opened], x], y=side.points.loc[[opened], y], marker=star)
             figure.add_scatter(
                 **here, mode="markers", name="open", hoverinfo="skip", showlegend=False
             )
@@ -276,7 +277,10 @@ class Explorer:
         names = (f"{side}: {', '.join(self.controls[side].value)}" for side in "AB")
         looks = zip(names, (look.BLUE, look.ORANGE), chosen, strict=True)
         sides = [Side(*of) for of in looks]
-        why = "No verdict: only the comparisons above are made by rules that were fixed in advance."
+        why = (
+            "No verdict: only the comparisons above are made by rules that were fixed in advance."
+            " Scores that different reward models gave are not on one scale."
+        )
         return Comparison(sides, "Any points beside any others", why)
 
     @property
