@@ -1,5 +1,5 @@
-"""The explorer: which points there are, what a choice of them comes to, and the app as a person
-uses it.
+"""The explorer: which points there are, what is compared and said, and the app as a person uses
+it.
 """
 
 import json
@@ -8,8 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -18,63 +21,58 @@ import pytest
 from conftest import serving
 from playwright.sync_api import Page, expect
 
-from warp_lib.interactive import explorer
-from warp_lib.interactive.explorer import VIEWS, Explorer, explore, export, layout, traces
-from warp_lib.interactive.points import (
-    CORNER,
-    Selection,
-    all_points,
-    comparison,
-    completions,
-    hypervolumes,
-)
+from warp_lib.interactive import comparisons
+from warp_lib.interactive.comparisons import PRESETS, attempt, own
+from warp_lib.interactive.explorer import FREE, MINE, VIEWS, Explorer, draw, explore, export
+from warp_lib.interactive.points import all_points, choose, completions
 from warp_lib.policy import Policy
 from warp_lib.report import plots
 from warp_lib.runs import paths, results
 from warp_lib.runs.paths import ROOT
-from warp_lib.study import outcomes
+from warp_lib.study import contrasts, outcomes
+from warp_lib.study.fronts import Interval, along
 
 EVIL = "<script>alert(1)</script>"
+REWARD = VIEWS["reward against KL"]
+FAINT = (Path(__file__).parent / "faint.js").read_text()
+
+
+def write_run(name: str, kls: dict[str, list[float]], gains: dict[str, float]) -> None:
+    """A run of one's own, seed 7, 30 prompts: each method's KLs, and r̃ at 1 nat."""
+    draws = np.random.default_rng(0)
+    parts = {"warp": "03_warp", "reinforce": "04_reinforce_baseline"}
+    for method, of_method in kls.items():
+        rows, scores = [], {"reward": [], "kl": []}
+        for k, kl in enumerate(of_method):
+            own_kl = draws.normal(kl, kl / 5, 30)
+            reward = draws.normal(gains[method] * kl, 0.3, 30)
+            scores["kl"].append(own_kl)
+            scores["reward"].append(reward)
+            row = {"method": method if kl else "sft", "seed": 7, "steps": k, "reward_se": 0.1}
+            rows.append(row | {"reward": reward.mean(), "kl": own_kl.mean(), "kl_se": 0.1})
+        shown = [
+            {"point": k, "prompt": f"{EVIL} p", "completion": f"{EVIL} {k}", "reward": k - 0.5}
+            for k in range(len(rows))
+        ]
+        kept = {score: np.array(values) for score, values in scores.items()}
+        results.write_results(name, parts[method], rows, kept, shown, {})
 
 
 @pytest.fixture
-def own(store, monkeypatch) -> pd.DataFrame:
-    """All points, with a run of one's own beside the study."""
-    rows = [
-        {
-            "method": "sft",
-            "seed": 7,
-            "reward": 0.0,
-            "reward_se": 0.1,
-            "kl": 0.0,
-            "kl_se": 0.0,
-            "steps": 0,
-        },
-        {
-            "method": "warp",
-            "seed": 7,
-            "reward": 0.9,
-            "reward_se": 0.1,
-            "kl": 2.0,
-            "kl_se": 0.1,
-            "steps": 9,
-            "eta": 0.7,
-            "iteration": 3,
-            "runs": 5,
-        },
-    ]
-    shown = [
-        {"point": k, "prompt": f"{EVIL} p", "completion": f"{EVIL} {k}", "reward": k - 0.5}
-        for k in (0, 1)
-    ]
-    scores = {score: np.array([[row[score]] for row in rows]) for score in ("reward", "kl")}
-    results.write_results(f"mine{EVIL[:1]}", "03_warp", rows, scores, shown, {"reward": "mine"})
-    results.write_results("silent", "03_warp", rows, scores, [], {})
+def mine(store) -> pd.DataFrame:
+    """All points, with runs of one's own beside the study."""
+    both = {"warp": [0.0, 1.0, 2.0, 3.0], "reinforce": [0.5, 1.5, 2.5]}
+    write_run(f"mine{EVIL[:1]}", both, {"warp": 0.9, "reinforce": 0.5})
+    write_run("alone", {"warp": [0.0, 0.4]}, {"warp": 0.9})
+    write_run("silent", {"warp": [0.0, 0.4]}, {"warp": 0.9})
     (store / "silent" / "results" / "03_warp.json").unlink()
     (store / f"mine{EVIL[:1]}" / "real_positive.json").write_text(
         json.dumps({"mean": 0.3, "p99": 1.4})
     )
     return all_points()
+
+
+# ------------------------------------------------------------------------------------------- points
 
 
 def test_opens_without_torch_and_without_training(store):
@@ -101,64 +99,51 @@ def test_every_test_row_of_the_study_is_a_point(store):
     assert len(found) == sum((pd.read_csv(file)["split"] == "test").sum() for file in files)
     # chose settings, and is reported nowhere else
     assert not (found["seed"] == outcomes.TUNING_SEED).any()
+    assert found["address"].is_unique
 
 
-def test_selection_keeps_points_without_the_number_asked_for(own):
-    """Guards: REINFORCE's path lost when an I, M or η is chosen, SFT or another series slipped in,
-    seeds ignored.
+def test_names_are_plain_and_tell_series_apart(mine):
+    """Guards: the names of arms, folders and columns shown to people; two series under one name."""
+    series = mine[["source", "arm", "method", "name"]].drop_duplicates()
+    shared = series.groupby("name")["method"].nunique()
+    assert (shared == 1).all() and (series.groupby("name")["source"].nunique() == 1).all()
+    names = set(series["name"])
+    assert {"WARP · front over η", "WARP-DPO · front over η"} <= names
+    assert "WARP (your run alone) · front over η" in names
+    assert not [name for name in names if re.search(r"primary|\b(warp|reinforce|liti)\b", name)]
+
+
+def test_choice_keeps_points_without_the_number_asked_for(mine):
+    """Guards: REINFORCE's path lost when an I, M or η is chosen, another series slipped in, seeds
+    ignored.
     """
-    series = ("primary · warp · final front over η", "primary · reinforce · along its way")
-    chosen = Selection(series, iterations=(2,), runs=(2,), seeds=(0,), eta=(0.5, 0.8)).of(own)
-    warp, path = (chosen[chosen["method"] == method] for method in ("warp", "reinforce"))
-    assert (
-        warp["eta"].round(3).tolist() == [0.5, 0.6, 0.7, 0.8]
-        and len(path) == 4
-        and len(chosen) == 8
-        and set(chosen["seed"]) == {0}
-    )
-    assert Selection(series, iterations=(1,)).of(own)["method"].unique().tolist() == ["reinforce"]
-    assert len(Selection(("your run mine< · warp · final front over η",)).of(own)) == 1
+    names = ("WARP · front over η", "REINFORCE, batch 64 · along training")
+    seed = int(mine.loc[mine["name"] == names[0], "seed"].iloc[0])
+    taken = choose(mine, names, (0.5, 0.8), iteration=2, runs=2, seed=seed)
+    warp, path = (taken[taken["method"] == method] for method in ("warp", "reinforce"))
+    assert warp["eta"].round(3).tolist() == [0.5, 0.6, 0.7, 0.8] and len(path) == 4
+    assert len(taken) == 8 and set(taken["seed"]) == {seed}
+    others = choose(mine, names, (0, 1), iteration=1, runs="", seed="")
+    assert others["method"].unique().tolist() == ["reinforce"]
 
 
-def test_hypervolumes_are_paired_by_seed():
-    """Guards: a difference of unpaired means, seeds pooled into one front, pairs that different
-    reward models scored.
-    """
-    a = pd.DataFrame(
-        {"seed": [1, 2, 3], "kl": [1.0, 2.0, 3.0], "reward": [1.0, 1.0, 1.0], "reward_by": "m"}
-    )
-    b = a[a["seed"] < 3].assign(reward=0.5)
-    deep = CORNER[0]
-    assert hypervolumes(a, "reward") == {(1, "m"): deep - 1, (2, "m"): deep - 2, (3, "m"): deep - 3}
-    found = comparison(a, b, "reward")
-    assert (
-        found["A − B"].n == 2
-        and found["A − B"].mean == pytest.approx(((deep - 1) + (deep - 2)) / 4)
-        and found["A"].n == 3
-    )
-    assert comparison(a, b[:0], "reward").keys() == {"A"}
-    assert "A − B" not in comparison(a, b.assign(reward_by="another"), "reward")
-
-
-def test_completions_stand_beside_sft_on_the_same_prompts(own):
+def test_completions_stand_beside_sft_on_the_same_prompts(mine):
     """Guards: another point's texts, SFT's of other prompts, scores in another order, prompts that
     are not the study's.
     """
-    one = own.query(
-        "source == 'primary' and arm == 'warp' and seed == 0 and method == 'slerp'"
+    seed = outcomes.finished_seeds("primary", ["warp"])[0]
+    one = mine.query(
+        "source == 'primary' and arm == 'warp' and seed == @seed and method == 'slerp'"
     ).index[0]
-    record = outcomes.outcome("primary", "warp", 0).record
-    rows = completions(own, one)
-    kept = [c for c in record["completions"] if c["point"] == own.loc[one, "point"]]
-    assert [row["completion"] for row in rows] == [c["completion"] for c in kept] and len(
-        rows
-    ) == 20
-    assert [row["sft"] for row in rows] == [c["completion"] for c in record["completions"][:20]]
-    scores = outcomes.outcome("primary", "warp", 0).scores["test.reward"]
-    assert [row["reward"] for row in rows] == pytest.approx(
-        scores[own.loc[one, "point"], :20].tolist()
-    )
-    assert scores.mean(1)[own.loc[one, "point"]] == pytest.approx(own.loc[one, "reward"], abs=1e-5)
+    unit = outcomes.outcome("primary", "warp", seed)
+    rows, point = completions(mine, one), mine.loc[one, "point"]
+    kept = [c for c in unit.record["completions"] if c["point"] == point]
+    of_sft = [c for c in unit.record["completions"] if c["point"] == 0]
+    assert [row["completion"] for row in rows] == [c["completion"] for c in kept] != []
+    assert [row["sft"] for row in rows] == [c["completion"] for c in of_sft]
+    scores = unit.scores["test.reward"][point]
+    assert [row["reward"] for row in rows] == pytest.approx(scores[: len(rows)].tolist())
+    assert scores.mean() == pytest.approx(mine.loc[one, "reward"], abs=1e-5)
     from warp_lib.reviews import load_reviews
 
     policy, test = Policy.from_name("reviews-gpt2"), load_reviews().test
@@ -170,161 +155,341 @@ def test_completions_stand_beside_sft_on_the_same_prompts(own):
     ]
 
 
-def test_own_runs_stand_beside_the_study(own, monkeypatch):
-    """Guards: a model's text as HTML, a run that kept no completions refused."""
-    mine, silent = (
-        own.index[(own["source"] == f"your run {name}") & (own["method"] == "warp")][0]
-        for name in ("mine<", "silent")
-    )
-    assert [(row["sft"], row["completion"], row["reward"]) for row in completions(own, mine)] == [
-        (f"{EVIL} 0", f"{EVIL} 1", 0.5)
-    ]
-    assert completions(own, silent) == []
-    # on record or not: paired with nothing else
-    assert own.loc[[mine, silent], "reward_by"].tolist() == ["mine", "your run silent"]
-    opened = Explorer(own)
-    opened.choosers["A"].series.value = (own.loc[mine, "series"],)
-    opened.point.value = int(mine)
-    assert (
-        "<script" not in opened.texts.value
-        and "&lt;script&gt;" in opened.texts.value
-        and "+0.50" in opened.texts.value
-    )
-    assert all("<" not in (trace.name or "") for trace in opened.figure.figure.data)
-    opened.choosers["A"].series.value = (own.loc[silent, "series"],)
-    opened.point.value = int(silent)
-    assert "not kept" in opened.texts.value
-    monkeypatch.setattr(outcomes, "FOLDER", ROOT / "none")
-    # without a study: the first run
-    assert set(Explorer(all_points()).choosers["A"].series.value) == {own.loc[mine, "series"]}
-
-
 def test_nothing_to_explore_is_said(store, monkeypatch):
     monkeypatch.setattr(outcomes, "FOLDER", store / "none")
     with pytest.raises(ValueError, match="nothing to explore"):
         explore()
 
 
+# -------------------------------------------------------------------------------------- comparisons
+
+
+def test_opens_on_the_studys_own_comparison(mine):
+    """Guards: another rule than the study's, over seeds that it keeps apart; a verdict that the
+    interval does not allow.
+    """
+    high = outcomes.settled("tuning")["high"]
+    arms = [a for a in plots.ARMS if outcomes.finished_seeds("primary", [a])]
+    by_kind = [[a for a in arms if a.startswith(kind)] for kind in ("warp", "reinforce")]
+    expected = contrasts.contrast("primary", *by_kind, high)
+    opened = Explorer(mine)
+    said = opened.verdict.value
+    assert str(expected) in said and f"from 1 to {high:g} nats" in said
+    words = {0: "cannot be told apart", 1: "earns more than", -1: "earns less than"}
+    assert words[expected.side] in said and "hypervolume" not in said.lower()
+    # each line that is read is the study's
+    side = opened.comparison.sides[0]
+    for (kl, score), seed in zip(side.lines, expected.by_prompt, strict=True):
+        unit = outcomes.outcome("primary", expected.arm, seed)
+        assert kl.tolist() == unit.line("test")[0].tolist()
+        assert score.tolist() == unit.line("test")[1].mean(1).tolist()
+    # what is drawn can be opened, and single runs are no points of a front
+    assert set(side.points["seed"]) == set(expected.by_prompt)
+    assert "run" not in set(side.points["method"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_says_a_verdict_and_ends_where_it_is_told(mine, name):
+    found = attempt(partial(PRESETS[name], mine, "reward", None))
+    assert re.search(r"\(95% CI |two seeds|one seed", found.evidence)
+    arm, rival = found.sides[0], found.sides[1]
+    assert len(arm.points) and len(rival.points) and arm.lines and rival.lines
+    assert found.finding.count(arm.name.split(",")[0]) == 1
+    sooner = attempt(partial(PRESETS[name], mine, "reward", 2))
+    assert sooner.span == (1, 2) and "from 1 to 2 nats" in sooner.evidence
+    assert sooner.evidence != found.evidence
+
+
+def test_a_judge_is_asked_where_a_judge_is_shown(mine):
+    """Guards: the reward's verdict over a figure of the judge's scores."""
+    opened = Explorer(mine)
+    opened.controls["show"].value = "judge against KL"
+    high = outcomes.settled("tuning")["high"]
+    c = opened.comparison
+    assert "judge's score" in c.evidence
+    arms = [a for a in plots.ARMS if outcomes.finished_seeds("primary", [a])]
+    by_kind = [[a for a in arms if a.startswith(kind)] for kind in ("warp", "reinforce")]
+    assert str(contrasts.contrast("primary", *by_kind, high, "judge")) in c.evidence
+    assert opened.figure.figure.layout.yaxis.title.text == plots.AXES["judge"]
+
+
+def test_what_is_not_there_yet_is_said(mine, monkeypatch):
+    """Guards: a traceback where the study has no such units, or a run has half of its notebooks."""
+    alone = own(mine, "reward", None, "alone")
+    assert "no results of 04_reinforce_baseline" in alone.evidence and len(alone.sides[0].points)
+    opened = Explorer(mine)
+    opened.controls["compare"].value = MINE
+    monkeypatch.setattr(outcomes, "FOLDER", ROOT / "none")
+    opened = Explorer(all_points())
+    assert "nothing to compare here yet" in opened.verdict.value
+    opened.controls["compare"].value = MINE
+    assert len(opened.comparison.sides[0].points)
+
+
+def test_own_run_is_compared_over_its_prompts(mine):
+    """Guards: a test over seeds that are not there, points matched at unequal KL, more KL than one
+    of the two reaches.
+    """
+    found = own(mine, "reward", None, "mine<")
+    scores, table = results.read_scores("mine<"), results.read_results("mine<")
+    lines = []
+    for method in ("warp", "reinforce"):
+        rows = table["method"].isin(["sft", method]).to_numpy()
+        kl = scores["kl"][rows].mean(1)
+        lines.append((kl, scores["reward"][rows], scores["kl"][rows]))
+    high = min(kl.max() for kl, *_ in lines)
+    a, b = (along(kl, reward, 1, high, own_kl) for kl, reward, own_kl in lines)
+    assert str(Interval.of(a - b)) in found.evidence and found.span == (1, pytest.approx(high))
+    assert (
+        found.finding.startswith("At equal KL WARP earns more") and "on this seed" in found.finding
+    )
+    none = Explorer(mine[~mine["source"].str.startswith("your run")])
+    none.controls["compare"].value = MINE
+    assert "You have no run yet" in none.verdict.value
+
+
+# -------------------------------------------------------------------------------------- the drawing
+
+
 @pytest.mark.parametrize("name", VIEWS)
-def test_every_view_draws_what_is_chosen(own, name):
-    """Guards: axes swapped, whiskers that stay, a front that falls, a point's index lost on its way
-    to the click.
+def test_every_view_draws_what_is_compared(mine, name):
+    """Guards: axes swapped, a point's index lost on its way to the click, the open point unmarked,
+    fronts drawn where neither axis is a price.
     """
     view = VIEWS[name]
-    chosen = {
-        "A": Selection(("primary · warp · final front over η",)).of(own),
-        "B": Selection(("primary · reinforce · line to SFT",)).of(own),
-    }
-    drawn = traces(chosen, view, intervals=False)
-    dots = [trace for trace in drawn if trace.mode == "markers"]
-    for trace, rows in zip(dots, chosen.values(), strict=True):
-        assert list(trace.customdata) == rows.index.tolist() and (
-            trace.error_x.visible,
-            trace.error_y.visible,
-        ) == (False, False)
-        assert list(trace.x) == rows[view[0]].tolist() and list(trace.y) == rows[view[1]].tolist()
-    assert traces(chosen, view, intervals=True)[-1].error_y.visible
-    assert len(drawn) - len(dots) == (2 if view[0] == "kl" else 0)
-    if view[0] == "kl":
-        ends = [k for k, kl in enumerate(drawn[0].x) if kl is None]
-        assert len(ends) == chosen["A"]["seed"].nunique()
-        stairs = list(zip(drawn[0].x[: ends[0]], drawn[0].y[: ends[0]], strict=True))
-        assert stairs == sorted(stairs) and drawn[0].line.shape == "hv"
-    titles = layout(view, chosen["A"])
-    assert (
-        titles["xaxis"]["title"]["text"] == plots.AXES[view[0]]
-        and titles["yaxis"]["title"]["text"] == plots.AXES[view[1]]
-    )
-    assert ("99th percentile" in json.dumps(titles)) == ("reward" in view)
+    compared = attempt(partial(comparisons.dpo, mine, view[1], None))
+    one = int(compared.sides[0].points.index[3])
+    figure = draw(compared, view, one)
+    dots = [trace for trace in figure.data if trace.customdata is not None]
+    for trace, side in zip(dots, compared.sides, strict=True):
+        assert list(trace.customdata) == side.points.index.tolist()
+        assert list(trace.x) == side.points[view[0]].tolist()
+        assert list(trace.y) == side.points[view[1]].tolist()
+    star = next(trace for trace in figure.data if trace.marker.symbol == "star")
+    assert [star.x[0], star.y[0]] == mine.loc[one, list(view)].tolist()
+    lines = [trace for trace in figure.data if trace.mode == "lines" and not trace.fill]
+    assert bool(lines) == (view[0] == "kl")
+    assert figure.layout.xaxis.title.text == plots.AXES[view[0]]
+    assert ("99th percentile" in figure.to_json()) == ("reward" in view)
 
 
-def test_export_writes_the_figure_and_its_points(own):
-    chosen = {name: selection.of(own) for name, selection in explorer.opening(own).items()}
-    files = {
-        file.suffix: file for file in export(chosen, VIEWS["reward against KL"], intervals=True)
-    }
+def test_the_mean_is_at_equal_kl_and_no_further_than_every_seed(mine):
+    compared = attempt(partial(comparisons.dpo, mine, "reward", None))
+    side, figure = compared.sides[0], draw(compared, REWARD)
+    mean = next(t for t in figure.data if t.mode == "lines" and t.line.width == 3)
+    reach = min(kl[-1] for kl, _ in side.lines)
+    assert max(mean.x) == pytest.approx(reach)
+    at = [np.interp(mean.x[20], kl, score) for kl, score in side.lines]
+    assert mean.y[20] == pytest.approx(np.mean(at))
+
+
+def test_texts_are_escaped(mine):
+    """Guards: a model's text, or a run's name, as HTML; a run that kept no completions refused."""
+    opened = Explorer(mine)
+    opened.restore("compare=My+runs&run=mine%3C&point=your+run+mine%3C/03_warp/1")
+    assert "<script" not in opened.texts.value and "&lt;script&gt;" in opened.texts.value
+    assert "+0.50" in opened.texts.value and "star" in opened.figure.figure.to_json()
+    free = {"A": ["WARP (your run mine<) · front over η"]}
+    opened.controls["compare"].value = FREE
+    opened.controls["A"].value = free["A"]
+    assert all("<" not in (trace.name or "") for trace in opened.figure.figure.data)
+    opened.restore("compare=My+runs&run=silent&point=your+run+silent/03_warp/1")
+    assert "not kept" in opened.texts.value
+
+
+def test_the_figure_without_a_kernel_stands_alone(mine):
+    """Guards: a figure without a title or caption in the static page of notebook 5."""
+    figure = explore()
+    verdict = Explorer(mine).comparison
+    assert figure.layout.meta["finding"] == verdict.finding == figure.layout.title.text
+    assert verdict.evidence in figure.layout.meta["caption"]
+
+
+def test_export_writes_the_figure_and_its_points(mine):
+    compared = attempt(partial(comparisons.dpo, mine, "reward", None))
+    files = {file.suffix: file for file in export(compared, REWARD)}
     assert {".html", ".csv"} <= files.keys()
     rows = pd.read_csv(files[".csv"])
-    assert rows["selection"].value_counts().to_dict() == {
-        name: len(some) for name, some in chosen.items()
-    }
+    counts = {side.name: len(side.points) for side in compared.sides}
+    assert rows["side"].value_counts().to_dict() == counts
+    assert not rows.isna().all().any()  # no empty columns
     # where the tables lie is nobody's business
     assert str(paths.ROOT) not in files[".csv"].read_text()
     assert not re.search(r"<script[^>]+src=|<link", files[".html"].read_text())
+
+
+def test_an_address_restores_the_view_and_bad_values_are_passed_over(mine):
+    opened = Explorer(mine)
+    assert opened.address.query == ""
+    opened.controls["compare"].value = FREE
+    opened.controls["A"].value = ["WARP · front over η"]
+    opened.controls["eta"].value = (0.2, 0.8)
+    opened.controls["show"].value = "judge against KL"
+    opened.click(int(opened.comparison.sides[0].points.index[2]))
+    again = Explorer(mine)
+    again.restore(opened.address.query)
+    assert again.address.query == opened.address.query
+    assert again.texts.value == opened.texts.value and "completions" in again.texts.value
+    bad = "compare=x&show=&to=-1&run=%00&A=nothing&eta=nan&eta=1&seed=x&point=../../etc&more=1"
+    again = Explorer(mine)
+    again.restore(bad)
+    assert again.address.query == "" and again.comparison.span
 
 
 # ------------------------------------------------------------------------------ as a person uses it
 
 
 @pytest.fixture(scope="module")
-def app(chromium, tmp_path_factory) -> Page:
-    """The page of `make app`, opened."""
+def address(tmp_path_factory):
+    """Where the app is served, with a run of one's own."""
     folder = tmp_path_factory.mktemp("app")
-    with serving(
-        "make",
-        "app",
-        "ARGS=--no-browser --port={port}",
-        log=folder / "log",
-        env={"WARP_RUNS": str(folder)},
-    ) as address:
-        page = chromium.new_page(viewport={"width": 1300, "height": 1600})
-        page.outside, page.errors = [], []
-        page.on(
-            "request",
-            lambda r: (
-                page.outside.append(r.url)
-                if not r.url.startswith((address, "data:", "blob:"))
-                else None
-            ),
-        )
-        page.on(
-            "console",
-            lambda message: page.errors.append(message.text) if message.type == "error" else None,
-        )
-        page.goto(address)
-        page.locator(".scatterlayer .point").first.wait_for(timeout=60_000)
-        yield page
-        page.close()
+    command = ("make", "app", "ARGS=--no-browser --port={port}")
+    with serving(*command, log=folder / "log", env={"WARP_RUNS": str(folder)}) as at:
+        yield at
 
 
-def test_app_shows_the_study_and_asks_nobody(app):
-    expect(app.get_by_text("A − B", exact=False).first).to_be_visible()
-    rows = all_points().query("series == 'primary · warp · final front over η'")
-    assert app.locator(".scatterlayer .trace").nth(1).locator(".point").count() == len(rows)
+def opened(chromium, address: str, query: str = "", **how) -> Page:
+    page = chromium.new_page(**{"viewport": {"width": 1400, "height": 900}} | how)
+    page.outside, page.errors = [], []
+    inside = (address, "data:", "blob:")
+    page.on("request", lambda r: r.url.startswith(inside) or page.outside.append(r.url))
+    page.on("console", lambda m: m.type == "error" and page.errors.append(m.text))
+    page.goto(address + query, timeout=120_000)
+    page.locator(".scatterlayer .point").first.wait_for(timeout=120_000)
+    return page
+
+
+@pytest.fixture(scope="module")
+def app(chromium, address) -> Page:
+    page = opened(chromium, address)
+    yield page
+    page.close()
+
+
+def query_of(page: Page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.url).query)
+
+
+def fresh(app: Page) -> None:
+    """As it opens."""
+    app.get_by_label("WARP vs REINFORCE", exact=True).check()
+    app.get_by_label("point", exact=True).select_option("none")
+
+
+def test_app_opens_on_a_verdict_and_asks_nobody(app):
+    heading = app.get_by_role("heading", level=2)
+    expect(heading).to_contain_text("WARP")
+    assert heading.bounding_box()["y"] < 300
+    expect(app.get_by_text("95% CI").first).to_be_visible()
     assert app.outside == [] and app.errors == []
+    assert not app.locator("[data-title*='hare']").count()  # "Share chart to cloud"
+    label = app.get_by_role("figure").first.get_attribute("aria-label")
+    assert label
 
 
-def test_app_opens_the_point_that_is_clicked(app):
-    """The list below the figure says the point, and its completions stand there; SFT's beside
-    them.
-    """
-    point = app.locator(".scatterlayer .trace").nth(1).locator(".point").nth(9)
-    box = point.bounding_box()
+def test_app_shows_the_completions_beside_the_figure_and_marks_the_point(app):
+    fresh(app)
+    plot = app.locator(".js-plotly-plot").first
+    box = app.locator(".scatterlayer .trace .point").nth(9).bounding_box()
     app.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(app.locator(".hoverlayer .hovertext").first).to_contain_text("η =")
+    expect(app.locator(".hoverlayer .hovertext").first).to_contain_text("KL")
     app.mouse.down()
     app.mouse.up()
-    table = app.locator("table").filter(has_text="SFT goes on")
-    expect(table).to_be_visible(timeout=20_000)
+    texts = app.get_by_role("region", name="completions")
+    expect(texts).to_be_visible(timeout=20_000)
+    beside, figure = texts.bounding_box(), plot.bounding_box()
+    assert beside["x"] >= figure["x"] + figure["width"] - 5
+    assert beside["y"] < 450 and texts.locator("article").count() >= 10
+    stars = "gd => gd.data.filter(trace => trace.marker?.symbol === 'star').length === 1"
+    assert plot.evaluate(stars)
     if shots := os.environ.get("WARP_SCREENSHOTS"):  # for the README: a folder
         app.screenshot(path=Path(shots) / "explorer.png")
-    assert table.locator("tr").count() == 21
-    chosen = (
-        app.get_by_label("point", exact=True)
-        .locator("option:checked")
-        .inner_text()
-        .replace("\xa0", " ")
-    )
-    assert re.search(r"A · primary · warp · final front over η, seed 0, .*KL [\d.]+ nats", chosen)
 
 
-def test_app_keyboard_reaches_the_points(app):
-    """Guards: a list that only the mouse opens."""
-    points_list = app.get_by_label("point", exact=True)
-    points_list.focus()
-    before = points_list.input_value()
+def test_app_is_turned_by_keyboard(app):
+    """Guards: presets, points and texts that only the mouse reaches; no visible focus."""
+    fresh(app)
+    heading = app.get_by_role("heading", level=2)
+    before = heading.inner_text()
+    app.get_by_label("WARP vs REINFORCE", exact=True).focus()
+    app.keyboard.press("ArrowRight")
+    expect(heading).not_to_have_text(before)
+    expect(heading).to_contain_text("best-of-n")
+    tab = app.locator("label:has(:focus-visible)").first
+    assert tab.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    points = app.get_by_label("point", exact=True)
+    points.focus()
     app.keyboard.press("ArrowDown")
-    expect(points_list).not_to_have_value(before)
+    texts = app.get_by_role("region", name="completions")
+    expect(texts).to_be_visible(timeout=20_000)
+    app.keyboard.press("Tab")
+    expect(texts).to_be_focused()
+
+
+def test_app_finds_a_series_by_typing(app):
+    """Guards: sixty raw names in a list that needs Ctrl."""
+    fresh(app)
+    assert app.locator("select[multiple]").count() == 0
+    app.get_by_label("Choose freely", exact=True).check()
+    search = app.get_by_placeholder("A: type")
+    search.fill("WARP · front over η")
+    search.press("Enter")
+    expect(app.locator(".scatterlayer .point").first).to_be_visible()
+    app.wait_for_function("location.search.includes('A=WARP')")
+    assert query_of(app)["A"] == ["WARP · front over η"]
+
+
+def test_app_keeps_the_view_in_its_address(chromium, address):
+    """Guards: a view that is lost on reload, a link that breaks the page."""
+    page = opened(chromium, address)
+    page.get_by_label("WARP-DPO vs DPO", exact=True).check()
+    page.get_by_label("point", exact=True).select_option(index=5)
+    texts = page.get_by_role("region", name="completions")
+    expect(texts).to_be_visible(timeout=20_000)
+    page.wait_for_function("location.search.includes('point=')")
+    kept, said = page.url, texts.inner_text()
+    page.reload()
+    expect(texts).to_be_visible(timeout=60_000)
+    assert page.url == kept and texts.inner_text() == said
+    expect(page.get_by_label("WARP-DPO vs DPO", exact=True)).to_be_checked()
+    page.close()
+    page = opened(chromium, address, "?compare=nonsense&to=1e99&point=%3Cscript%3E")
+    expect(page.get_by_label("WARP vs REINFORCE", exact=True)).to_be_checked()
+    assert page.errors == []
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 420])
+def test_app_fits_its_width_and_reads_in_both_themes(chromium, address, width, scheme):
+    """Guards: a page that scrolls sideways, a figure wider than it, text too faint to read."""
+    point = "?compare=WARP-DPO+vs+DPO&point=" + all_points().query(
+        "source == 'dpo' and arm == 'warp-dpo' and method == 'warp'"
+    )["address"].iloc[0].replace("/", "%2F")
+    size = {"width": width, "height": 900}
+    page = opened(chromium, address, point, viewport=size, color_scheme=scheme)
+    expect(page.get_by_role("region", name="completions")).to_be_visible(timeout=30_000)
+    page.wait_for_function("document.querySelector('.js-plotly-plot .annotation-text')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".js-plotly-plot .main-svg").first.bounding_box()["width"] <= width
+    legend = page.locator(".js-plotly-plot .legend").count()
+    assert legend == (width == 420)  # names stand beside the lines where there is room
+    assert page.evaluate(FAINT) == []
+    page.close()
+
+
+def test_app_draws_its_first_figure_within_five_seconds(chromium, address):
+    """From a kernel that waits; on a busy machine as much longer as there are processes for each
+    processor.
+    """
+    took = []
+    for _ in range(3):
+        time.sleep(8)  # the next kernel is made
+        busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        began = time.monotonic()
+        opened(chromium, address).close()
+        took.append((time.monotonic() - began) / busy)
+    assert min(took) < 5, took
 
 
 def test_app_ends_the_kernel_of_a_page_that_is_left(chromium, tmp_path):
@@ -392,30 +557,13 @@ def _gone(kernel: psutil.Process) -> bool:
     return not kernel.is_running()
 
 
-def test_app_recomputes_the_selection(app):
-    """Another series, another figure and hypervolume; intervals off; and the chosen files to
-    download.
-    """
-    volumes = app.locator(".widget-html").filter(has_text="Hypervolume:")
-    before = volumes.inner_text()
-    app.get_by_label("series", exact=True).nth(1).select_option(
-        ["primary · warp · final front over η"]
-    )
-    expect(volumes).to_contain_text("A − B: 0.00 (0.00 to 0.00")  # the same points on both sides
-    assert before != volumes.inner_text()
-    whiskers = app.locator(".scatterlayer .yerror")
-    assert whiskers.count() > 0
-    app.get_by_label("intervals").uncheck()
-    expect(whiskers).to_have_count(0)
+def test_app_hands_out_its_points(app):
+    fresh(app)
     app.get_by_role("button", name="Export").click()
     link = app.locator("a[download='explorer.csv']")
     link.wait_for(timeout=60_000)
     with app.expect_download() as given:
         link.click()
-    rows = pd.read_csv(given.value.path())
-    assert (
-        set(rows["selection"]) == {"A", "B"}
-        and (rows["series"] == "primary · warp · final front over η").all()
-    )
-    app.get_by_label("intervals").check()  # a download is not taken for leaving the page
-    expect(whiskers).not_to_have_count(0)
+    assert "WARP" in set(pd.read_csv(given.value.path())["side"])
+    app.get_by_label("SLERP vs LERP", exact=True).check()  # a download does not leave the page
+    expect(app.get_by_role("heading", level=2)).to_contain_text("LERP")

@@ -14,7 +14,6 @@ from warp_lib.study.fronts import (
     along,
     bootstrap,
     half_width,
-    hypervolume,
     pareto,
     shares,
 )
@@ -32,24 +31,6 @@ def test_pareto_leaves_out_what_another_point_beats():
         2,
         5,
     ]
-
-
-def test_hypervolume_counts_what_points_dominate():
-    """The oracle is counting: the share of random places in the box that some point beats."""
-    draw = np.random.default_rng(0)
-    # some beyond the corner, some below it
-    kl, score = draw.uniform(0, 12, 15), draw.normal(0.5, 1, 15)
-    corner, top = (10.0, 0.2), 4.0
-    places = draw.uniform((0, corner[1]), (corner[0], top), (200_000, 2))
-    beaten = ((kl[:, None] <= places[:, 0]) & (score[:, None] >= places[:, 1])).any(0)
-    box = corner[0] * (top - corner[1])
-    assert score.max() < top and hypervolume(kl, score, corner) == pytest.approx(
-        beaten.mean() * box, abs=4 * box / math.sqrt(len(places))
-    )
-    assert (
-        hypervolume([0.0, 4.0], [1.0, 3.0], (10.0, 0.0)) == 4 * 1 + 6 * 3
-        and hypervolume([11.0, 1.0], [5.0, -1.0], (10.0, 0.0)) == 0
-    )
 
 
 def test_mean_of_straight_lines_in_closed_form():

@@ -7,6 +7,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from warp_lib.interactive.live_figure import LiveFigure
+from warp_lib.report.look import label_ends, template, titled
 
 SCRIPT = Path(__file__).parents[1] / "warp_lib" / "interactive" / "live_figure.js"
 
@@ -29,7 +30,8 @@ STAGE = """async ([script, source]) => {
         window.models[name] = model(figure);
         const el = Object.assign(document.createElement("div"), { id: name });
         document.body.append(el);
-        const names = { _plotly: "plotly", _content: name };
+        const _looks = { dark: window.dark, narrow: 620 };
+        const names = { _plotly: "plotly", _content: name, _looks };
         const get = (k) => names[k], send = (m) => window.sent.push(m);
         await widget.render({ model: { widget_manager: { get_model }, get, send }, el });
     };
@@ -75,6 +77,36 @@ def test_figures_of_a_page_share_one_plotly_and_follow_their_models(stage):
     points(page, "a").nth(2).wait_for()
     assert points(page, "b").count() == 2
     assert page.locator("#a .main-svg").first.bounding_box()["width"] > 700  # as wide as its place
+
+
+def test_a_figure_follows_the_readers_theme(stage):
+    """Guards: white slabs on a dark page; a theme of JupyterLab's that the figure does not see."""
+    page = stage()
+    page.evaluate("(t) => { window.dark = t }", template("dark").to_plotly_json())
+    page.evaluate("(f) => make('a', f)", titled(go.Figure(), "Found", "Drawn").to_json())
+    ink = "document.querySelector('#a .gtitle').style.fill"
+    light = page.evaluate(ink)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"(was) => {ink} !== was", arg=light)
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(f"(was) => {ink} === was", arg=light)
+    page.evaluate("Object.assign(document.body.dataset, {jpThemeName: 'x', jpThemeLight: 'false'})")
+    page.wait_for_function(f"(was) => {ink} !== was", arg=light)
+    assert page.get_by_role("figure").get_attribute("aria-label") == "Found. Drawn"
+
+
+def test_a_narrow_figure_has_a_legend_and_not_names_beside_its_lines(stage):
+    page = stage()
+    lines = go.Figure(go.Scatter(x=[0, 1], y=[0, 1], name="WARP"))
+    label_ends(lines, [(1, 1, "WARP", "#0072B2")])
+    page.evaluate("(f) => make('a', f)", lines.to_json())
+    named, legend = page.locator("#a .annotation-text"), page.locator("#a .legend")
+    assert named.count() == 1 and legend.count() == 0
+    page.set_viewport_size({"width": 420, "height": 900})
+    legend.wait_for()
+    assert named.count() == 0
+    assert page.locator("#a .main-svg").first.bounding_box()["width"] < 420
+    assert page.locator("#a .modebar-btn[data-title*='hare']").count() == 0
 
 
 def test_what_changes_while_plotly_is_loading_is_drawn(stage):

@@ -1,103 +1,164 @@
-"""The Pareto explorer: points of the study and of one's own runs, chosen, compared and opened.
+"""The explorer, `make app`: what the study compares, drawn and said; and what each point writes.
 
 It only reads tables, so it opens at once: no torch here, and no training.
 """
 
 import base64
-import dataclasses
 import html
 import mimetypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlencode
 
+import anywidget
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import traitlets
 
-from ..report import plots
+from ..report import look, plots
 from ..report.rendering import export_figure
 from ..runs import paths
-from ..study.fronts import Interval, pareto
+from ..study.fronts import FEWEST, Interval, signed
+from .comparisons import PRESETS, Comparison, Side, attempt, own
 from .live import front_end
 from .live_figure import LiveFigure
-from .points import (
-    CORNER,
-    Selection,
-    all_points,
-    by_pipeline,
-    comparison,
-    completions,
-    describe,
-    positive_band,
-)
+from .points import OWN, all_points, choose, completions, describe, positive_band
 
 VIEWS = {
     "reward against KL": ("kl", "reward"),
     "judge against KL": ("kl", "judge"),
-    "reward against judge": ("judge", "reward"),
     "TF-IDF judge against KL": ("kl", "judge_tfidf"),
+    "reward against judge": ("judge", "reward"),
 }
-SYMBOLS = "circle diamond square triangle-up cross x star pentagon hexagram triangle-down".split()
-NONE = -1  # no point is open
+MINE, FREE = "My runs", "Choose freely"
+FILTERS = {"seed": "seed", "iteration": "I", "runs": "M"}
+ENDS = (2, 3, 4, 5, 6, 8, 10, 12, 14)  # nats, as far as which scores can be averaged
+ROUNDED = " Some were measured on weights rounded to bfloat16, where KL reads too low: notebook 9."
+NUMBERS = (
+    "Numbers: mean r̃ of all completions of the prompt; blue above 0, SFT's average, orange below."
+)
+HINT = "<p>Click a point, or choose one above, to read what that policy writes.</p>"
 
 
-def traces(
-    selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool
-) -> list[go.Scatter]:
-    """The points of each selection, a trace a series, and against KL its fronts.
+# ------------------------------------------------------------------------------------- the drawing
 
-    A selection has one colour. See `by_pipeline`.
-    """
-    (x, y), made = view, []
-    for (name, rows), colour in zip(selections.items(), (plots.BLUE, plots.ORANGE), strict=False):
-        rows = rows.dropna(subset=[x, y])
-        if x == "kl":
-            made.append(_fronts(rows, y, f"{name}: fronts, one a seed", colour))
-        series = rows.groupby("series", sort=False)
-        for (title, own), symbol in zip(series, SYMBOLS * 3, strict=False):
-            edge = dict(color="white", width=0.5)
-            made.append(
-                go.Scatter(
-                    x=own[x],
-                    y=own[y],
-                    name=f"{name}: {html.escape(title)}",
-                    mode="markers",
-                    customdata=own.index.to_list(),
-                    marker=dict(color=colour, symbol=symbol, size=8, line=edge),
-                    error_x=plots.whiskers(own, x, colour, intervals),
-                    error_y=plots.whiskers(own, y, colour, intervals),
-                    text=[html.escape(describe(row)) for _, row in own.iterrows()],
-                    hovertemplate="%{text}<extra></extra>",
-                )
+
+def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = None) -> go.Figure:
+    """Points and, against KL, lines of what is compared; a star on the opened point."""
+    (x, y), ends, figure = view, [], go.Figure()
+    for side in comparison.sides:
+        if x == "kl" and side.lines:
+            ends.append(_lines(figure, side))
+        rows = side.points.dropna(subset=[x, y])
+        figure.add_scatter(
+            x=rows[x],
+            y=rows[y],
+            name=html.escape(side.name),
+            mode="markers",
+            showlegend=x != "kl" or not side.lines,
+            customdata=rows.index.to_list(),
+            marker=dict(color=side.colour, size=7, opacity=0.55),
+            text=[html.escape(describe(row)) for _, row in rows.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    for side in comparison.sides:
+        if opened in side.points.index:
+            star = dict(
+                color=side.colour, size=20, symbol="star", line=dict(color="white", width=2)
             )
-    return made
+            here = dict(x=side.points.loc[[opened], x], y=side.points.loc[[opened], y], marker=star)
+            figure.add_scatter(
+                **here, mode="markers", name="open", hoverinfo="skip", showlegend=False
+            )
+    if x == "kl" and comparison.span:
+        figure.add_vrect(
+            *comparison.span,
+            fillcolor=look.GREY,
+            opacity=0.12,
+            line_width=0,
+            annotation_text="averaged",
+            annotation_position="bottom left",
+        )
+    shown = [side.points.iloc[0] for side in comparison.sides if len(side.points)]
+    if "reward" in view and shown and (band := positive_band(shown[0])):
+        plots.mark_real_positive(figure, "xy"[view.index("reward")], band)
+    figure.update_layout(
+        template="warp",
+        height=500,
+        margin=dict(t=30, r=60),
+        xaxis_title=plots.AXES[x],
+        yaxis_title=plots.AXES[y],
+        showlegend=True,
+        uirevision=str(view),
+    )
+    if ends:
+        look.label_ends(figure, ends)
+    return figure
 
 
-def _fronts(rows: pd.DataFrame, score: str, name: str, colour: str) -> go.Scatter:
-    """The front of each pipeline as a staircase: the best score at no more than each KL."""
-    x, y = [], []
-    for own in by_pipeline(rows, score).values():
-        front = own.iloc[pareto(own["kl"].to_list(), own[score].to_list())]
-        x += [*front["kl"], None]
-        y += [*front[score], None]
-    look = dict(mode="lines", opacity=0.6, line=dict(color=colour, width=1.5, shape="hv"))
-    return go.Scatter(x=x, y=y, name=name, hoverinfo="skip", **look)
-
-
-def layout(view: tuple[str, str], rows: pd.DataFrame) -> dict[str, Any]:
-    """Axes with their units and, on the reward's, where real positive reviews lie for the first of
-    the points.
+def _lines(figure: go.Figure, side: Side) -> tuple[float, float, str, str]:
+    """Draw a side's seeds and, of several, their mean and its interval: where that ends, for a
+    label.
     """
-    figure = go.Figure(layout=dict(template="warp", margin=dict(t=20), height=520))
-    for axis, column in zip("xy", view, strict=True):
-        figure.update_layout({f"{axis}axis_title": plots.AXES[column]})
-        if column == "reward" and len(rows) and (band := positive_band(rows.iloc[0])):
-            plots.mark_real_positive(figure, axis, band)
-    return figure.layout.to_plotly_json()
+    several, name = len(side.lines) > 1, html.escape(side.name)
+    for kl, score in side.lines:
+        figure.add_scatter(
+            x=kl,
+            y=score,
+            name=name,
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=not several,
+            opacity=0.35 if several else 1,
+            line=dict(color=side.colour, width=1 if several else 3),
+        )
+    if not several:
+        kl, score = side.lines[0]
+        return float(kl[-1]), float(score[-1]), name, side.colour
+    reach = min(kl[-1] for kl, _ in side.lines)
+    grid = np.linspace(max(kl[0] for kl, _ in side.lines), reach, 40)
+    by_seed = np.array([np.interp(grid, *line) for line in side.lines])
+    means = [Interval.of(scores) for scores in by_seed.T]
+    look_of = dict(x=grid, mode="lines", hoverinfo="skip", legendgroup=name)
+    if len(side.lines) >= FEWEST:
+        edges = (("low", None), ("high", "tonexty"))
+        for edge, fill in edges:
+            figure.add_scatter(
+                **look_of,
+                y=[getattr(interval, edge) for interval in means],
+                line_width=0,
+                fill=fill,
+                fillcolor=f"rgba{(*_rgb(side.colour), 0.2)}",
+                showlegend=False,
+            )
+    figure.add_scatter(
+        **look_of, y=by_seed.mean(0), name=name, line=dict(color=side.colour, width=3)
+    )
+    return float(reach), means[-1].mean, name, side.colour
 
 
-# -------------------------------------------------------------------------------------- the widgets
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+def _caption(comparison: Comparison) -> str:
+    """What is drawn."""
+    lines = max((len(side.lines) for side in comparison.sides), default=0)
+    said = "Test prompts; dots: every policy."
+    if lines > 1:
+        said += " Thin lines: seeds; thick: their mean at equal KL, its 95% interval over seeds."
+    return said + ROUNDED * any(side.points["rounded"].any() for side in comparison.sides)
+
+
+def titled(comparison: Comparison, view: tuple[str, str]) -> go.Figure:
+    """The figure as it stands outside of the app."""
+    caption = f"{comparison.evidence} {_caption(comparison)}"
+    return look.titled(draw(comparison, view), comparison.finding, caption, height=560)
 
 
 def explore() -> widgets.Widget | go.Figure:
@@ -105,196 +166,192 @@ def explore() -> widgets.Widget | go.Figure:
     points = all_points()
     if front_end():
         return Explorer(points).box
-    view = VIEWS["reward against KL"]
-    chosen = {name: selection.of(points) for name, selection in opening(points).items()}
-    return go.Figure(traces(chosen, view, intervals=True), layout(view, pd.concat(chosen.values())))
+    first = next(iter(PRESETS.values()))
+    return titled(attempt(partial(first, points, "reward", None)), VIEWS["reward against KL"])
 
 
-def opening(points: pd.DataFrame) -> dict[str, Selection]:
-    """What is compared at first: the study's WARP, A, with its REINFORCE, B.
-
-    Without a study, what the first run has.
-    """
-    first = points["source"].iloc[0]
-    source = "primary" if points["source"].eq("primary").any() else first
-    series = points.loc[(points["source"] == source) & (points["method"] != "sft"), "series"]
-    ends = {
-        "A": ("warp · final front over η",),
-        "B": ("reinforce · along its way", "reinforce · line to SFT"),
-    }
-    return {
-        name: Selection(tuple(title for title in series.unique() if title.endswith(end)))
-        for name, end in ends.items()
-    }
+# -------------------------------------------------------------------------------------- the widgets
 
 
-class Chooser:
-    """The controls of one selection.
+class Address(anywidget.AnyWidget):
+    """The choices in the page's address, where the page is Voilà's."""
 
-    Every list also takes the keyboard: arrows, and Ctrl or Shift for several.
-    """
+    _esm = Path(__file__).with_suffix(".js")
+    _css = Path(__file__).with_suffix(".css")
+    query = traitlets.Unicode().tag(sync=True)
 
-    def __init__(
-        self, name: str, colour: str, points: pd.DataFrame, first: Selection, changed: Callable
-    ) -> None:
-        points = points[points["method"] != "sft"]
-        titles = list(points["series"].unique())
-        self.series = _list("series", titles, first.series, rows=12, width="100%")
-        self.numbers = {
-            "iterations": _list("I", _whole(points["iteration"])),
-            "runs": _list("M", _whole(points["runs"])),
-            "seeds": _list("seed", _whole(points["seed"])),
-        }
-        self.eta = widgets.FloatRangeSlider(
-            value=(0, 1),
-            min=0,
-            max=max(1.0, points["eta"].max()),
-            step=0.05,
-            description="η",
-            readout_format=".2f",
-            tooltip="points of a line over η outside of this range are left out",
-            layout=widgets.Layout(width="100%"),
-        )
-        for control in (self.series, *self.numbers.values(), self.eta):
-            control.observe(lambda _: changed(), "value")
-        title = widgets.HTML(
-            f"<b style='border-left:.8em solid {colour};padding-left:.4em'>Selection {name}</b>"
-        )
-        children = [title, self.series, widgets.HBox(list(self.numbers.values())), self.eta]
-        self.box = widgets.VBox(
-            children, layout=widgets.Layout(width="49%", min_width="20em", padding="0 1em 0 0")
-        )
-
-    @property
-    def selection(self) -> Selection:
-        numbers = {name: control.value for name, control in self.numbers.items()}
-        return Selection(self.series.value, eta=self.eta.value, **numbers)
+    def __init__(self, asked: Callable[[str], None]) -> None:
+        super().__init__()
+        self.on_msg(lambda _, message, __: asked(str(message["asked"])))
 
 
-def _list(
-    name: str, options: list, chosen: Sequence = (), rows: int = 4, width: str = "33%"
-) -> widgets.SelectMultiple:
-    return widgets.SelectMultiple(
-        options=options,
-        value=tuple(chosen),
-        rows=rows,
-        description=name,
-        tooltip=f"{name}: none chosen means all",
-        layout=widgets.Layout(width=width),
-        style={"description_width": "3em"},
-    )
+def _dropdown(name: str, options: Iterable[Any], every: str | None = None) -> widgets.Dropdown:
+    """every: what the first option is called that stands for none or all of the others, ""."""
+    first = [] if every is None else [(every, "")]
+    pairs = [(str(option), option) for option in options]
+    style = {"description_width": "initial"}
+    return widgets.Dropdown(options=[*first, *pairs], description=name, style=style)
 
 
-def _whole(column: pd.Series) -> list[int]:
-    return sorted(column.dropna().astype(int).unique().tolist())
+def _search(points: pd.DataFrame, side: str) -> widgets.TagsInput:
+    """Series of points, found by typing a part of their name."""
+    names = points.loc[points["method"] != "sft", "name"].unique().tolist()
+    hint = f"{side}: type a part of a name; Enter adds it, Backspace takes the last away"
+    return widgets.TagsInput(allowed_tags=names, allow_duplicates=False, placeholder=hint)
 
 
 class Explorer:
-    """The figure, two choosers, the numbers they give, and the completions of the open point."""
+    """Presets, the verdict, the figure, and beside it the completions of the open point."""
 
     def __init__(self, points: pd.DataFrame) -> None:
-        self.points, first = points, opening(points)
-        self.choosers = {
-            name: Chooser(name, colour, points, first[name], self.draw)
-            for name, colour in zip(first, (plots.BLUE, plots.ORANGE), strict=True)
+        self.points, self.restoring = points, False
+        mine = [s.removeprefix(OWN) for s in points["source"].unique() if s.startswith(OWN)]
+        presets = [*PRESETS, MINE, FREE]
+        filters = {}
+        for column, name in FILTERS.items():
+            numbers = sorted(points[column].dropna().astype(int).unique().tolist())
+            filters[column] = _dropdown(name, numbers, "all")
+        most = max(1.0, points["eta"].max())
+        free: dict[str, Any] = {side: _search(points, side) for side in "AB"} | filters
+        free["eta"] = widgets.FloatRangeSlider(
+            value=(0, most), max=most, step=0.05, description="η"
+        )
+        self.controls: dict[str, Any] = {
+            "compare": widgets.RadioButtons(options=presets, orientation="horizontal"),
+            "show": _dropdown("show", VIEWS),
+            "to": _dropdown("averaged up to, nats", ENDS, "as planned"),
+            "run": _dropdown("run", mine or [""]),
+            **free,
+            "point": _dropdown("point", [], "none"),
         }
-        self.view = widgets.Dropdown(
-            options=list(VIEWS), description="show", tooltip="what is drawn against what"
-        )
-        self.intervals = widgets.Checkbox(
-            value=True,
-            description="intervals (± 2 standard errors over prompts)",
-            indent=False,
-            layout=widgets.Layout(width="auto"),
-        )
-        chosen = self.chosen()
-        self.figure = LiveFigure(go.Figure(*self.parts(chosen)), self.click)
-        self.volumes = widgets.HTML()
-        self.point = widgets.Dropdown(
-            description="point",
-            tooltip="or click a point in the figure",
-            layout=widgets.Layout(width="100%"),
-            style={"description_width": "3em"},
-        )
-        self.texts = widgets.HTML()
-        self.export = widgets.Button(
-            description="Export", tooltip="the figure as HTML, SVG and PNG, and its points as CSV"
-        )
-        self.exported = widgets.HTML()
-        self.view.observe(lambda _: self.draw(), "value")
-        self.intervals.observe(lambda _: self.draw(), "value")
-        self.point.observe(lambda change: self.open(change["new"]), "value")
+        self.defaults = {name: control.value for name, control in self.controls.items()}
+        self.point = self.controls["point"]
+        self.verdict, self.texts, self.exported, self.caption = (widgets.HTML() for _ in range(4))
+        self.export = widgets.Button(description="Export", layout=widgets.Layout(width="auto"))
+        self.figure = LiveFigure(go.Figure(), self.click)
+        self.address = Address(self.restore)
+        for control in self.controls.values():
+            control.observe(self.changed, "value")
         self.export.on_click(lambda _: self.write())
+        row = [self.controls[name] for name in ("show", "to", "run")]
+        row = widgets.HBox([*row, self.export, self.exported]).add_class("warp-controls")
+        narrow = widgets.HBox([*filters.values(), free["eta"]]).add_class("warp-controls")
+        self.free = widgets.VBox([free["A"], free["B"], narrow])
+        left = widgets.VBox([self.figure, self.caption, row])
+        sides = widgets.HBox([left, widgets.VBox([self.point, self.texts])]).add_class("warp-sides")
         self.box = widgets.VBox(
-            [
-                widgets.HBox([chooser.box for chooser in self.choosers.values()]),
-                widgets.HBox([self.view, self.intervals]),
-                self.figure,
-                self.volumes,
-                widgets.HBox([self.export, self.exported]),
-                self.point,
-                self.texts,
-            ]
+            [self.controls["compare"], self.free, self.verdict, sides, self.address]
+        ).add_class("warp-app")
+        self.compare()
+        self.show()
+
+    def changed(self, change: dict[str, Any]) -> None:
+        """A control was turned, by a person."""
+        if not self.restoring:
+            if change["owner"] is not self.point:
+                self.compare()
+            self.show()
+
+    def compare(self) -> None:
+        """What is compared, the verdict, and the points that can be opened."""
+        value = {name: control.value for name, control in self.controls.items()}
+        preset = value["compare"]
+        makers = PRESETS | {MINE: partial(own, name=value["run"]), FREE: self.freely}
+        make = partial(makers[preset], self.points, score=self.view[1], end=value["to"] or None)
+        self.comparison = attempt(make)
+        self.controls["run"].layout.display = None if preset == MINE else "none"
+        self.free.layout.display = None if preset == FREE else "none"
+        self.verdict.value = _verdict(self.comparison)
+        self.caption.value = f"<small>{_caption(self.comparison)}</small>"
+        rows = pd.concat([self.points[:0], *(side.points for side in self.comparison.sides)])
+        before, self.restoring = self.point.value, True
+        labels = [(describe(row), row["address"]) for _, row in rows.iterrows()]
+        self.point.options = [("none", ""), *labels]
+        self.point.value = before if before in set(rows["address"]) else ""
+        self.restoring = False
+
+    def freely(self, points: pd.DataFrame, score: str, end: float | None) -> Comparison:
+        """Any series beside any others."""
+        value = {name: self.controls[name].value for name in ("eta", *FILTERS)}
+        chosen = [choose(points, self.controls[side].value, **value) for side in "AB"]
+        names = (f"{side}: {', '.join(self.controls[side].value)}" for side in "AB")
+        looks = zip(names, (look.BLUE, look.ORANGE), chosen, strict=True)
+        sides = [Side(*of) for of in looks]
+        why = (
+            "No verdict: only the comparisons above are made by rules that were fixed in advance."
+            " Scores that different reward models gave are not on one scale."
         )
-        self.tell(chosen)
+        return Comparison(sides, "Any points beside any others", why)
 
-    def chosen(self) -> dict[str, pd.DataFrame]:
-        return {name: chooser.selection.of(self.points) for name, chooser in self.choosers.items()}
+    @property
+    def view(self) -> tuple[str, str]:
+        return VIEWS[self.controls["show"].value]
 
-    def parts(self, chosen: dict[str, pd.DataFrame]) -> tuple[list[go.Scatter], dict[str, Any]]:
-        """Traces and layout of the figure, for the view and intervals that are set."""
-        view = VIEWS[str(self.view.value)]
-        return traces(chosen, view, self.intervals.value), layout(view, pd.concat(chosen.values()))
-
-    def draw(self) -> None:
-        """Bring everything up to date with the controls; an open point that is there stays open."""
-        chosen = self.chosen()
-        self.figure.draw(go.Figure(*self.parts(chosen)))
-        self.tell(chosen)
-
-    def tell(self, chosen: dict[str, pd.DataFrame]) -> None:
-        """What the choice comes to beside the figure, and the points of it that can be opened."""
-        self.volumes.value = _volumes(chosen, VIEWS[str(self.view.value)])
-        labels = {
-            int(k): f"{name} · {describe(row)}"
-            for name, rows in chosen.items()
-            for k, row in rows.iterrows()
-        }
-        before = self.point.value
-        none = "choose one, or click it in the figure, to read what it writes"
-        self.point.options = [(none, NONE), *((text, k) for k, text in labels.items())]
-        self.point.value = before if before in labels else NONE
+    def show(self) -> None:
+        """Draw; the open point's completions; and all choices in the address."""
+        at = self.points.index[self.points["address"] == self.point.value]
+        opened = int(at[0]) if len(at) else None
+        self.figure.draw(draw(self.comparison, self.view, opened))
+        self.texts.value = (
+            _beside(self.comparison.others)
+            if opened is None
+            else _texts(self.points.loc[opened], completions(self.points, opened))
+        )
+        turned = {n: c.value for n, c in self.controls.items() if c.value != self.defaults[n]}
+        self.address.query = urlencode(turned, doseq=True)
 
     def click(self, point: int) -> None:
-        self.point.value = int(point)
+        self.point.value = self.points.loc[point, "address"]
 
-    def open(self, index: int) -> None:
-        self.texts.value = "" if index == NONE else _texts(completions(self.points, index))
+    def restore(self, query: str) -> None:
+        """Turn the controls to what an address says; what it cannot mean is passed over."""
+        asked = parse_qs(query)
+        self.restoring = True
+        for name in asked.keys() & self.controls.keys() - {"point"}:
+            _turn(self.controls[name], asked[name])
+        self.compare()
+        self.restoring = True
+        _turn(self.point, asked.get("point", []))
+        self.restoring = False
+        self.show()
 
     def write(self) -> None:
         """The figure and its points as files under runs/explorer, and as links to download them."""
         self.export.disabled, self.exported.value = True, "exporting …"
         try:
-            files = export(self.chosen(), VIEWS[str(self.view.value)], self.intervals.value)
-            self.exported.value = " · ".join(map(_link, files))
+            self.exported.value = " · ".join(map(_link, export(self.comparison, self.view)))
         finally:
             self.export.disabled = False
 
 
-def export(
-    selections: dict[str, pd.DataFrame], view: tuple[str, str], intervals: bool
-) -> list[Path]:
+def _turn(control: Any, texts: list[str]) -> None:
+    with suppress(traitlets.TraitError, ValueError, KeyError, IndexError):
+        if isinstance(control, widgets.TagsInput):
+            control.value = [text for text in texts if text in control.allowed_tags]
+        elif isinstance(control, widgets.FloatRangeSlider):
+            low, high = map(float, texts)
+            if 0 <= low <= high:
+                control.value = (low, high)
+        else:
+            values = (
+                option[-1] if isinstance(option, tuple) else option for option in control.options
+            )
+            control.value = {str(value): value for value in values}[texts[0]]
+
+
+def export(comparison: Comparison, view: tuple[str, str]) -> list[Path]:
     """Write the figure as HTML, SVG and PNG, and its points as CSV, to runs/explorer.
 
     The HTML stands on its own and fetches nothing. Returns the files.
     """
     folder = paths.folder("explorer")
-    rows = pd.concat([rows.assign(selection=name) for name, rows in selections.items()])
-    figure = go.Figure(traces(selections, view, intervals), layout(view, rows))
+    figure = titled(comparison, view)
     export_figure(figure, folder, "explorer")
     page, kinds = folder / "explorer.html", ("html", "svg", "png", "csv")
     figure.write_html(page, include_plotlyjs=True, config={"displaylogo": False})
-    paths.write_whole(folder / "explorer.csv", rows.drop(columns="file").to_csv(index=False))
+    rows = pd.concat([side.points.assign(side=side.name) for side in comparison.sides])
+    rows = rows.drop(columns="file").dropna(axis="columns", how="all")
+    paths.write_whole(folder / "explorer.csv", rows.to_csv(index=False))
     return [file for kind in kinds if (file := folder / f"explorer.{kind}").exists()]
 
 
@@ -304,56 +361,35 @@ def _link(file: Path) -> str:
     return f'<a download="{file.name}" href="data:{kind};base64,{data}">{file.name}</a>'
 
 
-def _volumes(selections: dict[str, pd.DataFrame], view: tuple[str, str]) -> str:
-    """The hypervolumes of both selections and their difference, in words."""
-    x, y = view
-    if x != "kl":
-        return "No front here: neither of the two scores is a price."
-    first, second = selections.values()
-    volumes = comparison(first, second, y).items()
-    lines = [f"<b>{name}</b>: {_volume(interval)}" for name, interval in volumes]
-    note = (
-        f"Hypervolume: the area between a seed's front and the corner of {CORNER[0]:g} nats and a"
-        f" score of {CORNER[1]:g}, in nats × SFT standard deviations; its mean over fronts, with"
-        f" the 95% interval over them. It favours whoever reaches further, up to {CORNER[0]:g}"
-        " nats: which front is higher at the same KL is another question. And a front is the best"
-        " of its points on the prompts it is drawn for, so it flatters whoever has more points."
-        " The study's own comparison, in 06_ablations, is at equal KL and chooses points on other"
-        " prompts. A − B takes only fronts of one seed that one model scored, so it can differ"
-        " from A less B."
+def _verdict(comparison: Comparison) -> str:
+    finding, evidence = html.escape(comparison.finding), html.escape(comparison.evidence)
+    return f"<div class='warp-verdict' role='status'><h2>{finding}</h2><p>{evidence}</p></div>"
+
+
+def _beside(others: dict[str, str]) -> str:
+    """What stands beside the figure while no point is open, as HTML."""
+    rows = "".join(
+        f"<tr><th scope='row'>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in others.items()
     )
-    return f"{' &emsp; '.join(lines) or 'No points chosen.'}<br><small>{note}</small>"
+    return HINT + (rows and f"<table><caption>Related differences</caption>{rows}</table>")
 
 
-def _volume(over_fronts: Interval) -> str:
-    mean, low, high, n = dataclasses.astuple(over_fronts)
-    spread = f"{low:.2f} to {high:.2f}, {n} fronts" if n > 1 else "one front: no interval"
-    return f"{mean:.2f} ({spread})"
-
-
-def _texts(rows: list[dict[str, Any]]) -> str:
-    """Completions beside SFT's as a table. They are a model's text, so every one is escaped."""
-    if not rows:
-        return "The completions of this point were not kept."
-    titles = ("prompt", "SFT goes on", "this point goes on")
-    head = "".join(f"<th style='text-align:left'>{title}</th>" for title in titles)
-    body = "".join(
-        f"<tr style='vertical-align:top'><td>{html.escape(row['prompt'])}</td>"
-        f"{_cell(row['sft'], row['sft_reward'])}{_cell(row['completion'], row['reward'])}</tr>"
+def _texts(point: pd.Series, rows: list[dict[str, Any]]) -> str:
+    """Completions below SFT's as HTML. They are a model's text, so every one is escaped."""
+    cards = "".join(
+        f"<article><p><i>{html.escape(row['prompt'])} …</i></p>"
+        f"{_said('SFT', row['sft'], row['sft_reward'])}"
+        f"{_said('this policy', row['completion'], row['reward'])}</article>"
         for row in rows
     )
-    note = (
-        "Colour and number: mean r̃ of all completions sampled for the prompt; blue above 0, where"
-        " SFT is on average, orange below."
-    )
-    return (
-        f"<small>{note}</small><table"
-        f" style='width:100%;line-height:1.4'><tr>{head}</tr>{body}</table>"
-    )
+    about = "tabindex='0' role='region' aria-label='completions'"
+    note = NUMBERS if rows else "The completions of this point were not kept."
+    head = f"<p><small>{html.escape(describe(point))}. {note}</small></p>"
+    return f"<div class='warp-scroll' {about}>{head}{cards}</div>"
 
 
-def _cell(text: str, reward: float) -> str:
+def _said(who: str, text: str, reward: float) -> str:
     """A completion on its reward's colour, half transparent: it reads on light and on dark."""
-    shade = "0,114,178" if reward > 0 else "213,94,0"
-    style = f"background:rgba({shade},{min(abs(reward) / 3, 0.5):.2f});padding:.4em;width:45%"
-    return f"<td style='{style}'><b>{reward:+.2f}</b> {html.escape(text)}</td>"
+    shade = f"rgba{(*_rgb(look.BLUE if reward > 0 else look.ORANGE), min(abs(reward) / 3, 0.5))}"
+    return f"<p style='background:{shade}'><b>{who} {signed(reward, 2)}</b> {html.escape(text)}</p>"

@@ -1,4 +1,4 @@
-// Draws one plotly figure and follows it. Made for live_figure.py, which says why it is not plotly's own widget.
+// Draws one plotly figure and follows it, in the reader's theme. Made for live_figure.py, which says why it is not plotly's own widget.
 
 // One plotly for the page, however many figures, kernels and models of this file there are.
 function plotly(manager, id) {
@@ -18,6 +18,12 @@ function plotly(manager, id) {
   return globalThis.warpPlotly;
 }
 
+// JupyterLab has a theme of its own; a page of Voilà is in the reader's
+const preferred = matchMedia("(prefers-color-scheme: dark)");
+const isDark = () => ("voila" in document.body.dataset || !document.body.dataset.jpThemeName ? preferred.matches : document.body.dataset.jpThemeLight === "false");
+
+const config = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud", "sendDataToCloud"] };
+
 async function render({ model, el, signal }) {
   const manager = model.widget_manager;
   const place = document.createElement("div");
@@ -28,9 +34,23 @@ async function render({ model, el, signal }) {
   };
   try {
     const [Plotly, content] = await Promise.all([plotly(manager, model.get("_plotly")), manager.get_model(model.get("_content"))]);
+    let wide = 0; // as drawn last; 0 while the page does not show it
     const draw = async () => {
       const { data, layout } = JSON.parse(content.get("text"));
-      await Plotly.react(place, data, layout, { displaylogo: false });
+      const { dark, narrow } = model.get("_looks");
+      if (isDark()) layout.template = dark;
+      wide = el.clientWidth;
+      if (wide) layout.width ??= wide;
+      if (wide && wide < narrow) { // no room for names beside lines
+        layout.annotations = (layout.annotations ?? []).filter((a) => a.name !== "end" || !(layout.showlegend = true));
+        if (layout.showlegend && layout.xaxis?.range) layout.xaxis = { ...layout.xaxis, range: undefined, autorange: true };
+        layout.margin = { ...layout.margin, l: 10, r: 10 };
+        layout.font = { ...layout.font, size: 11 };
+      }
+      const { finding, caption } = layout.meta ?? {};
+      place.setAttribute("role", "figure");
+      place.setAttribute("aria-label", finding ? `${finding}. ${caption}` : "figure");
+      await Plotly.react(place, data, layout, config);
     };
     const redraw = () => draw().catch(failed);
     place.textContent = "";
@@ -40,14 +60,15 @@ async function render({ model, el, signal }) {
     });
     content.on("change:text", redraw);
     redraw(); // what changed while the first drawing was under way
-    const fit = () => {
-      const wide = el.clientWidth; // 0 while the page does not show it
-      if (wide && !JSON.parse(content.get("text")).layout.width) Plotly.relayout(place, { width: wide });
-    };
-    const sizes = new ResizeObserver(fit);
+    const sizes = new ResizeObserver(() => el.clientWidth && el.clientWidth !== wide && redraw());
     sizes.observe(el);
+    preferred.addEventListener("change", redraw);
+    const themes = new MutationObserver(redraw);
+    themes.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
     signal?.addEventListener("abort", () => {
       sizes.disconnect();
+      themes.disconnect();
+      preferred.removeEventListener("change", redraw);
       content.off("change:text", redraw);
       Plotly.purge(place);
     });

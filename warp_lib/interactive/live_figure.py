@@ -18,6 +18,8 @@ import plotly.io
 import traitlets
 from plotly.offline import get_plotlyjs
 
+from ..report import look
+
 Figure = go.Figure | dict[str, Any]
 """plotly's, or its JSON, which is not checked."""
 
@@ -46,11 +48,13 @@ class LiveFigure(anywidget.AnyWidget):
     _esm = Path(__file__).with_suffix(".js")
     _plotly = traitlets.Unicode().tag(sync=True)  # the models' ids
     _content = traitlets.Unicode().tag(sync=True)
+    _looks = traitlets.Dict().tag(sync=True)  # what the page may choose: see live_figure.js
 
     def __init__(self, figure: Figure, clicked: Callable[[Any], None] | None = None) -> None:
         self._text = _Text()
         self.draw(figure)
-        super().__init__(_plotly=_plotly().model_id, _content=self._text.model_id)
+        looks = dict(dark=look.template("dark").to_plotly_json(), narrow=look.NARROW)
+        super().__init__(_plotly=_plotly().model_id, _content=self._text.model_id, _looks=looks)
         if clicked is not None:
             self.on_msg(lambda _, message, __: clicked(message["clicked"]))
 

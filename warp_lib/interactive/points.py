@@ -1,7 +1,8 @@
-"""Every evaluated point of the study and of one's own runs: chosen, compared, read. No torch."""
+"""Every evaluated point of the study and of one's own runs: named, chosen, read. No torch."""
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,128 +11,97 @@ import numpy as np
 import pandas as pd
 
 from ..prompts import prompts
-from ..report.plots import settings_of
+from ..report.answers import pm
+from ..report.plots import ARMS, settings_of
 from ..runs import paths
 from ..runs.errors import Explained, say_once
 from ..runs.results import readable, real_positive
 from ..study import outcomes
-from ..study.fronts import Interval, hypervolume
 
-# The corner from which hypervolumes are measured, fixed before any was looked at: the KL at which
-# the learning rate was chosen to end, and what SFT earns by definition.
-CORNER = (10.0, 0.0)
-SCORES = ("reward", "judge", "judge_tfidf")
+OWN = "your run "  # how the source of an own run's points begins
 KINDS = {
     "run": "single runs",
-    "slerp": "merged",
-    "lerp": "merged",
-    "liti": "where the next iteration begins",
-    "warp": "final front over η",
-    "reinforce": "along its way",
+    "slerp": "SLERP of the runs",
+    "lerp": "LERP of the runs",
+    "liti": "start of the next iteration",
+    "warp": "front over η",
+    "reinforce": "along training",
     "reinforce-liti": "line to SFT",
-    "dpo": "along its way",
+    "dpo": "along training",
     "dpo-liti": "line to SFT",
-    "slerp-without-order": "through SLERP without order",
+    "best-of-n": "best of n",
+    "slerp-without-order": "line through SLERP without order",
     "checkpoints": "line to SFT through the mean of checkpoints",
     "from-sft": "from SFT through the last merge",
-    "from-init": "from the last init through its merge",
-} | {method: f"through SLERP, {words}" for method, words in outcomes.MERGES.items()}
+    "from-init": "from the last start through its merge",
+} | {method: f"line through SLERP, {words}" for method, words in outcomes.MERGES.items()}
 
 
 def all_points() -> pd.DataFrame:
     """Every evaluated point of the study on test prompts and of the runs under runs/, a row each.
 
     Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there;
-    series, what it is one of many of; `<score>_by`, what gave each of `SCORES`: a digest, or where
-    none is on record the study's experiment or the run that it is of.
+    name, what it is one of many of, in plain words; address, by which a link finds it again;
+    rounded, whether it was measured on rounded weights.
     """
     tables = []
     units = sorted(outcomes.FOLDER.glob("*/*.json"))
     for file, rows, record in readable(unit.with_suffix(".csv") for unit in units):
         rows = rows.query("split == 'test'").reset_index(drop=True)
-        if rows.empty:  # a unit that measures weights only
-            continue
-        # judges that are not on record are of the machine that made it
-        model = record.get("reward_model", file.parent.name)
-        scorers = {"reward": model} | record.get("judges", {})
-        tables.append(_placed(rows, file, file.parent.name, scorers, model))
-    for file, rows, record in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
-        source = f"your run {file.parent.parent.name}"
+        if len(rows):  # some units measure weights only
+            rows["rounded"] = "measured_in" not in record
+            tables.append(_placed(rows, file, file.parent.name))
+    for file, rows, _ in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
+        rows["rounded"] = False
         rows["arm"] = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
-        tables.append(_placed(rows, file, source, record.get("scorers", {}), source))
+        tables.append(_placed(rows, file, OWN + file.parent.parent.name))
     if not tables:
         raise Explained(
             "there is nothing to explore: data/study is empty, and no run has results under runs/"
             " yet."
         )
     points = pd.concat(tables, ignore_index=True)
+    names = {pair: _name(*pair) for pair in set(zip(points["source"], points["arm"], strict=True))}
     kinds = points["method"].map(lambda method: KINDS.get(method, method))
-    return points.assign(series=points["source"] + " · " + points["arm"] + " · " + kinds)
+    of = [names[pair] for pair in zip(points["source"], points["arm"], strict=True)]
+    return points.assign(name=pd.Series(of, points.index) + " · " + kinds)
 
 
-def _placed(
-    rows: pd.DataFrame, file: Path, source: str, scorers: dict[str, str], otherwise: str
+def _placed(rows: pd.DataFrame, file: Path, source: str) -> pd.DataFrame:
+    """Rows with where they stand."""
+    places = [f"{source}/{file.stem}/{point}" for point in range(len(rows))]
+    return rows.assign(source=source, file=str(file), point=range(len(rows)), address=places)
+
+
+def _name(source: str, arm: str) -> str:
+    """An arm in plain words, with its experiment or run where it is not one of the main ones."""
+    if source == "best-of-n":
+        return "Best-of-n from SFT"
+    words = ARMS.get(arm) or re.sub(r"-m(\d+)$", r", M = \1", arm)
+    for short in ("warp", "reinforce", "dpo"):
+        words = words.replace(short, short.upper())
+    if source in ("primary", "dpo"):
+        return words
+    if source.startswith(OWN):  # whose batch is its own
+        return f"{words.split(',')[0]} ({source})"
+    return f"{words} ({outcomes.ASKED[source][0] if source in outcomes.ASKED else source})"
+
+
+def choose(
+    points: pd.DataFrame, names: Iterable[str], eta: tuple[float, float], **numbers: int | str
 ) -> pd.DataFrame:
-    """Rows with where they stand, and what gave each of `SCORES`, `otherwise` if unknown."""
-    by = {f"{score}_by": scorers.get(score, otherwise) for score in SCORES}
-    return rows.assign(source=source, file=str(file), point=range(len(rows)), **by)
+    """The points of these names, in their order and with their index.
 
-
-@dataclass(frozen=True)
-class Selection:
-    """Which points are shown. An empty choice of iterations, runs or seeds takes all.
-
-    A point that has no such number, or no η, is shown whatever is chosen.
+    numbers: column → its number, or "" for all. A point that has no such number, or no η, is in
+    whatever is chosen.
     """
-
-    series: tuple[str, ...]
-    iterations: tuple[int, ...] = ()
-    runs: tuple[int, ...] = ()
-    seeds: tuple[int, ...] = ()
-    eta: tuple[float, float] = (0.0, 1.0)
-
-    def of(self, points: pd.DataFrame) -> pd.DataFrame:
-        """The points chosen, in their order and with their index."""
-        chosen = points["series"].isin(self.series) & (points["method"] != "sft")
-        columns = {"iteration": self.iterations, "runs": self.runs, "seed": self.seeds}
-        for column, allowed in columns.items():
-            if allowed:
-                chosen &= points[column].isin(allowed) | points[column].isna()
-        eta, (low, high) = points["eta"], self.eta
-        return points[chosen & (eta.between(low - 1e-9, high + 1e-9) | eta.isna())]
-
-
-def by_pipeline(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], pd.DataFrame]:
-    """Seed and what gave the score → their points that have one.
-
-    A seed is a whole pipeline, so its points alone make a front; scores that different models gave
-    are not on one axis.
-    """
-    groups = rows.dropna(subset=[score]).groupby(["seed", f"{score}_by"])
-    return {(int(seed), by): own for (seed, by), own in groups}
-
-
-def hypervolumes(rows: pd.DataFrame, score: str) -> dict[tuple[int, str], float]:
-    """Seed and what gave the score → the hypervolume of their points."""
-    return {
-        pipeline: hypervolume(own["kl"].to_list(), own[score].to_list(), CORNER)
-        for pipeline, own in by_pipeline(rows, score).items()
-    }
-
-
-def comparison(a: pd.DataFrame, b: pd.DataFrame, score: str) -> dict[str, Interval]:
-    """Hypervolume of each selection that has points, over its fronts; and of A − B.
-
-    The difference is paired over the fronts of one seed that one model scored.
-    """
-    of_a, of_b = hypervolumes(a, score), hypervolumes(b, score)
-    both = sorted(of_a.keys() & of_b.keys())
-    volumes = {
-        "A": list(of_a.values()),
-        "B": list(of_b.values()),
-        "A − B": [of_a[pipeline] - of_b[pipeline] for pipeline in both],
-    }
-    return {name: Interval.of(values) for name, values in volumes.items() if values}
+    taken = points["name"].isin(list(names))
+    for column, number in numbers.items():
+        if number != "":
+            taken &= (points[column] == number) | points[column].isna()
+    return points[
+        taken & (points["eta"].between(eta[0] - 1e-9, eta[1] + 1e-9) | points["eta"].isna())
+    ]
 
 
 def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
@@ -192,7 +162,7 @@ def study_prompts() -> dict[int, str]:
 def describe(point: pd.Series) -> str:
     """A point's settings and numbers in one line."""
     words = {
-        "n": "best of {:.0f}",
+        "n": "n = {:.0f}",
         "iteration": "I = {:.0f}",
         "runs": "M = {:.0f}",
         "run": "run {:.0f}",
@@ -200,8 +170,8 @@ def describe(point: pd.Series) -> str:
         "steps": "{:,.0f} steps",
     }
     return (
-        f"{point['series']}, seed {point['seed']}, {settings_of(point, words)}: KL"
-        f" {point['kl']:.2f} nats, r̃ {point['reward']:.2f} ± {2 * point['reward_se']:.2f}"
+        f"{point['name']}, seed {point['seed']}, {settings_of(point, words)}:"
+        f" KL {point['kl']:.2f} nats, r̃ {pm(point, 'reward')}"
     )
 
 

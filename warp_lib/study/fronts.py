@@ -31,22 +31,6 @@ def pareto(kl: ArrayLike, reward: ArrayLike) -> list[int]:
     return chosen
 
 
-def hypervolume(kl: ArrayLike, score: ArrayLike, corner: tuple[float, float]) -> float:
-    """Area between the points' front and a corner (KL, score) that is worse than all of them.
-
-    The best score at no more than each KL, above the corner's, summed over KL up to the corner's.
-    Points beyond the corner count nothing.
-
-    Args:
-        kl, score: of the points, (points,), in nats and in any unit. The area is in nats times that
-            unit.
-    """
-    kl, score = np.asarray(kl, dtype=float), np.asarray(score, dtype=float)
-    inside = [k for k in pareto(kl, score) if kl[k] < corner[0] and score[k] > corner[1]]
-    widths = np.diff([*(kl[k] for k in inside), corner[0]])
-    return float(sum((score[k] - corner[1]) * w for k, w in zip(inside, widths, strict=True)))
-
-
 def shares(kl: ArrayLike, low: float, high: float) -> np.ndarray:
     """The share of each point of a front in its mean reward over KL ∈ [low, high] nats, (points,).
 

@@ -1,0 +1,248 @@
+"""What the explorer compares: two methods (or more), read at equal KL, and a verdict in words.
+
+The study's comparisons are its own (`contrasts`): within a seed and its reward model, fronts chosen
+on validation prompts and read on test prompts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from ..report.answers import seeds as of_seeds
+from ..report.plots import ARMS, BLUE, COLOURS, GREY, ORANGE
+from ..runs.errors import Explained
+from ..runs.results import read_results, read_scores
+from ..study import contrasts, outcomes
+from ..study.contrasts import Contrast
+from ..study.fronts import Effect, Interval, along
+from ..study.outcomes import LOW, ArmId, outcome
+from .points import OWN
+
+Line = tuple[np.ndarray, np.ndarray]
+"""KL of its points, (points,), by increasing KL, and their mean score, (points,)."""
+SCORES = {  # the word for its number; what a positive and a negative difference say
+    "reward": ("r̃", "earns more than", "earns less than"),
+    "judge": ("judge's score", "is judged better than", "is judged worse than"),
+    "judge_tfidf": ("TF-IDF judge's score", "is judged better than", "is judged worse than"),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the methods compared: its points, and the line of each seed that is read at equal
+    KL.
+    """
+
+    name: str
+    colour: str
+    points: pd.DataFrame
+    lines: list[Line] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is drawn and said. span: from and to which KL scores are averaged, nats.
+
+    others: related differences, name → value, for a table.
+    """
+
+    sides: list[Side]
+    finding: str
+    evidence: str = ""
+    span: tuple[float, float] | None = None
+    others: dict[str, str] = field(default_factory=dict)
+
+
+def attempt(make: Callable[[], Comparison]) -> Comparison:
+    """What it makes; where that cannot be made yet, a comparison that says why."""
+    try:
+        return make()
+    except Explained as why:
+        return Comparison([], "There is nothing to compare here yet", str(why))
+
+
+# ---------------------------------------------------------------------------------------- the study
+
+
+def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
+    """The study's question: the better WARP against the better REINFORCE."""
+    main = _primary(score, end)
+    seeds = list(main.by_prompt)
+    arms = [arm for arm in ARMS if arm in (main.arm, *_finished("reinforce"))]
+    warp = ("primary", main.arm)
+    differences = {
+        f"− {ARMS[rival]}{words}": contrasts.difference(
+            warp, ("primary", rival), main.high, score, seeds, where
+        )
+        for rival in _finished("reinforce")
+        for words, where in (("", None), (", plain line to SFT", contrasts.LITI_LINE))
+    }
+    sides = [_arm(points, ("primary", arm), seeds, score) for arm in arms]
+    return _study(sides, main, score, differences)
+
+
+def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
+    """The better WARP against best-of-n from SFT, a ceiling that trains nothing."""
+    arm = _primary("reward", None).arm
+    main = contrasts.over_best_of_n("primary", arm, end or _planned("tuning"), score)
+    seeds = list(main.by_prompt)
+    models = {outcome("primary", arm, seed).record["reward_model"] for seed in seeds}
+    best = {
+        s: outcome("best-of-n", "sft", s) for s in outcomes.finished_seeds("best-of-n", ["sft"])
+    }
+    best = {seed: unit for seed, unit in best.items() if unit.record["reward_model"] in models}
+    rows = points[(points["source"] == "best-of-n") & points["seed"].isin(list(best))]
+    lines = [_means(unit.kl("test"), unit.reward("test", score)) for unit in best.values()]
+    sides = [_arm(points, ("primary", arm), seeds, score), Side("best-of-n", GREY, rows, lines)]
+    return _study(sides, main, score)
+
+
+def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
+    """The lines from SFT through SLERP and through LERP of the same two runs."""
+    where, high = ("merges", "warp-m3"), end or _planned("tuning")
+    seeds = outcomes.finished_seeds(where[0], [where[1]])
+    if not seeds:
+        raise Explained("`python -m warp_lib study merges` makes what is compared here.")
+    found = contrasts.slerp_over_lerp(*where, seeds, high)
+    rows = points[(points["source"] == where[0]) & (points["runs"] == 2)]
+    sides = [
+        Side(
+            name,
+            colour,
+            rows[rows["method"] == method],
+            [_means(*outcome(*where, seed).through_merge(method, 2)[:2]) for seed in seeds],
+        )
+        for name, colour, method in (("SLERP", BLUE, "slerp-layer"), ("LERP", GREY, "lerp"))
+    ]
+    main = found[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
+    if score != "reward":
+        raise Explained("SLERP and LERP are compared by the reward only.")
+    return _study(sides, main, score, found)
+
+
+def dpo(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
+    """WARP on DPO against DPO, and whether WARP gains more over it than over REINFORCE."""
+    pair = ("dpo", "warp-dpo"), ("dpo", "dpo")
+    main = contrasts.difference(*pair, end or _planned("dpo-tuning"), score)
+    sides = [_arm(points, arm, list(main.by_prompt), score) for arm in pair]
+    gains = (("primary", "warp"), ("primary", "reinforce"))
+    high = min(main.high, _planned("tuning"))
+    name = f"its gain over DPO − WARP's over REINFORCE, to {high:g} nats"
+    more = {name: contrasts.difference_of_gains(pair, gains, high)} if score == "reward" else {}
+    return _study(sides, main, score, more)
+
+
+def _finished(kind: str) -> list[str]:
+    """The arms of the primary comparison that have units, those whose name begins with `kind`."""
+    named = [arm for arm in ARMS if arm.split("-")[0] == kind]
+    return [arm for arm in named if outcomes.finished_seeds("primary", [arm])]
+
+
+def _primary(score: str, end: float | None) -> Contrast:
+    high = end or _planned("tuning")
+    warps, rivals = _finished("warp"), _finished("reinforce")
+    if not (warps and rivals):
+        raise Explained("`python -m warp_lib study` makes what is compared here.")
+    return contrasts.contrast("primary", warps, rivals, high, score)
+
+
+def _planned(experiment: str) -> float:
+    """K*, nats."""
+    return outcomes.settled(experiment)["high"]
+
+
+def _arm(points: pd.DataFrame, arm: ArmId, seeds: list[int], score: str) -> Side:
+    """An arm of the study: the points that its front may have, and each seed's front."""
+    here = (points["source"] == arm[0]) & (points["arm"] == arm[1]) & points["seed"].isin(seeds)
+    lines = [_means(*outcome(*arm, seed).line("test", score)) for seed in seeds]
+    return Side(ARMS[arm[1]], COLOURS[arm[1]], points[here & (points["method"] != "run")], lines)
+
+
+def _study(
+    sides: list[Side], main: Contrast, score: str, others: Mapping[str, Effect] | None = None
+) -> Comparison:
+    """The verdict on the first side against its rival, of several seeds."""
+    names = ARMS | {"slerp-layer": "SLERP", "lerp": "LERP"}
+    arm, rival = (names.get(name, name) for name in (main.arm, main.rival))
+    word = SCORES[score][0]
+    less = f" (to {min(main.short.values()):.1f} where a front ends before)" if main.short else ""
+    evidence = (
+        f"{arm} − {rival} is {main} in mean {word} at equal KL, from {LOW:g} to"
+        f" {main.high:g} nats{less}; {of_seeds(len(main.by_prompt))}, test prompts."
+    )
+    finding = _finding(arm, rival, score, main.side)
+    if main.few:
+        finding = f"Too few seeds to tell {arm} from {rival}"
+    told = {name: str(effect) for name, effect in (others or {}).items()}
+    return Comparison(sides, finding, evidence, (LOW, main.high), told)
+
+
+def _finding(arm: str, rival: str, score: str, side: int) -> str:
+    arm, rival = (name.split(",")[0] for name in (arm, rival))
+    _, more, less = SCORES[score]
+    if not side:
+        return f"{arm} and {rival} cannot be told apart at equal KL"
+    return f"At equal KL {arm} {more if side > 0 else less} {rival}"
+
+
+# --------------------------------------------------------------------------------------- own choice
+
+
+def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Comparison:
+    """One's own run: its WARP against its REINFORCE, over the prompts of its one seed.
+
+    Both are read straight between their points, for there are no others to choose a front on.
+    """
+    if not name:
+        raise Explained("You have no run yet: `make lab` opens the notebooks that make one.")
+    rows = points[points["source"] == OWN + name]
+    methods = {"warp": ("WARP", BLUE), "reinforce": ("REINFORCE", ORANGE)}
+    sides = []
+    for method, (title, colour) in methods.items():
+        mine = rows[rows["method"] == method]
+        line = rows[rows["method"].isin(["sft", method])].dropna(subset=[score]).sort_values("kl")
+        lines = [(line["kl"].to_numpy(), line[score].to_numpy())] if len(mine) else []
+        sides.append(Side(title, colour, mine, lines))
+    try:
+        if score != "reward":
+            raise Explained("Judges' scores of a run are not kept prompt by prompt.")
+        found, span = _over_prompts(name, end)
+    except Explained as why:
+        return Comparison(sides, "There is no verdict on this run yet", str(why))
+    evidence = (
+        f"WARP − REINFORCE is {found} in mean r̃ at equal KL, from {span[0]:g} to {span[1]:.2f}"
+        f" nats; one seed, {found.n} test prompts. The next seed may come out otherwise."
+    )
+    return Comparison(
+        sides, f"{_finding('WARP', 'REINFORCE', score, found.side)}, on this seed", evidence, span
+    )
+
+
+def _over_prompts(name: str, end: float | None) -> tuple[Interval, tuple[float, float]]:
+    """WARP less REINFORCE of one run over its test prompts, and from where to where, nats: from
+    `LOW`, or from SFT where they do not get as far.
+    """
+    table, scores = read_results(name), read_scores(name)
+    lines = []
+    for method in ("warp", "reinforce"):
+        of = table["method"].isin(["sft", method]).to_numpy()
+        order = np.argsort(kl := scores["kl"][of].mean(1), kind="stable")
+        lines.append((kl[order], scores["reward"][of][order], scores["kl"][of][order]))
+    high = min(end or np.inf, *(kl[-1] for kl, _, _ in lines))
+    low = LOW if high > LOW else 0.0
+    a, b = (along(kl, reward, low, high, own_kl) for kl, reward, own_kl in lines)
+    return Interval.of(a - b), (low, float(high))
+
+
+def _means(kl: np.ndarray, scores: np.ndarray) -> Line:
+    return kl, scores.mean(1)
+
+
+PRESETS: dict[str, Callable[[pd.DataFrame, str, float | None], Comparison]] = {
+    "WARP vs REINFORCE": primary,
+    "WARP vs best-of-n": best_of_n,
+    "SLERP vs LERP": merges,
+    "WARP-DPO vs DPO": dpo,
+}
