@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import html
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -14,15 +15,27 @@ from IPython.display import Markdown
 
 from ..experiment import Experiment, warp_points
 from ..report import plots
+from ..report.look import GREY, PALETTE
 from ..reward import Reward
+from ..runs.paths import locked
 from ..runs.progress import Progress
 from ..settings import PROFILES, Settings, typed
+from ..study.outcomes import EARLIER, SEEDS, tested
 from .cost import cost
-from .live import StoppedByHand, Watched, WidgetView, follow, front_end
+from .live import Loop, StoppedByHand, Watched, WidgetView, follow, front_end
 from .live_figure import LiveFigure
+from .my_runs import MyRuns
 
 SYMBOLS = dict(iterations="I", runs="M", steps="T", mu="μ", beta="β", eta="η", temperature="τ")
 SYMBOLS |= dict.fromkeys(("learning_rate", "seed", "merge", "name"), "")  # the other knobs
+# the usual range of a knob, and its step
+SLIDERS = {"iterations": (1, 6, 1), "runs": (1, 6, 1), "beta": (0.0, 2.0, 0.05)}
+SLIDERS |= {"eta": (0.0, 1.0, 0.05), "temperature": (0.1, 2.0, 0.05)}
+BAD = "warp-bad"
+STYLE = (
+    f"<style>.{BAD} {{ color: var(--jp-error-color1, #b3261e) }}"
+    f" .{BAD} input {{ outline: 2px solid var(--jp-error-color1, #b3261e) }}</style>"
+)
 NOTEBOOK = "03_warp"
 
 
@@ -59,47 +72,76 @@ def command(settings: Settings) -> str:
     return shlex.join(words)
 
 
-def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> go.Figure:
-    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does.
+def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> None:
+    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does."""
+    with locked(experiment.settings.name, "lab"):
+        rewards = experiment.standardised(rewards, progress)
+        experiment.real_positive(rewards["reward"])
+        trained = experiment.warp(experiment.aligner(rewards["reward"], progress))
+        points = warp_points(experiment.theta_sft, trained, experiment.settings)
+        experiment.measure(NOTEBOOK, points, rewards, progress)
 
-    Returns the figure of its front.
-    """
-    rewards = experiment.standardised(rewards, progress)
-    trained = experiment.warp(experiment.aligner(rewards["reward"], progress))
-    points = warp_points(experiment.theta_sft, trained, experiment.settings)
-    results = experiment.measure(NOTEBOOK, points, rewards, progress)
-    return plots.pareto(results, experiment.real_positive(rewards["reward"]))
+
+class RunView(WidgetView):
+    """A `WidgetView` that also draws what is trained and measured over the study's fronts."""
+
+    def __init__(self, progress: Watched, under: go.Figure) -> None:
+        super().__init__(progress)
+        self.under = under.to_plotly_json()
+        self.plane = LiveFigure(self.under)
+        bar, *others = self.box.children
+        self.box.children = [bar, self.plane, *others]
+
+    def draw_results(self) -> None:
+        before = self.drawn
+        super().draw_results()
+        if self.drawn > before:
+            drawn = [*self.under["data"], *plane(self.progress.loops)]
+            self.plane.draw({"data": drawn, "layout": self.under["layout"]})
+
+
+def plane(loops: Sequence[Loop]) -> list[dict[str, Any]]:
+    """Reward against KL to SFT of what loops logged: a batch's of a step, a checkpoint's."""
+    traces = []
+    for k, loop in enumerate(list(loops)):
+        for kl, reward, look in (
+            ("kl_sft", "reward", {"size": 5, "opacity": 0.5, "color": PALETTE[k % len(PALETTE)]}),
+            ("checkpoint_kl", "checkpoint_reward", {"size": 10, "color": GREY}),
+        ):
+            points = [(n[kl], n[reward]) for _, n in loop.points[:] if {kl, reward} <= n.keys()]
+            if points:
+                x, y = zip(*points, strict=True)
+                name = html.escape(loop.title)
+                traces.append({"x": x, "y": y, "name": name, "mode": "markers", "marker": look})
+    return traces
 
 
 class Panel:
-    """The controls, the cost of their values, Start, and below it the run and its front."""
+    """The controls, the cost of their values, Start, the run, and below it one's own runs."""
 
     def __init__(self, experiment: Experiment, rewards: dict[str, Reward]) -> None:
         self.experiment, self.rewards = experiment, rewards
         mine = experiment.settings.asdict() | {"name": f"{experiment.settings.name}-mine"}
         known = {f.name: f for f in fields(Settings)}
         self.controls = {name: _control(known[name], mine[name]) for name in SYMBOLS}
+        self.helps = {name: widgets.HTML() for name in SYMBOLS}
         for control in self.controls.values():
             control.observe(lambda _: self.tell(), "value")
-        wide = widgets.Layout(width="100%")
+        wide = widgets.Layout(width="min(100%, 60em)")
         self.cost = widgets.HTML(layout=wide)
         self.command = widgets.Textarea(
-            description="in a terminal",
-            tooltip="the same settings for the whole notebook, to copy",
-            rows=3,
-            layout=wide,
-            style={"description_width": "8em"},
+            description="in a terminal", rows=3, layout=wide, style={"description_width": "8em"}
         )
-        self.start = widgets.Button(
-            description="Start",
-            tooltip="Train with these settings; what is stored is not trained again",
-        )
+        self.start = widgets.Button(description="Start", button_style="primary")
         self.start.on_click(lambda _: asyncio.get_running_loop().create_task(self.train()))
-        self.ended = widgets.HTML(layout=wide)
-        self.area = widgets.VBox()
-        wrapped = widgets.Layout(flex_flow="row wrap")
-        rows = widgets.HBox(list(self.controls.values()), layout=wrapped)
-        self.box = widgets.VBox([rows, self.cost, self.command, self.start, self.ended, self.area])
+        self.ended, self.area = widgets.HTML(layout=wide), widgets.VBox()
+        study = tested({"warp": "primary", "reinforce": "primary"}, EARLIER + SEEDS)
+        self.runs = MyRuns(study)
+        knob = widgets.Layout(width="min(100%, 25em)", margin="0 1em 0.6em 0")
+        each = [widgets.VBox([self.controls[n], self.helps[n]], layout=knob) for n in SYMBOLS]
+        rows = widgets.HBox(each, layout=widgets.Layout(flex_flow="row wrap"))
+        below = [self.cost, self.start, self.ended, self.area, self.command, self.runs.box]
+        self.box = widgets.VBox([widgets.HTML(STYLE), rows, *below])
         self.tell()
 
     def settings(self) -> Settings:
@@ -110,10 +152,18 @@ class Panel:
     def tell(self) -> None:
         """Say what the controls' values cost, or why there is no such run; then Start is off."""
         self.start.disabled = True
+        for name, control in self.controls.items():
+            control.remove_class(BAD)
+            doc = next(f.metadata["doc"] for f in fields(Settings) if f.name == name)
+            self.helps[name].value = f"<small>{html.escape(doc)}</small>"
         try:
             settings = self.settings()
         except ValueError as error:
-            self.cost.value, self.command.value = f"<b>{html.escape(str(error))}</b>", ""
+            why, (name, *_) = f"<b class={BAD}>{html.escape(str(error))}</b>", str(error).split()
+            self.cost.value, self.command.value = why, ""
+            if name in self.controls:  # the sentence begins with what it is about
+                self.controls[name].add_class(BAD)
+                self.helps[name].value, self.cost.value = why, ""
             return
         self.cost.value, self.command.value = "looking into the store …", command(settings)
         self.cost.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))
@@ -122,21 +172,22 @@ class Panel:
     async def train(self) -> None:
         """Run what the controls say in a thread, its progress below them, to its end or Stop."""
         settings, progress = self.settings(), Watched()
-        experiment, view = self.experiment.under(settings), WidgetView(progress)
+        experiment = self.experiment.under(settings)
+        view = RunView(progress, plots.over_study(self.runs.study))
         self.ended.value, self.area.children = "", (view.box,)
         self.enable(False)
         try:
-            front = await follow(partial(run, experiment, self.rewards), progress, view, "WARP")
+            await follow(partial(run, experiment, self.rewards), progress, view, "WARP")
         except StoppedByHand:
             self.ended.value = "Stopped. What is finished is kept; Start goes on from there."
         except Exception as error:  # whatever it is, it is said here: no cell awaits it
             self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
         else:
             self.ended.value = (
-                f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, and in"
-                " the explorer of notebook 5."
+                f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, its front"
+                " below among your runs, and in the explorer."
             )
-            self.area.children = (view.box, LiveFigure(front))
+            self.runs.read(settings.name)
         finally:
             self.enable(True)
             self.tell()
@@ -148,16 +199,20 @@ class Panel:
 
 
 def _control(f: dataclasses.Field, value: Any) -> widgets.ValueWidget:
-    """A list for a setting that is one of a few, else a line of text.
+    """A slider or a list where a setting has a usual range or is one of a few, else a line of text.
 
-    So a bad value is refused in words and not silently mended.
+    There a bad value is refused in words and not silently mended.
     """
     about = {
         "description": f"{SYMBOLS[f.name]} {f.name}".strip(),
-        "tooltip": f.metadata["doc"],
         "style": {"description_width": "8em"},
-        "layout": widgets.Layout(width="19em"),
+        "layout": widgets.Layout(width="100%"),
     }
     if among := f.metadata["among"]:
         return widgets.Dropdown(options=among, value=value, **about)
+    if f.name in SLIDERS:
+        least, most, step = SLIDERS[f.name]
+        slider = widgets.IntSlider if f.type is int else widgets.FloatSlider
+        span = {"min": min(least, value), "max": max(most, value), "step": step}
+        return slider(value, **span, continuous_update=False, **about)
     return widgets.Text(value=f"{value}", continuous_update=False, **about)
