@@ -4,12 +4,13 @@ import asyncio
 import dataclasses
 import html
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ipywidgets as widgets
+import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import Markdown
 
@@ -33,22 +34,29 @@ SLIDERS = {"iterations": (1, 6, 1), "runs": (1, 6, 1), "beta": (0.0, 2.0, 0.05)}
 SLIDERS |= {"eta": (0.0, 1.0, 0.05), "temperature": (0.1, 2.0, 0.05)}
 BAD = "warp-bad"
 STYLE = (
-    f"<style>.{BAD} {{ color: var(--jp-error-color1, #b3261e) }}"
+    "<style>.warp-help { line-height: 1.3; font-size: .85em }"
+    f" .{BAD} {{ color: var(--jp-error-color1, #b3261e) }}"
     f" .{BAD} input {{ outline: 2px solid var(--jp-error-color1, #b3261e) }}</style>"
 )
 NOTEBOOK = "03_warp"
 
+T = TypeVar("T")
+MakeRewards = Callable[[Progress], dict[str, Reward]]
 
-def knobs(experiment: Experiment, rewards: dict[str, Reward]) -> widgets.Widget | Markdown:
+
+def knobs(experiment: Experiment, make_rewards: MakeRewards) -> widgets.Widget | Markdown:
     """The panel where someone can turn widgets; elsewhere the cost and the command in words.
 
     Args:
         experiment: whose models and reviews are used; its settings are what the knobs begin at.
-        rewards: as `Experiment.rewards` gave them.
+        make_rewards: gives reward model and judges, as `Experiment.rewards` does. It may take its
+            time: the panel is there before it ends.
     """
     if front_end():
-        return Panel(experiment, rewards).box
-    price = cost(experiment.under(experiment.settings), rewards)
+        panel = Panel(experiment, {})
+        asyncio.get_running_loop().create_task(panel.open(make_rewards))
+        return panel.box
+    price = cost(experiment.under(experiment.settings), make_rewards(Progress()))
     return Markdown(
         "In JupyterLab and Voilà knobs stand here; without them, a terminal turns them. These"
         f" settings: {price}\n\n```\n{command(experiment.settings)}\n```"
@@ -72,14 +80,17 @@ def command(settings: Settings) -> str:
     return shlex.join(words)
 
 
-def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> None:
-    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does."""
+def run(experiment: Experiment, rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
+    """Train WARP, evaluate it and enter it into the run's table, as notebook 03 does.
+
+    Returns its rows.
+    """
     with locked(experiment.settings.name, "lab"):
         rewards = experiment.standardised(rewards, progress)
         experiment.real_positive(rewards["reward"])
         trained = experiment.warp(experiment.aligner(rewards["reward"], progress))
         points = warp_points(experiment.theta_sft, trained, experiment.settings)
-        experiment.measure(NOTEBOOK, points, rewards, progress)
+        return experiment.measure(NOTEBOOK, points, rewards, progress)
 
 
 class RunView(WidgetView):
@@ -120,6 +131,7 @@ class Panel:
     """The controls, the cost of their values, Start, the run, and below it one's own runs."""
 
     def __init__(self, experiment: Experiment, rewards: dict[str, Reward]) -> None:
+        """rewards: none as long as they are in the making."""
         self.experiment, self.rewards = experiment, rewards
         mine = experiment.settings.asdict() | {"name": f"{experiment.settings.name}-mine"}
         known = {f.name: f for f in fields(Settings)}
@@ -155,7 +167,7 @@ class Panel:
         for name, control in self.controls.items():
             control.remove_class(BAD)
             doc = next(f.metadata["doc"] for f in fields(Settings) if f.name == name)
-            self.helps[name].value = f"<small>{html.escape(doc)}</small>"
+            self.helps[name].value = f"<div class=warp-help>{html.escape(doc)}</div>"
         try:
             settings = self.settings()
         except ValueError as error:
@@ -166,31 +178,58 @@ class Panel:
                 self.helps[name].value, self.cost.value = why, ""
             return
         self.cost.value, self.command.value = "looking into the store …", command(settings)
+        if not self.rewards:
+            self.cost.value = (
+                "First come the reward model, what SFT writes, and the time of a step: seconds, or"
+                " the first time minutes. Then the cost stands here."
+            )
+            return
         self.cost.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))
         self.start.disabled = False
 
+    async def open(self, make_rewards: MakeRewards) -> None:
+        """Make the rewards, and time a step where no pace is on record; then runs can be begun."""
+
+        def work(progress: Progress) -> dict[str, Reward]:
+            rewards = make_rewards(progress)
+            # of the experiment itself: its prompts are then there for all settings
+            cost(self.experiment, rewards)
+            return rewards
+
+        progress = Watched()
+        if rewards := await self.follow(work, progress, WidgetView(progress)):
+            self.rewards, self.area.children = rewards, ()
+        self.tell()
+
     async def train(self) -> None:
-        """Run what the controls say in a thread, its progress below them, to its end or Stop."""
+        """Run what the controls say, to its end or Stop."""
         settings, progress = self.settings(), Watched()
-        experiment = self.experiment.under(settings)
         view = RunView(progress, plots.over_study(self.runs.study))
-        self.ended.value, self.area.children = "", (view.box,)
+        work = partial(run, self.experiment.under(settings), self.rewards)
         self.enable(False)
-        try:
-            await follow(partial(run, experiment, self.rewards), progress, view, "WARP")
-        except StoppedByHand:
-            self.ended.value = "Stopped. What is finished is kept; Start goes on from there."
-        except Exception as error:  # whatever it is, it is said here: no cell awaits it
-            self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
-        else:
+        if await self.follow(work, progress, view) is not None:
             self.ended.value = (
                 f"Done: its points are in <code>runs/{html.escape(settings.name)}</code>, its front"
                 " below among your runs, and in the explorer."
             )
             self.runs.read(settings.name)
-        finally:
-            self.enable(True)
-            self.tell()
+        self.enable(True)
+        self.tell()
+
+    async def follow(
+        self, work: Callable[[Progress], T], progress: Watched, view: WidgetView
+    ) -> T | None:
+        """What `work` gives, its progress shown below the controls; None where it was stopped or
+        failed, which is said.
+        """
+        self.ended.value, self.area.children = "", (view.box,)
+        try:
+            return await follow(work, progress, view, "WARP")
+        except StoppedByHand:
+            again = "Start" if self.rewards else "the cell, run again,"
+            self.ended.value = f"Stopped. What is finished is kept; {again} goes on from there."
+        except Exception as error:  # whatever it is, it is said here: no cell awaits it
+            self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
 
     def enable(self, able: bool) -> None:
         """Let the controls be turned, or not while a run goes on with their values."""
@@ -198,7 +237,10 @@ class Panel:
             control.set_trait("disabled", not able)
 
 
-def _control(f: dataclasses.Field, value: Any) -> widgets.ValueWidget:
+Control = widgets.Dropdown | widgets.IntSlider | widgets.FloatSlider | widgets.Text
+
+
+def _control(f: dataclasses.Field, value: Any) -> Control:
     """A slider or a list where a setting has a usual range or is one of a few, else a line of text.
 
     There a bad value is refused in words and not silently mended.
@@ -206,7 +248,7 @@ def _control(f: dataclasses.Field, value: Any) -> widgets.ValueWidget:
     about = {
         "description": f"{SYMBOLS[f.name]} {f.name}".strip(),
         "style": {"description_width": "8em"},
-        "layout": widgets.Layout(width="100%"),
+        "layout": widgets.Layout(width="auto"),
     }
     if among := f.metadata["among"]:
         return widgets.Dropdown(options=among, value=value, **about)

@@ -31,7 +31,8 @@ from .live_figure import LiveFigure
 
 COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
 EXAMPLES = ("This film was", "I went to see it because", "The worst thing about the plot")
-ETAS, ON_PAGE = [k / 10 for k in range(11)], 2  # of the page's slider, and completions there
+# of the page's slider; completions of a prompt there, which take seconds; of these, shown
+ETAS, ON_PAGE, READ_ON_PAGE = [k / 10 for k in range(11)], 4, 2
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
 NAMED = 3  # tokens of a completion that are also named in words, those of the largest KL
 BUSY = '<span role="status">⏳ writing …</span>'
@@ -225,15 +226,14 @@ def slider(playground: Playground, policies: Sequence[str]) -> str:
 
     page.js makes the controls of the JSON in it; where no script runs, its text stands still.
     """
-    written = {}
-    for policy in policies:
-        by_eta = []
-        for eta in ETAS:
-            mix = Mix(policy, policy, 0.0, eta)
-            each = playground.write([p for p in EXAMPLES for _ in range(COMPLETIONS)], mix)
-            rows = [each[k : k + COMPLETIONS] for k in range(0, len(each), COMPLETIONS)]
-            by_eta.append([_packed(of_prompt) for of_prompt in rows])
-        written[policy] = by_eta
+    prompts = [prompt for prompt in EXAMPLES for _ in range(ON_PAGE)]
+
+    def at(policy: str, eta: float) -> list[dict[str, Any]]:
+        each = playground.write(prompts, Mix(policy, policy, 0.0, eta))
+        return [_packed(each[k : k + ON_PAGE]) for k in range(0, len(each), ON_PAGE)]
+
+    sft = at(policies[0], 0.0)
+    written = {policy: [sft, *(at(policy, eta) for eta in ETAS[1:])] for policy in policies}
     told = {"prompts": EXAMPLES, "etas": ETAS, "full": FULL, "written": written}
     data = script_json(told)
     at_rest = still(playground, EXAMPLES[0], Mix(policies[0], policies[0], 0.0, 1.0))
@@ -247,7 +247,7 @@ def _packed(completions: Sequence[Completion]) -> dict[str, Any]:
     Each token is its text, its KL and, where a sentence ends, what that adds to r̃.
     """
     texts = []
-    for one in completions[:ON_PAGE]:
+    for one in completions[:READ_ON_PAGE]:
         gains = dict(one.sentences)
         tokens = [
             [piece, round(kl, 2), *([round(gains[k], 2)] if k in gains else [])]
