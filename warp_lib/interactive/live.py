@@ -264,13 +264,16 @@ class WidgetView:
         self.figure = LiveFigure(curves([]))
         self.drawn = 0  # points that the figure has
         self.bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
-        self.label = ipywidgets.Label()  # shows text, never HTML
+        # shows text, never HTML
+        self.label = ipywidgets.Label(layout=ipywidgets.Layout(width="auto"))
         self.button = ipywidgets.Button(
             description="Stop", tooltip="Give up the current step; what is finished is kept"
         )
         self.button.on_click(self.stop)
         self.texts, self.written = ipywidgets.HTML(), self.progress.shown
-        row = ipywidgets.HBox([self.bar, self.label, self.button])
+        row = ipywidgets.HBox(
+            [self.bar, self.label, self.button], layout=ipywidgets.Layout(flex_flow="row wrap")
+        )
         self.box = ipywidgets.VBox([row, self.figure, self.texts])
 
     def stop(self, _: Any = None) -> None:

@@ -36,7 +36,7 @@ BAD = "warp-bad"
 STYLE = (
     "<style>.warp-help { line-height: 1.3; font-size: .85em }"
     f" .{BAD} {{ color: var(--jp-error-color1, #b3261e) }}"
-    f" .{BAD} input {{ outline: 2px solid var(--jp-error-color1, #b3261e) }}</style>"
+    f" .{BAD} input {{ border: 2px solid var(--jp-error-color1, #b3261e) !important }}</style>"
 )
 NOTEBOOK = "03_warp"
 

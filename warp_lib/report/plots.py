@@ -465,7 +465,7 @@ def over_study(study: dict[str, list[Outcome]]) -> go.Figure:
             hovertemplate=f"{name}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
         )
     figure.update_layout(template="warp", height=440, margin=dict(t=10, l=10, r=10))
-    return figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    return figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
 
 
 def own_fronts(study: dict[str, list[Outcome]], runs: dict[str, pd.DataFrame]) -> go.Figure:
