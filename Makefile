@@ -60,15 +60,16 @@ lint: setup ## ruff, notebooks included; types; who imports whom
 # Cells train in threads, which are quick in one arena only: see keep_freed_memory in warp_lib/fast/machine.py.
 lab app: export MALLOC_ARENA_MAX = 1
 
-lab: setup ## open the notebooks in JupyterLab, on localhost only
-	$(BIN)/jupyter lab notebooks --ip=127.0.0.1 $(ARGS)
+lab: setup ## open WARP's knobs, and the other notebooks, in JupyterLab, on localhost only
+	$(BIN)/jupyter lab notebooks/lab.ipynb --ip=127.0.0.1 $(ARGS)
 
-# A kernel waits, the notebook run in it, for whoever opens the page. The template is the stock one without its requests to the network.
+# A kernel waits, the explorer run in it, for whoever opens the page; it is the first page, and links to lab.ipynb. The template is the stock one without its requests to the network.
 # Nor JupyterLab's own plotly, 5 MB: figures bring theirs.
 # A page that is closed or loaded anew ends its kernel (the template sees to it). Idle ones are not culled: the one that waits would be too.
-app: setup ## open the Pareto explorer as an app in the browser, on localhost only
-	JUPYTER_PATH="$(CURDIR)/notebooks" $(BIN)/voila notebooks/explorer.ipynb --Voila.ip=127.0.0.1 --template=offline --preheat_kernel=True \
-	    --pool_size=1 --VoilaConfiguration.extension_denylist=jupyterlab-plotly $(ARGS)
+app: setup ## open the Pareto explorer, and WARP's knobs, as apps in the browser, on localhost only
+	JUPYTER_PATH="$(CURDIR)/notebooks" $(BIN)/voila notebooks --Voila.ip=127.0.0.1 --template=offline --preheat_kernel=True \
+	    --pool_size=1 --VoilaKernelManager.preheat_denylist='(?!.*/explorer.ipynb$$)' \
+	    --VoilaConfiguration.extension_denylist=jupyterlab-plotly $(ARGS)
 
 # The peers live in an environment of their own: what they need must not bend what the report is tested with.
 PEERS := benchmarks/.venv

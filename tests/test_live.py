@@ -206,9 +206,10 @@ def test_stop_button_and_figure(monkeypatch):
     assert view.texts.value.count("+0.50") == live_module.SHOWN
     # drawing takes a moment: Stop answers first
     assert {said for stopping, said in drawn if stopping} == {"Stopped"}
-    panels = [axis.title.text for axis in figure.select_yaxes()]
+    titles = [note.text for note in figure.layout.annotations]
     assert anchor.yaxis == sft.yaxis != reward.yaxis != loss.yaxis
-    assert panels[:2] == ["loss", "reward r̃"]
+    assert titles[:2] == ["loss by step", "reward r̃ by step"] and len(titles) == 3
+    assert {trace.mode for trace in figure.data} == {"lines+markers"}  # the first step is seen
 
 
 def test_no_widgets_without_a_front_end(monkeypatch):
@@ -233,6 +234,31 @@ def test_text_is_rare_and_tells_the_time_to_go(capsys):
         and "to go" not in lines[-2]
     )
     assert lines[-1] == "run 2: 7/7, from an earlier run"
+
+
+def test_checkpoints_are_not_joined_and_titles_keep_apart():
+    progress = Watched()
+    for _ in progress.track(range(3), "evaluation"):
+        progress.log(checkpoint_reward=1.0, checkpoint_kl=2.0)
+    for _ in progress.track(range(3), "run 1"):
+        progress.log(reward=1.0, kl_sft=0.2)
+    figure = go.Figure(live_module.curves(progress.loops))
+    assert [trace.mode for trace in figure.data] == 2 * ["markers"] + 2 * ["lines+markers"]
+    tops = {axis.anchor: axis.domain[1] for axis in figure.select_yaxes()}
+    places = {(round(note.x, 2), note.y) for note in figure.layout.annotations}
+    assert len(places) == 4 and {y for _, y in places} == set(tops.values())
+
+
+def test_time_to_go_leaves_the_first_step_out(monkeypatch):
+    """Guards: a first step of minutes, which compiles and fills caches, taken for the pace."""
+    now = [0.0]
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: now[0])
+    progress, told = Watched(), []
+    steps = progress.track(range(5), "run 1", done=2, total=7)
+    for _ in steps:
+        told.append(progress.open[-1].to_go())
+        now[0] += 2.0 if progress.open[-1].done > 2 else 100.0
+    assert told == [None, None, 6.0, 4.0, 2.0]
 
 
 def test_loops_nest():

@@ -6,9 +6,12 @@ import dataclasses
 import html
 import re
 import shlex
+import shutil
 import time
 
+import ipywidgets as widgets
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,9 +25,11 @@ from warp_lib.interactive import cost as cost_module
 from warp_lib.interactive import panel as panel_module
 from warp_lib.interactive.cost import cost
 from warp_lib.interactive.live import Watched
+from warp_lib.interactive.my_runs import MyRuns, remove, rename
 from warp_lib.interactive.panel import Panel, command, knobs, run
-from warp_lib.runs.paths import ROOT
+from warp_lib.runs.paths import ROOT, locked
 from warp_lib.runs.progress import Progress, Stopped
+from warp_lib.runs.results import write_results
 from warp_lib.settings import PROFILES, Settings
 
 TOY = {"iterations": 2, "runs": 2, "steps": 5, "name": "toy"}
@@ -132,7 +137,7 @@ def test_after_a_report_everything_is_stored_and_nothing_is_timed(toy, monkeypat
     monkeypatch.setattr(torch, "get_num_threads", lambda: 97)
     assert (
         cost(experiment, rewards).stored == 20
-        and "all of them stored" in knobs(experiment, rewards).data
+        and "all of them stored" in knobs(experiment, lambda _: rewards).data
     )
     opened = Panel(experiment, rewards)
     assert "nothing to train" in opened.cost.value and not opened.start.disabled
@@ -245,13 +250,13 @@ def test_without_a_front_end_there_is_text(toy, monkeypatch):
     monkeypatch.setattr(panel_module, "Panel", None)
     experiment, rewards = toy
     train(experiment, rewards, Progress())
-    text = knobs(experiment, rewards).data
+    text = knobs(experiment, lambda _: rewards).data
     assert "20 steps in 4 runs, all of them stored" in text and command(experiment.settings) in text
 
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("runs", "0"), ("eta", "1.5"), ("steps", "many"), ("beta", ""), ("name", "<b>../x")],
+    [("mu", "1.5"), ("steps", "many"), ("learning_rate", ""), ("name", "<b>../x")],
 )
 def test_bad_values_are_refused_in_the_settings_words(toy, knob, value):
     """Guards: a run that begins with another value than it shows; words of the panel's own; a
@@ -263,17 +268,21 @@ def test_bad_values_are_refused_in_the_settings_words(toy, knob, value):
     opened.controls[knob].value = value
     with pytest.raises(ValueError, match=f"^{knob} must be") as refusal:
         opened.settings()
-    assert opened.cost.value == f"<b>{html.escape(str(refusal.value))}</b>"
-    assert opened.start.disabled and opened.command.value == ""
+    assert f">{html.escape(str(refusal.value))}</b>" in opened.helps[knob].value
+    red = {name for name, c in opened.controls.items() if panel_module.BAD in c._dom_classes}
+    assert red == {knob} and opened.start.disabled
+    assert opened.command.value == opened.cost.value == ""
     opened.controls[knob].value = good
     assert not opened.start.disabled and "steps in" in opened.cost.value
+    assert panel_module.BAD not in opened.controls[knob]._dom_classes
 
 
 def test_every_knob_has_its_settings_words(toy):
+    """Visible ones: ipywidgets shows no tooltips."""
     opened, docs = Panel(*toy), {f.name: f.metadata["doc"] for f in dataclasses.fields(Settings)}
-    assert {name: control.tooltip for name, control in opened.controls.items()} == {
-        name: docs[name] for name in opened.controls
-    }
+    for name in opened.controls:
+        assert html.escape(docs[name]) in opened.helps[name].value
+    assert isinstance(opened.controls["eta"], widgets.FloatSlider)
     wanted = {
         "iterations",
         "runs",
@@ -288,6 +297,79 @@ def test_every_knob_has_its_settings_words(toy):
     }
     assert wanted <= opened.controls.keys()
     assert opened.settings() == dataclasses.replace(toy[0].settings, name="toy-mine")
+
+
+# ----------------------------------------------------------------------------------- one's own runs
+
+
+def keep_run(name: str, reward: float, scorer: str = "r") -> None:
+    """A run under runs/: SFT, and a front that rises to `reward` at 4 nats."""
+    paths_of = {"method": ["sft", "warp", "warp"], "eta": [None, 0.5, 1], "iteration": 2, "runs": 2}
+    rows = pd.DataFrame(paths_of | {"seed": 0, "kl": [0, 2, 4], "reward": [0, reward / 2, reward]})
+    scores = {s: rows[s].to_numpy()[:, None] + np.array([-0.1, 0.0, 0.1]) for s in ("kl", "reward")}
+    rows["kl_se"] = rows["reward_se"] = 0.1
+    write_results(name, "03_warp", rows.to_dict("records"), scores, [], {"reward": scorer})
+
+
+def test_own_runs_are_compared_renamed_and_deleted(store):
+    keep_run("low", 1.0)
+    keep_run("high", 2.0)
+    keep_run("other", 3.0, scorer="s")
+    table = MyRuns({})
+    assert not table.chosen and table.delete.disabled and table.rename.disabled
+
+    def shown() -> list[str]:
+        return [row.children[0].description for row in table.rows.children[1:]]
+
+    table.order.value = "most r̃"
+    assert shown() == ["other", "high", "low"]
+    table.pattern.value = "H"  # whatever the letters' size
+    assert shown() == ["other", "high"]
+    table.ticks["high"].value = table.ticks["low"].value = True
+    assert "At 4.00 nats high − low is +1.000" in table.said.value and "higher" in table.said.value
+    assert len(table.figure.figure.data) == 2 and table.rename.disabled
+    table.ticks["low"].value, table.ticks["other"].value = False, True
+    assert "cannot be compared" in table.said.value
+    table.ticks["other"].value = False
+    table.name.value = "low"  # taken
+    table.rename.click()
+    assert "already" in table.said.value and (store / "high").exists()
+    table.name.value = "../away"
+    table.rename.click()
+    assert "plain folder name" in table.said.value and (store / "high").exists()
+    table.name.value = "highest"
+    table.rename.click()
+    assert table.chosen == ["highest"] and not (store / "high").exists()
+    table.delete.click()
+    assert (store / "highest").exists() and "Delete highest?" in table.said.value
+    table.keep.click()
+    assert table.sure.layout.display == "none"
+    table.delete.click()
+    table.sure.click()
+    assert not (store / "highest").exists() and (store / "low").exists()
+
+
+def test_what_is_in_use_or_no_run_is_never_deleted(store):
+    """Guards: the store, a folder of something else, a link out of runs/, a run that goes on."""
+    keep_run("mine", 1.0)
+    shutil.copytree(store / "mine", store / "store")
+    (store / "reviews").mkdir()
+    outside = store.parent / f"{store.name}-outside"
+    shutil.copytree(store / "mine", outside)
+    (store / "link").symlink_to(outside)
+    for name in ("store", "reviews", "link", "..", ".", "", "mine/results", str(outside)):
+        with pytest.raises(ValueError):
+            remove(name)
+        with pytest.raises(ValueError):
+            rename(name, "x")
+    with locked("mine", "report"):
+        for act in (lambda: remove("mine"), lambda: rename("mine", "x")):
+            with pytest.raises(ValueError, match="'mine' is in use: report is running"):
+                act()
+    assert {f.name for f in store.iterdir()} == {"mine", "store", "reviews", "link"}
+    assert (outside / "results").exists()
+    remove("mine")
+    assert not (store / "mine").exists()
 
 
 # ------------------------------------------------------------------------------ as a person uses it
@@ -321,7 +403,7 @@ def lab(chromium, folders, tmp_path_factory) -> Page:
         nbformat.v4.new_code_cell(source)
         for source in (
             SETUP.replace("{folders}", repr(folders)),
-            "knobs(experiment, rewards)",
+            "knobs(experiment, lambda progress: rewards)",
             LIVE,
         )
     ]
@@ -404,17 +486,47 @@ def test_lab_starts_stops_and_goes_on(lab):
     assert steps_done(label) >= stored
     expect(panel.get_by_text("Done: its points are in")).to_be_visible(timeout=180_000)
     expect(said).to_contain_text("nothing to train", timeout=30_000)
-    expect(panel.locator(".js-plotly-plot .scatterlayer .point").first).to_be_visible()
+    # over the study's two fronts: what was trained, then what was measured, which no line joins
+    traces = panel.locator(".js-plotly-plot").first.locator(".scatterlayer .trace")
+    expect(traces).to_have_count(4)
+    expect(traces.locator(".js-line")).to_have_count(2)
     assert (pd.read_csv(lab.runs / "lab-mine" / "results.csv")["steps"] == total).any()
+
+
+def test_lab_table_of_runs(lab):
+    """The run that has just ended is ticked; it is renamed, and deleted once that is confirmed."""
+    panel = lab.locator(".jp-Notebook .jp-Cell").nth(1)
+    expect(panel.get_by_label("lab-mine")).to_be_checked()
+    fronts = panel.locator(".js-plotly-plot").last.locator(".scatterlayer .trace")
+    expect(fronts).to_have_count(3)
+    new = panel.get_by_label("new name")
+    new.fill("better")
+    new.press("Tab")
+    panel.get_by_role("button", name="Rename").click()
+    expect(panel.get_by_label("better")).to_be_checked()
+    assert (lab.runs / "better").exists() and not (lab.runs / "lab-mine").exists()
+    panel.get_by_role("button", name="Delete …").click()
+    expect(panel.get_by_text("what was trained stays in the store")).to_be_visible()
+    assert (lab.runs / "better").exists()
+    panel.get_by_role("button", name="Delete for good").click()
+    expect(panel.get_by_label("better")).to_have_count(0)
+    assert not (lab.runs / "better").exists() and any((lab.runs / "store").glob("run-*"))
+    expect(fronts).to_have_count(2)
 
 
 def test_lab_refuses_a_bad_value_in_words(lab):
     panel = lab.locator(".jp-Notebook .jp-Cell").nth(1)
-    eta, start = panel.get_by_label("η eta"), panel.get_by_role("button", name="Start", exact=True)
-    eta.fill("1.5")
-    eta.press("Tab")
-    expect(panel.get_by_text("eta must be a number from 0 to 1, not 1.5.")).to_be_visible()
+    mu, start = panel.get_by_label("μ mu"), panel.get_by_role("button", name="Start", exact=True)
+    mu.fill("1.5")
+    mu.press("Tab")
+    said = panel.get_by_text("mu must be a number from 0 to 1, not 1.5.")
+    expect(said).to_be_visible()
+    red, green, _ = map(
+        int, re.findall(r"\d+", said.evaluate("e => getComputedStyle(e).color"))[:3]
+    )
+    assert red > 2 * green
+    expect(mu).to_have_css("border-top-width", "2px")
     expect(start).to_be_disabled()
-    eta.fill("0.5")
-    eta.press("Tab")
+    mu.fill("0.05")
+    mu.press("Tab")
     expect(start).to_be_enabled()

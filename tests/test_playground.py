@@ -8,14 +8,17 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 from conftest import (
     END,
+    menu,
     padded,
     plain_log_probs,
     plain_logits,
@@ -23,6 +26,7 @@ from conftest import (
     tiny_policy,
     token_ids,
 )
+from nbformat import v4
 from playwright.sync_api import Page, expect
 
 from warp_lib.interactive import playground
@@ -38,6 +42,7 @@ from warp_lib.interactive.playground import (
 )
 from warp_lib.merging import between, interpolate, slerp
 from warp_lib.policy import Policy
+from warp_lib.report.page import write_page
 from warp_lib.reward import Reward
 from warp_lib.runs.paths import ROOT
 from warp_lib.runs.progress import Progress
@@ -250,7 +255,7 @@ def test_weights_are_plain_arithmetic(play):
     sft = play.experiment.theta_sft
     delta = {n: play.tuned["WARP"][n] - t for n, t in play.experiment.theta_sft.items()}
     for eta in (1.0, 0.35, 0.0):
-        play.write("w1 w2", Mix("WARP", "run", 0.0, eta))
+        play.write(["w1 w2"], Mix("WARP", "run", 0.0, eta))
         now = play.experiment.policy.weights()
         for name, t in sft.items():
             torch.testing.assert_close(now[name], t + eta * delta[name])
@@ -260,7 +265,7 @@ def test_weights_are_plain_arithmetic(play):
 
 
 def test_at_sft_nothing_departs(play):
-    for one in play.write("w1 w2", Mix("WARP", "run", 0.4, 0.0)):
+    for one in play.write(["w1 w2"], Mix("WARP", "run", 0.4, 0.0)):
         assert one.kl == one.log_ratio == [0.0] * len(one.pieces)
 
 
@@ -285,7 +290,7 @@ def test_kl_of_each_token_against_plain_logits(float32):
 
 
 def test_sentences_add_up_to_the_reward(play):
-    for one in play.write("w1 w2 w5", Mix("WARP", "run", 0.0, 1.0)):
+    for one in play.write(["w1 w2 w5"], Mix("WARP", "run", 0.0, 1.0)):
         text = one.prompt + "".join(one.pieces)
         assert one.prompt == "w1 w2 w5" and len(one.pieces) == 12 and one.sentences[-1][0] == 12
         assert one.reward == pytest.approx(
@@ -298,7 +303,9 @@ def test_sentences_add_up_to_the_reward(play):
 
 def test_same_take_same_numbers(play):
     place = Mix("WARP", "run", 0.0, 1.0)
-    assert play.write("w1", place) == play.write("w1", place) != play.write("w1", place, take=1)
+    assert (
+        play.write(["w1"], place) == play.write(["w1"], place) != play.write(["w1"], place, take=1)
+    )
 
 
 @pytest.mark.parametrize("prompt", ["", "w1 " * 53])
@@ -306,7 +313,7 @@ def test_prompt_that_does_not_fit(play, prompt):
     with pytest.raises(
         ValueError, match=r"a prompt must have from 1 to 52 tokens \(about 39 words\), not "
     ):
-        play.write(prompt, Mix("WARP", "run", 0.0, 1.0))
+        play.write([prompt], Mix("WARP", "run", 0.0, 1.0))
 
 
 def test_geometry_is_of_the_chosen_pair_and_place(play):
@@ -353,13 +360,6 @@ def test_texts_are_escaped():
     )
 
 
-def test_without_a_front_end_it_stands_still(play, monkeypatch):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    desk = Desk(play, "w1 w2", Mix("WARP", "run", 0.0, 1.0))
-    assert re.findall(r"η = ([\d.]+) of", desk.texts.data) == ["0", "0.5", "1"]
-    assert len(desk.layers.data) == 2 and not hasattr(desk, "eta")
-
-
 def test_controls_draw_once_they_rest(play, monkeypatch):
     """Guards: a slider that is held down and asks for texts at every step; a bad prompt that breaks
     the controls.
@@ -376,11 +376,13 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
 
         for eta in (0.8, 0.6, 0.2):
             desk.eta.value = eta
+        assert "writing" in desk.busy.value
         await asyncio.sleep(0.5)
         assert (
             len(visited().x) == len(visited().error_y.array) == 2
             and desk.shown.value != first
             and "η = 0.2 of WARP" in desk.summary.value
+            and desk.busy.value == ""
         )
         assert desk.layers.figure.data[1].z[2][-1] == pytest.approx(
             0.2 * desk.layers.figure.data[1].z[0][-1], rel=1e-5
@@ -388,9 +390,10 @@ def test_controls_draw_once_they_rest(play, monkeypatch):
         desk.prompt.value = ""
         await asyncio.sleep(0.5)
         assert "a prompt must have" in desk.summary.value and len(visited().x) == 2
+        assert desk.shown.value == desk.busy.value == ""  # not the texts of another prompt
         desk.prompt.value = HOSTILE
         await asyncio.sleep(0.5)
-        assert "<img" not in desk.shown.value and len(visited().x) == 3
+        assert "<img" not in desk.shown.value and len(visited().x) == 1  # another prompt's way
 
     asyncio.run(use())
 
@@ -439,11 +442,81 @@ def test_hostile_prompt_stays_text(lab):
     prompt.press("Enter")
     expect(lab.locator(".widget-html").filter(has_text=HOSTILE)).to_be_visible(timeout=20_000)
     assert lab.locator("img[src=x]").count() == 0
+    lab.get_by_role("button", name="This film was").click()
+    expect(lab.get_by_label("prompt")).to_have_value("This film was")
+    expect(lab.locator("sub").filter(has_text="+").first).to_be_visible(timeout=20_000)
     if shots := os.environ.get("WARP_SCREENSHOTS"):  # for the README: a folder
-        prompt.fill("This film was")
-        prompt.press("Enter")
         lab.get_by_role("slider").first.press("End")
         expect(said(lab)).to_contain_text("η = 1 of WARP", timeout=20_000)
         lab.locator(".jp-OutputArea-output").filter(has=prompt).first.screenshot(
             path=Path(shots) / "playground.png"
         )
+
+
+def test_a_picture_stays_when_the_kernel_is_gone(lab):
+    """The notebook, saved and opened anew without its kernel, still shows what was last written."""
+    picture = lab.locator(".warp-picture")
+    expect(picture).to_be_hidden()
+    menu(lab, "File", "Save Notebook")
+    menu(lab, "Kernel", "Shut Down Kernel")
+    lab.reload()
+    expect(picture).to_contain_text("of WARP: r̃", timeout=60_000)
+    expect(picture).to_be_visible()
+    expect(picture).to_contain_text("furthest from SFT")
+
+
+@pytest.fixture
+def page_of(play, monkeypatch, tmp_path) -> Path:
+    """A report page of the playground's cell without a front end, with hostile completions."""
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    monkeypatch.setattr(playground, "EXAMPLES", ("w1 w2", "w3 w4"))
+    shown = []
+    monkeypatch.setattr(playground, "display", shown.append)
+    write, bad = play.write, [HOSTILE, "</script><script>alert(1)</script>"]
+
+    def hostile(*given) -> list[Completion]:
+        return [replace(one, pieces=bad + one.pieces[2:]) for one in write(*given)]
+
+    monkeypatch.setattr(play, "write", hostile)
+    desk = Desk(play, "w1 w2", Mix("WARP", "run", 0.0, 1.0))
+    desk.show()
+    assert len(desk.layers.data) == 2 and not hasattr(desk, "eta")
+    assert re.findall(r"<h4>η = ([\d.]+) of", shown[0].data) == ["0", "0.5", "1"]
+    cell = v4.new_code_cell(
+        "1", outputs=[v4.new_output("display_data", {"text/html": shown[0].data})]
+    )
+    nbformat.write(v4.new_notebook(cells=[cell]), tmp_path / "08_playground.ipynb")
+    write_page([tmp_path / "08_playground.ipynb"], tmp_path / "page.html", "WARP")
+    return tmp_path / "page.html"
+
+
+def test_the_page_slides_without_a_kernel(page_of, chromium, play):
+    """By the keyboard alone, under the page's own policy; what models write stays text, coloured by
+    its KL.
+    """
+    page = chromium.new_page(viewport={"width": 420, "height": 800})
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(error))
+    page.goto(page_of.as_uri())
+    slider = page.get_by_role("slider", name="η")
+    said = page.locator(".slide [role=status]")
+    expect(said).to_contain_text("η = 1 of WARP")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(said).to_contain_text("η = 0 of WARP")
+    expect(said).to_contain_text("KL 0.00 nats")
+    token = page.locator(".slide span").first
+    expect(token).to_have_text(HOSTILE)
+    expect(token).to_have_css("background-color", "rgba(213, 94, 0, 0)")
+    page.keyboard.press("End")
+    expect(token).not_to_have_css("background-color", "rgba(213, 94, 0, 0)")
+    page.get_by_label("policy").select_option("run")
+    page.get_by_label("prompt").select_option(index=1)
+    prompts = [prompt for prompt in ("w1 w2", "w3 w4") for _ in range(playground.ON_PAGE)]
+    mixed = play.write(prompts, Mix("run", "run", 0.0, 1.0))[playground.ON_PAGE :]
+    kl = sum(sum(one.kl) for one in mixed) / len(mixed)
+    expect(said).to_contain_text("η = 1 of run: r̃ ")
+    expect(said).to_contain_text(f"KL {kl:.2f} nats, mean of {len(mixed)} completions")
+    assert page.locator("img").count() == 0 and page.errors == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.close()

@@ -3,13 +3,15 @@ smoke profile.
 """
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 
 import nbformat
 import pandas as pd
 import pytest
-from conftest import running_in_lab
+from conftest import serving
 from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
@@ -84,24 +86,38 @@ def test_saved_policies_are_the_measured_ones(runs):
     assert all(name in said for name in ("warp", "warp-liti", "reinforce"))
 
 
-def test_the_notebook_runs_in_lab_after_the_report(runs, chromium, tmp_path):
-    """Everything is stored, by kernels of one thread; this one has two: its knobs say what a run
-    costs, and the answer follows.
+def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
+    """The lab beside the explorer, as `make app` serves them. Everything is stored, by kernels of
+    one thread; this one has two: its knobs say what a run costs, and its table has the report's.
     """
-    notebook = nbformat.read(ROOT / "notebooks" / "03_warp.ipynb", 4)
+    notebook = nbformat.read(ROOT / "notebooks" / "lab.ipynb", 4)
     (parameters,) = (
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
     parameters.source = parameters.source.replace('profile = "laptop"', 'profile = "smoke"')
-    nbformat.write(notebook, tmp_path / "03_warp.ipynb")
-    with running_in_lab(
-        chromium, tmp_path / "03_warp.ipynb", 3000, WARP_RUNS=runs[0], OMP_NUM_THREADS=2
-    ) as page:
-        answer = page.locator(".jp-OutputArea-output").filter(has_text="Answer (one seed").last
-        answer.wait_for(timeout=120_000)
-        expect(page.get_by_text("nothing to train")).to_be_visible(timeout=30_000)
+    nbformat.write(notebook, tmp_path / "lab.ipynb")
+    shutil.copy(ROOT / "notebooks" / "explorer.ipynb", tmp_path)
+    asked = ["make", "-n", "app", "ARGS=--no-browser --port={port}"]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    path, _, *words = shlex.split(said[said.index("JUPYTER_PATH") :].replace("\\\n", ""))
+    words[words.index("notebooks")] = str(tmp_path)
+    around = dict([path.split("=")], WARP_RUNS=str(runs[0]), OMP_NUM_THREADS="2")
+    around["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "voila", *words]
+    with serving(*command, log=tmp_path / "log", env=around) as address:
+        page = chromium.new_page(viewport={"width": 420, "height": 900})
+        page.goto(address)
+        expect(page).to_have_url(f"{address}voila/render/explorer.ipynb", timeout=60_000)
+        page.get_by_role("link", name="Lab").click(timeout=60_000)
+        expect(page.get_by_text("nothing to train")).to_be_visible(timeout=120_000)
         expect(page.get_by_role("button", name="Start", exact=True)).to_be_enabled()
+        expect(page.get_by_text("M: independent runs merged in each iteration")).to_be_visible()
+        page.get_by_label("smoke", exact=True).check()
+        fronts = page.locator(".js-plotly-plot").last.locator(".scatterlayer .trace")
+        expect(fronts).to_have_count(3)  # the study's two and this one
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
         assert page.get_by_text("Traceback").count() == 0
+        page.close()
 
 
 def test_more_runs_reuse_what_is_stored(runs):

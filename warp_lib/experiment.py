@@ -461,8 +461,9 @@ class Experiment:
             )
             for score, values in seen.scores.items():
                 scores.setdefault(score, []).append(values.mean(1).numpy())
-            progress.log(reward=seen.summary["reward"], kl_sft=seen.summary["kl"])
+            progress.log(checkpoint_reward=seen.summary["reward"], checkpoint_kl=seen.summary["kl"])
         scores = {score: np.stack(values) for score, values in scores.items()}
+        write_json(folder(s.name) / "settings.json", s.asdict())  # for the table of one's runs
         return write_results(
             s.name,
             part,

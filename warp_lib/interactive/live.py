@@ -24,11 +24,15 @@ from ..runs.progress import Progress, Stopped, duration, label
 T = TypeVar("T")
 
 SHOWN = 3  # completions of the latest step
+COLUMNS = 2  # panels beside each other
+FEW = 30  # steps of which each has a marker, so that the first is seen before there is a line
 # Series that share a panel, and the panel's name; any other number gets a panel of its own.
 PANELS = {
-    "reward": "reward r̃",
-    "kl_anchor": "KL in nats: — anchor, ⋯ SFT",
-    "kl_sft": "KL in nats: — anchor, ⋯ SFT",
+    "reward": "reward r̃ by step",
+    "kl_anchor": "KL by step, nats: — anchor, ⋯ SFT",
+    "kl_sft": "KL by step, nats: — anchor, ⋯ SFT",
+    "checkpoint_reward": "r̃ by checkpoint",
+    "checkpoint_kl": "KL to SFT by checkpoint, nats",
 }
 
 
@@ -156,6 +160,8 @@ class Loop:
     total: int
     done: int = 0
     began: float = field(default_factory=time.monotonic)
+    first: float | None = None  # when this session's first step ended, and its latest
+    latest: float | None = None
     ended: float | None = None
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
@@ -164,9 +170,12 @@ class Loop:
         return (self.ended or time.monotonic()) - self.began
 
     def to_go(self) -> float | None:
-        """Seconds to go at the pace so far, None before the first step."""
-        fresh = self.done - self.before
-        return self.seconds() / fresh * (self.total - self.done) if fresh > 0 else None
+        """Seconds to go at the pace after the first step, which warms up; None until the second."""
+        if self.first is None or self.latest is None or self.latest == self.first:
+            return None
+        pace = (self.latest - self.first) / (self.done - self.before - 1)
+        left = pace * (self.total - self.done) - (time.monotonic() - self.latest)
+        return max(left, 0.0)
 
     def line(self) -> str:
         """Where the loop is, in one line of text."""
@@ -209,7 +218,10 @@ class Watched(Progress):
         self.open.append(self.loops[-1])
 
     def advance(self) -> None:
-        self.open[-1].done += 1
+        loop = self.open[-1]
+        loop.latest = time.monotonic()
+        loop.first = loop.first or loop.latest
+        loop.done += 1
 
     def end(self) -> None:
         loop = self.open.pop()
@@ -278,7 +290,8 @@ class WidgetView:
 
         bar = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="30%"))
         # a label shows text, never HTML
-        return ipywidgets.HBox([bar, ipywidgets.Label(), *more])
+        label = ipywidgets.Label(layout=ipywidgets.Layout(width="auto"))
+        return ipywidgets.HBox([bar, label, *more], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
     def stop(self, _: Any = None) -> None:
         self.progress.stop.set()
@@ -339,7 +352,7 @@ def curves(loops: Sequence[Loop]) -> dict[str, Any]:
         for name in dict.fromkeys(name for _, numbers in rows for name in numbers):
             points = [(step, numbers[name]) for step, numbers in rows if name in numbers]
             series.append((number, loop.title, name, *zip(*points, strict=True)))
-    panels = {name: PANELS.get(name, label(name)) for _, _, name, *_ in series}
+    panels = {name: PANELS.get(name, f"{label(name)} by step") for _, _, name, *_ in series}
     titles = tuple(dict.fromkeys(panels.values()))
     traces = []
     for k, (number, title, name, steps, values) in enumerate(series):
@@ -358,24 +371,33 @@ def curves(loops: Sequence[Loop]) -> dict[str, Any]:
                     "color": PALETTE[number % len(PALETTE)],
                     "dash": "dot" if name == "kl_sft" else "solid",
                 },
-                "mode": "lines",
+                "mode": _mode(name, len(steps)),
             }
         )
     return {"data": traces, "layout": _panels(titles)}
 
 
+def _mode(name: str, points: int) -> str:
+    """How a series is drawn: checkpoints are no sequence, and stay apart."""
+    if name.startswith("checkpoint_"):
+        return "markers"
+    return "lines+markers" if points <= FEW else "lines"
+
+
 @cache
 def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
-    """The layout of panels side by side; their titles are those of their y axes."""
+    """The layout of panels in rows, each with its title above it and the legend below all."""
     from plotly.subplots import make_subplots
 
-    count = max(len(titles), 1)
-    figure = make_subplots(1, count, horizontal_spacing=0.25 / count)
-    for col, title in enumerate(titles, start=1):
-        figure.update_xaxes(title="step", row=1, col=col)
-        figure.update_yaxes(title=html.escape(title), row=1, col=col)
-    margin = {"l": 60, "r": 20, "t": 30, "b": 40}
-    figure.update_layout(height=300, margin=margin, template="warp")
+    columns = min(max(len(titles), 1), COLUMNS)
+    rows = -(-len(titles) // columns) or 1
+    above = [html.escape(title) for title in titles]
+    gap = 90 / (230 * rows)  # of the height, where a title stands
+    figure = make_subplots(rows, columns, subplot_titles=above, vertical_spacing=gap)
+    figure.update_annotations(font_size=13)
+    margin = {"l": 10, "r": 10, "t": 40, "b": 20}
+    legend = {"y": -30 / (230 * rows), "yanchor": "top"}
+    figure.update_layout(height=90 + 230 * rows, margin=margin, legend=legend, template="warp")
     return figure.layout.to_plotly_json()
 
 

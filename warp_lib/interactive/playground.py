@@ -8,12 +8,13 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import ipywidgets
 import plotly.graph_objects as go
 import torch
-from IPython.display import HTML
+from IPython.display import HTML, DisplayHandle, display
 from torch import Tensor
 
 from ..evaluate import kl_by_token
@@ -22,14 +23,19 @@ from ..fast import machine
 from ..merging import Weights, between, geometry, interpolate
 from ..policy import Policy, Rollouts
 from ..report import plots
+from ..report.page import script_json
 from ..reward import Reward
 from ..runs.seeds import torch_stream
 from .live import front_end
 from .live_figure import LiveFigure
 
 COMPLETIONS, READ = 8, 3  # of a prompt, each time; of these, shown
+EXAMPLES = ("This film was", "I went to see it because", "The worst thing about the plot")
+# of the page's slider; completions of a prompt there, which take seconds; of these, shown
+ETAS, ON_PAGE, READ_ON_PAGE = [k / 10 for k in range(11)], 4, 2
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
 NAMED = 3  # tokens of a completion that are also named in words, those of the largest KL
+BUSY = '<span role="status">⏳ writing …</span>'
 # seconds without a change before new texts are written: a slider held down asks once
 SETTLED = 0.15
 SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"[.!?…\"')\]]")
@@ -104,34 +110,35 @@ class Playground:
             )
         return ids
 
-    def write(self, prompt: str, mix: Mix, take: int = 0) -> list[Completion]:
-        """Completions of a prompt by the policy of a mix, scored.
+    def write(self, prompts: Sequence[str], mix: Mix, take: int = 0) -> list[Completion]:
+        """A completion of each prompt by the policy of a mix, scored.
 
         The same `take` draws the same random numbers for every mix.
 
         Raises ValueError for a prompt that is empty or too long.
         """
-        ids, s, policy = self.prompt_ids(prompt), self.experiment.settings, self.experiment.policy
+        s, policy = self.experiment.settings, self.experiment.policy
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
         policy.load(self.theta(mix))
         generator = torch_stream("playground", take, device=machine.device())
-        y = policy.sample([ids] * COMPLETIONS, s.max_new_tokens, s.temperature, generator)
+        y = policy.sample(ids, s.max_new_tokens, s.temperature, generator)
         kl, log_ratio = by_token(policy, self.experiment.sft, y, s.temperature)
-        start = str(policy.tokenizer.decode(ids))
-        pieces = [split(policy, ids, completion) for completion in y.completions.tolist()]
+        starts = [str(policy.tokenizer.decode(each)) for each in ids]
+        pieces = [split(policy, *pair) for pair in zip(ids, y.completions.tolist(), strict=True)]
         ends = [sentence_ends(tokens) for tokens in pieces]
         openings = [
             start + "".join(tokens[:end])
-            for tokens, sentences in zip(pieces, ends, strict=True)
-            for end in sentences
+            for start, tokens, sentences in zip(starts, pieces, ends, strict=True)
+            for end in [0, *sentences]
         ]
-        before, *rewards = self.reward([start, *openings]).tolist()
+        rewards = self.reward(openings).tolist()
         completions = []
         for k, (tokens, sentences) in enumerate(zip(pieces, ends, strict=True)):
-            after, rewards = rewards[: len(sentences)], rewards[len(sentences) :]
-            gains = [now - then for then, now in zip([before, *after], after, strict=False)]
-            numbers = kl[k].tolist(), log_ratio[k].tolist(), after[-1], before
+            here, rewards = rewards[: len(sentences) + 1], rewards[len(sentences) + 1 :]
+            gains = [now - then for then, now in pairwise(here)]
+            numbers = kl[k].tolist(), log_ratio[k].tolist(), here[-1], here[0]
             by_sentence = list(zip(sentences, gains, strict=True))
-            completions.append(Completion(start, tokens, *numbers, by_sentence))
+            completions.append(Completion(starts[k], tokens, *numbers, by_sentence))
         return completions
 
 
@@ -210,25 +217,86 @@ def still(
 ) -> str:
     """What the sliders would show, as HTML for where there are none: a prompt at several η."""
     mixes = [replace(mix, eta=eta) for eta in etas]
-    first = {str(m): page(playground.write(prompt, m)[:1]) for m in mixes}
+    first = {str(m): page(playground.write([prompt], m)) for m in mixes}
     return "".join(f"<h4>{html.escape(title)}</h4>{text}" for title, text in first.items())
 
 
-class Desk:
-    """What the notebook shows: `texts`, the controls with what the policy writes, and `layers`.
+def slider(playground: Playground, policies: Sequence[str]) -> str:
+    """A slider over η for the report's page, as HTML: what SFT and `policies` write, computed here.
 
-    Both follow the controls. Without a front end both stand still: a prompt at three η, and the
-    layers at `mix`.
+    page.js makes the controls of the JSON in it; where no script runs, its text stands still.
+    """
+    prompts = [prompt for prompt in EXAMPLES for _ in range(ON_PAGE)]
+
+    def at(policy: str, eta: float) -> list[dict[str, Any]]:
+        each = playground.write(prompts, Mix(policy, policy, 0.0, eta))
+        return [_packed(each[k : k + ON_PAGE]) for k in range(0, len(each), ON_PAGE)]
+
+    sft = at(policies[0], 0.0)
+    written = {policy: [sft, *(at(policy, eta) for eta in ETAS[1:])] for policy in policies}
+    told = {"prompts": EXAMPLES, "etas": ETAS, "full": FULL, "written": written}
+    data = script_json(told)
+    at_rest = still(playground, EXAMPLES[0], Mix(policies[0], policies[0], 0.0, 1.0))
+    script = f'<script type="application/json">{data}</script>'
+    return f'<div class="slide">{at_rest}</div>{script}'
+
+
+def _packed(completions: Sequence[Completion]) -> dict[str, Any]:
+    """Means of a prompt's completions and the first of them, as the page's slider reads them.
+
+    Each token is its text, its KL and, where a sentence ends, what that adds to r̃.
+    """
+    texts = []
+    for one in completions[:READ_ON_PAGE]:
+        gains = dict(one.sentences)
+        tokens = [
+            [piece, round(kl, 2), *([round(gains[k], 2)] if k in gains else [])]
+            for k, (piece, kl) in enumerate(zip(one.pieces, one.kl, strict=True), 1)
+        ]
+        texts.append({"reward": one.reward, "before": one.before, "tokens": tokens})
+    reward, kl = _means(completions)
+    return {"reward": reward[0], "kl": kl[0], "count": len(completions), "texts": texts}
+
+
+def _means(completions: Sequence[Completion]) -> list[tuple[float, float]]:
+    """Mean r̃ and mean KL of completions, each with two standard errors."""
+    scores = torch.tensor([[one.reward, sum(one.kl)] for one in completions]).double()
+    halves = 2 * scores.std(0) / len(scores) ** 0.5
+    return list(zip(scores.mean(0).tolist(), halves.tolist(), strict=True))
+
+
+class Desk:
+    """What the notebook shows: `show` the controls with what the policy writes, and `layers`.
+
+    Both follow the controls. Without a front end both stand still: the page's slider over η, and
+    the layers at `mix`.
     """
 
     def __init__(self, playground: Playground, prompt: str, mix: Mix):
-        self.playground, self.take = playground, 0
+        self.playground, self.take, self.mix_at_first = playground, 0, mix
         if front_end():
             self.live_layers = self.layers = LiveFigure(self.angles(mix))
             self.texts = self._controls(prompt, mix)
+            self.picture: DisplayHandle | None = None
             self.draw()
         else:
-            self.texts, self.layers = HTML(still(playground, prompt, mix)), self.angles(mix)
+            self.layers = self.angles(mix)
+
+    def show(self) -> None:
+        """Show the texts, and with the controls a picture of them that stays in the notebook."""
+        if not front_end():
+            mix = self.mix_at_first
+            display(HTML(slider(self.playground, (mix.first, mix.second))))
+            return
+        display(self.texts)
+        self.picture = display(HTML(self._picture()), display_id=True)
+
+    def _picture(self) -> str:
+        """What is to be read, out of sight as long as the controls are there."""
+        return (
+            "<style>body:has(.warp-desk) .warp-picture { display: none }</style>"
+            f"<div class=warp-picture>{self.summary.value}{self.shown.value}</div>"
+        )
 
     def angles(self, mix: Mix) -> go.Figure:
         """The figure of `Playground.layers`."""
@@ -243,22 +311,32 @@ class Desk:
         policies = look | {"options": list(self.playground.tuned)}
         slide = look | {"min": 0.0, "max": 1.0, "step": 0.05, "continuous_update": False}
         self.prompt = ipywidgets.Text(prompt, description="prompt", continuous_update=False, **look)
+        examples = [ipywidgets.Button(description=text) for text in EXAMPLES]
+        for example in examples:
+            example.layout.width = "auto"
+            example.on_click(lambda button: self.prompt.set_trait("value", button.description))
         self.first = ipywidgets.Dropdown(value=mix.first, description="policy", **policies)
         self.eta = ipywidgets.FloatSlider(mix.eta, description="η (0: SFT)", **slide)
         self.second = ipywidgets.Dropdown(value=mix.second, description="towards", **policies)
         self.share = ipywidgets.FloatSlider(mix.share, description="λ (0: policy)", **slide)
-        self.again = ipywidgets.Button(
-            description="Other samples", tooltip="The same weights, other random numbers"
-        )
+        self.again = ipywidgets.Button(description="Other samples")
+        self.busy = ipywidgets.HTML()
         self.summary, self.shown = ipywidgets.HTML(), ipywidgets.HTML()
         self.visits: list[dict[str, Any]] = []
+        self.visited = ""  # the prompt of the visits
         self.trail = LiveFigure(plots.trail())
         controls = [self.prompt, self.first, self.eta, self.second, self.share]
         for control in controls:
             control.observe(self._later, "value")
         self.again.on_click(self._others)
         self.waiting: asyncio.TimerHandle | None = None
-        return ipywidgets.VBox([*controls, self.again, self.summary, self.shown, self.trail])
+        try_one = ipywidgets.HBox(
+            [ipywidgets.Label("or try"), *examples], layout=ipywidgets.Layout(flex_flow="row wrap")
+        )
+        sample = ipywidgets.HBox([self.again, self.busy])
+        below = [sample, self.summary, self.shown, self.trail]
+        box = ipywidgets.VBox([self.prompt, try_one, *controls[1:], *below])
+        return box.add_class("warp-desk")
 
     @property
     def mix(self) -> Mix:
@@ -272,22 +350,23 @@ class Desk:
 
     def _later(self, _: Any = None) -> None:
         """Draw once the controls rest: what changes while texts are written is one change."""
+        self.busy.value = BUSY
         if self.waiting:
             self.waiting.cancel()
         self.waiting = asyncio.get_running_loop().call_later(SETTLED, self.draw)
 
     def draw(self) -> None:
         """Bring everything up to date with the controls."""
-        mix, began = self.mix, time.perf_counter()
+        mix, prompt, began = self.mix, self.prompt.value, time.perf_counter()
         try:
-            written = self.playground.write(self.prompt.value, mix, self.take)
+            written = self.playground.write([prompt] * COMPLETIONS, mix, self.take)
         except ValueError as error:
-            self.summary.value = html.escape(str(error))
+            self.summary.value, self.shown.value = html.escape(str(error)), ""
             return
+        finally:
+            self.busy.value = ""
         took = time.perf_counter() - began
-        scores = torch.tensor([[w.reward, sum(w.kl)] for w in written]).double()
-        reward, kl = scores.mean(0).tolist()
-        reward_half, kl_half = (2 * scores.std(0) / len(scores) ** 0.5).tolist()
+        (reward, reward_half), (kl, kl_half) = _means(written)
         text = html.escape(str(mix))
         self.summary.value = (
             f"<b>{text}: r̃ {reward:+.2f} ± {reward_half:.2f}, KL {kl:.2f} ± {kl_half:.2f} nats</b>"
@@ -295,8 +374,12 @@ class Desk:
             " them:)"
         )
         self.shown.value = page(written[:READ])
+        if prompt != self.visited:  # another prompt has another way
+            self.visits, self.visited = [], prompt
         self.visits.append(
             dict(text=text, kl=kl, reward=reward, kl_half=kl_half, reward_half=reward_half)
         )
         self.trail.draw(plots.trail(self.visits))
         self.live_layers.draw(self.angles(mix))
+        if self.picture:
+            self.picture.update(HTML(self._picture()))

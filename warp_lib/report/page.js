@@ -50,3 +50,36 @@ const here = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) links.get(target.id)?.classList.toggle("here", isIntersecting);
 }, { rootMargin: "-10% 0px -60% 0px" });
 document.querySelectorAll("details.part, h3[id]").forEach((part) => here.observe(part));
+
+// what policies write along η, from the JSON beside it; texts are a model's, so they are only ever set as text
+document.querySelectorAll(".slide").forEach((place) => {
+  const { prompts, etas, full, written } = JSON.parse(place.nextElementSibling.textContent);
+  const make = (tag, given = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), given);
+    made.append(...children);
+    return made;
+  };
+  const list = (texts) => make("select", {}, ...texts.map((text) => make("option", { textContent: text })));
+  const prompt = list(prompts), policy = list(Object.keys(written)), shown = make("div");
+  const eta = make("input", { type: "range", min: 0, max: etas.length - 1, value: etas.length - 1 });
+  const summary = make("p", { role: "status" });
+  const token = ([text, kl, gain]) => {
+    const span = make("span", { textContent: text, title: `KL ${kl.toFixed(2)} nats` });
+    span.style.background = `rgba(213, 94, 0, ${0.7 * Math.min(1, kl / full)})`;
+    return gain === undefined ? [span] : [span, " ", make("sub", { textContent: signed(gain), title: "what this sentence adds to r̃" })];
+  };
+  const signed = (number) => (number < 0 ? "−" : "+") + Math.abs(number).toFixed(2);
+  const show = () => {
+    const { reward, kl, count, texts } = written[policy.value][eta.value][prompt.selectedIndex];
+    const at = `η = ${etas[eta.value]} of ${policy.value}`;
+    eta.setAttribute("aria-valuetext", at);
+    summary.textContent = `${at}: r̃ ${signed(reward)}, KL ${kl.toFixed(2)} nats, mean of ${count} completions; ${texts.length} of them:`;
+    shown.replaceChildren(...texts.map(({ reward, before, tokens }) => make("p", {},
+      make("b", { textContent: `r̃ ${signed(reward)}` }), make("br"), `${prompt.value} `,
+      make("sub", { textContent: signed(before), title: "r̃ of the prompt alone" }), ...tokens.flatMap(token))));
+  };
+  for (const control of [prompt, policy, eta]) control.addEventListener("input", show);
+  const label = (text, control) => make("label", {}, `${text} `, control);
+  place.replaceChildren(label("prompt", prompt), label("policy", policy), label("η: from SFT to the policy", eta), summary, shown);
+  show();
+});

@@ -60,7 +60,7 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
         style=style,
         plotly=get_plotlyjs() if figures else "",
         script=(HERE / "page.js").read_text(),
-        look=_json({"templates": looks, "narrow": NARROW}),
+        look=script_json({"templates": looks, "narrow": NARROW}),
         # a figure stands once on the page: the front's is not repeated in its part
         front="\n".join(front),
         parts=parts,
@@ -151,7 +151,7 @@ def _figure(figure: dict[str, Any], name: str) -> str:
     if told:
         layout = {k: v for k, v in layout.items() if k not in ("title", "template")}
         layout["margin"] = layout.get("margin", {}) | {"t": 30}
-    drawn = _json({"data": figure["data"], "layout": layout})
+    drawn = script_json({"data": figure["data"], "layout": layout})
     panels = sum(part.startswith("xaxis") for part in layout)
     text = f"<strong>{finding}.</strong> {caption}" if finding else ""
     return (
@@ -163,7 +163,7 @@ def _figure(figure: dict[str, Any], name: str) -> str:
     )
 
 
-def _json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON that cannot end the script that it stands in."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 

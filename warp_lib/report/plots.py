@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from ..study import rounding
 from ..study.cells import Cell
 from ..study.fronts import Effect, Interval
-from ..study.outcomes import LOW, MERGES, Outcome, averaged_out
+from ..study.outcomes import LOW, MERGES, Outcome, averaged_out, mean_front
 from .look import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, YELLOW, label_ends, titled
 
 REWARD = "reward r̃ (SFT standard deviations)"
@@ -50,6 +50,7 @@ ARMS = {  # of the study
     "warp-dpo-once": "WARP-DPO, pairs once",
     "dpo-iterated": "DPO, fresh pairs",
 }
+OWN = (GREEN, PURPLE, SKY, YELLOW)  # of one's own runs, beside the study's methods
 LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "sft": ("SFT", GREY, "star", None),
     "run": ("WARP: single runs", SKY, "circle-open", None),
@@ -421,9 +422,7 @@ def fronts(
             ends.append((lines[0][0][-1], lines[0][1][-1].mean(), name, colour))
             continue
         # read beside the KL of other arms, so that bars stay apart
-        grid = np.arange(0.5 + 0.04 * k, min(kl[-1] for kl, _ in lines), 0.5)
-        by_seed = [np.interp(grid, kl, reward.mean(1)) for kl, reward in lines]
-        means = [Interval.of(rewards) for rewards in zip(*by_seed, strict=True)]
+        grid, means = mean_front(units, split, 0.5 + 0.04 * k)
         figure.add_scatter(
             x=grid,
             y=[interval.mean for interval in means],
@@ -449,6 +448,47 @@ def fronts(
         else f"{len(seeds)} seeds, faint, and their mean at equal KL with its 95% interval"
     )
     return titled(figure, finding, f"Fronts on {split} prompts: {spread}.", height=560)
+
+
+def over_study(study: dict[str, list[Outcome]]) -> go.Figure:
+    """The study's mean fronts, faint, to draw one's own points over. study: arm → its units."""
+    figure = go.Figure()
+    for arm, units in study.items():
+        kl, means = mean_front(units)
+        name = f"{ARMS[arm]} in the study ({len(units)} seeds)"
+        figure.add_scatter(
+            x=[0, *kl],
+            y=[0, *(interval.mean for interval in means)],
+            name=name,
+            mode="lines",
+            line=dict(color=COLOURS[arm], width=6),
+            opacity=0.3,
+            hovertemplate=f"{name}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
+        )
+    figure.update_layout(template="warp", height=440, margin=dict(t=10, l=10, r=10))
+    return figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
+
+
+def own_fronts(study: dict[str, list[Outcome]], runs: dict[str, pd.DataFrame]) -> go.Figure:
+    """The fronts of one's own runs, ± 2 standard errors over prompts, over the study's."""
+    figure = over_study(study)
+    for (name, rows), colour in zip(runs.items(), OWN * len(runs), strict=False):
+        front = rows[rows["method"].isin(["sft", "warp"])].sort_values("kl")
+        shown = html.escape(name)
+        figure.add_scatter(
+            x=front["kl"],
+            y=front["reward"],
+            name=shown,
+            mode="lines+markers",
+            marker=dict(color=colour, size=8),
+            error_x=whiskers(front, "kl", colour),
+            error_y=whiskers(front, "reward", colour),
+            customdata=[_settings(row) for row in front.to_dict("records")],
+            hovertemplate=(
+                f"{shown}<br>%{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>"
+            ),
+        )
+    return figure
 
 
 def judged(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LABELS = {"reward": "r̃", "kl_anchor": "KL to anchor", "kl_sft": "KL to SFT"}
+LABELS |= {"checkpoint_reward": "r̃", "checkpoint_kl": "KL to SFT"}
 
 
 class Stopped(Exception):

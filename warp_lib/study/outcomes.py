@@ -211,6 +211,18 @@ def tested(arms: dict[str, str], among: Iterable[int]) -> dict[str, list[Outcome
     return {arm: of_arm for arm, of_arm in units.items() if of_arm}
 
 
+def mean_front(
+    units: Iterable[Outcome], split: str = "test", first: float = 0.5
+) -> tuple[np.ndarray, list[Interval]]:
+    """The mean of units' fronts at equal KL: every half nat from `first` as far as all reach, and
+    there the mean r̃ with its interval over the units.
+    """
+    lines = [unit.line(split) for unit in units]
+    grid = np.arange(first, min(kl[-1] for kl, _ in lines), 0.5)
+    each = [np.interp(grid, kl, reward.mean(1)) for kl, reward in lines]
+    return grid, [Interval.of(rewards) for rewards in zip(*each, strict=True)]
+
+
 # --------------------------------------------------------------------------------------- the trials
 
 
