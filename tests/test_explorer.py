@@ -204,7 +204,7 @@ def test_a_judge_is_asked_where_a_judge_is_shown(mine):
     """Guards: the reward's verdict over a figure of the judge's scores."""
     opened = Explorer(mine)
     opened.controls["show"].value = "judge against KL"
-    high = outcomes.settled("tuning")["high"]
+    opened.controls["to"].value = high = 4  # at 3 nats the study's two scores differ alike
     c = opened.comparison
     assert "judge's score" in c.evidence
     arms = [a for a in plots.ARMS if outcomes.finished_seeds("primary", [a])]
@@ -471,7 +471,10 @@ def test_app_fits_its_width_and_reads_in_both_themes(chromium, address, width, s
     expect(page.get_by_role("region", name="completions")).to_be_visible(timeout=30_000)
     page.wait_for_function("document.querySelector('.js-plotly-plot .annotation-text')")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator(".js-plotly-plot .main-svg").first.bounding_box()["width"] <= width
+    figure = page.locator(".js-plotly-plot .main-svg").first.bounding_box()
+    texts = page.get_by_role("region", name="completions").bounding_box()
+    assert 350 < figure["width"] <= width
+    assert (texts["x"] > figure["x"] + 300) == (width == 1400)
     legend = page.locator(".js-plotly-plot .legend").count()
     assert legend == (width == 420)  # names stand beside the lines where there is room
     assert page.evaluate(FAINT) == []
