@@ -510,8 +510,8 @@ def test_the_page_slides_without_a_kernel(page_of, chromium, play):
     expect(token).to_have_css("background-color", "rgba(213, 94, 0, 0)")
     page.keyboard.press("End")
     expect(token).not_to_have_css("background-color", "rgba(213, 94, 0, 0)")
-    page.get_by_label("policy").select_option("run")
-    page.get_by_label("prompt").select_option(index=1)
+    page.get_by_role("combobox", name="policy").select_option("run")
+    page.get_by_role("combobox", name="prompt").select_option(index=1)
     prompts = [prompt for prompt in ("w1 w2", "w3 w4") for _ in range(playground.ON_PAGE)]
     mixed = play.write(prompts, Mix("run", "run", 0.0, 1.0))[playground.ON_PAGE :]
     kl = sum(sum(one.kl) for one in mixed) / len(mixed)
