@@ -35,7 +35,7 @@ EXAMPLES = ("This film was", "I went to see it because", "The worst thing about 
 ETAS, ON_PAGE, READ_ON_PAGE = [k / 10 for k in range(11)], 4, 2
 FULL = 0.5  # nats of a token's KL at which its colour is strongest
 NAMED = 3  # tokens of a completion that are also named in words, those of the largest KL
-BUSY = '<span role="status">⏳ writing …</span>'
+BUSY = '<span role="status"><b>writing …</b></span>'
 # seconds without a change before new texts are written: a slider held down asks once
 SETTLED = 0.15
 SENTENCE_END, MORE_OF_IT = re.compile(r"[.!?…][\"')\]]*\s*$"), re.compile(r"[.!?…\"')\]]")

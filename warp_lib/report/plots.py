@@ -314,7 +314,7 @@ def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
     figure.add_scatter(
         x=here["kl"], y=here["reward"], name="here", mode="markers", marker=star, hoverinfo="skip"
     )
-    figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
     caption = "Means of the completions above; whiskers are ± 2 standard errors over them."
     return titled(figure, "Where the sliders have been", caption, height=360)
 
