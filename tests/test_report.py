@@ -339,7 +339,7 @@ def test_who_runs_the_notebooks_is_handed_all_that_it_needs(store, monkeypatch):
     asked = []
 
     def elsewhere(jobs, tell, at_once, threads):
-        asked.extend(Job(**json.loads(json.dumps(asdict(job)))) for job in jobs)
+        asked.extend(Job(**json.loads(json.dumps(asdict(job), default=str))) for job in jobs)
         tell(Ended(jobs[3], -9, "exit code -9"))
 
     given = {"name": "elsewhere", "beta": 0.5}
@@ -411,8 +411,11 @@ def test_given_options_are_the_overrides(monkeypatch):
         main(["report", "--profile", "smoke", "--learning-rate", "3e-5", "--test_prompts", "10"])
         == 0
     )
-    settings, profile, overrides = seen
-    assert (profile, overrides) == ("smoke", {"learning_rate": 3e-5, "test_prompts": 10})
+    settings, profile, overrides, runner = seen
+    assert runner is run_here and (profile, overrides) == (
+        "smoke",
+        {"learning_rate": 3e-5, "test_prompts": 10},
+    )
     assert settings.learning_rate == 3e-5 and settings.name == "smoke"
 
 

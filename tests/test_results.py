@@ -44,7 +44,7 @@ def test_between_two_points_and_from_sft_on():
     assert (at.kl, at.difference.mean, at.difference.low, at.difference.high) == pytest.approx(
         (3, 0.6, 0.6, 0.6)
     )
-    assert str(at) == "+0.60 (+0.60 to +0.60), above it"
+    assert str(at.difference) == "+0.600 (95% CI +0.600 to +0.600)" and at.difference.side == 1
     assert matched(ROWS, scores, "reinforce", "warp", kl=3.0).difference.mean == pytest.approx(-0.6)
     largest = matched(ROWS, scores, "warp", "reinforce")
     assert (largest.kl, largest.difference.mean) == pytest.approx((4, 1.4 - 0.8))

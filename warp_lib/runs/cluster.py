@@ -35,7 +35,7 @@ from .progress import NOTED, Progress, Stopped
 from .store import NotStored, only_stored, surroundings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to nobody
-# Read when Ray is imported, here and in workers: tensors are kept as bytes, not pickled.
+# Read when Ray is imported, here and in workers: tensors are kept as the bytes that they are.
 ENVIRONMENT = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "MALLOC_ARENA_MAX": "1"}
 os.environ |= ENVIRONMENT
 try:
