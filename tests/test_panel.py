@@ -429,9 +429,6 @@ def steps_done(label) -> int:
     return int(re.search(r"(\d+)/", label.inner_text())[1])
 
 
-# Fails since the live view has a row for each run: the label stays at 0 steps. A known bug, to be
-# mended next.
-@pytest.mark.xfail(reason="a row's label does not follow a second run", strict=False)
 def test_lab_interrupt_keeps_what_is_finished(lab):
     """A long cell shows its curves and completions; the kernel's Interrupt ends it in a line; run
     again, it goes on.
