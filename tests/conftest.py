@@ -400,13 +400,14 @@ def running_in_lab(
             page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(
                 timeout=90_000
             )
-            begun = page.locator(".jp-CodeCell .jp-InputPrompt").filter(
-                has_text=re.compile(r"\[[*\d]")
+            # Lab may still exchange the kernel: cells are lost, though the first may have run
+            waiting = page.locator(".jp-CodeCell .jp-InputPrompt").filter(
+                has_text=re.compile(r"\[ \]")
             )
-            for _ in range(10):  # an idle kernel that Lab is still connecting to can lose the cells
+            for _ in range(10):
                 menu(page, "Run", "Run All Cells")
                 page.wait_for_timeout(4000)
-                if begun.count():
+                if not waiting.count():
                     break
             yield page
         except BaseException as error:

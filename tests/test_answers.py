@@ -67,7 +67,8 @@ def test_an_answer_is_at_most_three_sentences(notebook):
 def test_answers_take_the_side_of_their_numbers():
     """Guards: a sign turned round, a verdict without its interval."""
     assert "average 0.50 at 2.50 nats" in said()["3"] and "0.90 ± 0.10" in said()["3"]
-    assert said()["5"].startswith("No: WARP is below it") and "−0.100 (95% CI" in said()["5"]
+    assert said()["5"].startswith("No, it lies below.")
+    assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]
     assert said()["6"].startswith("Not detectably.") and "is 0.30 above WARP" in said()["6"]
     assert "a gain above 0.0" in said()["6"]
     assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")

@@ -97,7 +97,7 @@ def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
     parameters.source = parameters.source.replace('profile = "laptop"', 'profile = "smoke"')
     nbformat.write(notebook, tmp_path / "lab.ipynb")
     shutil.copy(ROOT / "notebooks" / "explorer.ipynb", tmp_path)
-    asked = ["make", "-n", "app", "ARGS=--no-browser --port={port}"]
+    asked = ["make", "--no-print-directory", "-n", "app", "ARGS=--no-browser --port={port}"]
     said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     path, _, *words = shlex.split(said[said.index("JUPYTER_PATH") :].replace("\\\n", ""))
     words[words.index("notebooks")] = str(tmp_path)

@@ -71,13 +71,12 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     main = _primary(score, end)
     seeds = list(main.by_prompt)
     arms = [arm for arm in ARMS if arm in (main.arm, *_finished("reinforce"))]
-    warp = ("primary", main.arm)
+    each = contrasts.against_each(
+        "primary", main.arm, _finished("reinforce"), main.high, score, seeds
+    )
     differences = {
-        f"− {ARMS[rival]}{words}": contrasts.difference(
-            warp, ("primary", rival), main.high, score, seeds, where
-        )
-        for rival in _finished("reinforce")
-        for words, where in (("", None), (", plain line to SFT", contrasts.LITI_LINE))
+        f"− {ARMS[rival]}{', plain line to SFT' if which else ''}": one
+        for (rival, which), one in each.items()
     }
     sides = [_arm(points, ("primary", arm), seeds, score) for arm in arms]
     return _study(sides, main, score, differences)

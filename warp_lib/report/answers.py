@@ -89,9 +89,7 @@ def reinforce(results: pd.DataFrame, steps: int) -> str:
 
 def samples_title(samples: Mapping[str, Sequence[float]]) -> str:
     """Where some samples of texts lie on average, from `Experiment.compared_with_people`."""
-    means = {
-        name: float(pd.Series(list(map(float, some))).mean()) for name, some in samples.items()
-    }
+    means = {name: float(np.mean(np.asarray(some))) for name, some in samples.items()}
     return "On average: " + ", ".join(f"{n} {plain(mean, 2)}" for n, mean in means.items())
 
 
@@ -145,7 +143,7 @@ def pareto(path: Matched, line: Matched, beyond: Sequence[str]) -> str:
     path: WARP less REINFORCE's path at the largest KL that both reach; line: less its LITI line at
     half of it; beyond: methods that pass the 99th percentile of real positive openings.
     """
-    verdict = _place(path, "No: WARP is below it", "Yes", "Not detectably")
+    verdict = _place(path, "No, it lies below", "Yes", "Not detectably")
     exploited = (
         f" {' and '.join(beyond)} pass the 99th percentile of real positive openings, where gains"
         " are the reward model's quirks."
@@ -153,7 +151,7 @@ def pareto(path: Matched, line: Matched, beyond: Sequence[str]) -> str:
         else ""
     )
     return (
-        f"{verdict}, on this one seed: WARP − REINFORCE is {path.difference} r̃ at"
+        f"{verdict}. On this one seed WARP − REINFORCE is {path.difference} r̃ at"
         f" {path.kl:.1f} nats, the furthest both reach, and {line.difference} against"
         f" REINFORCE's own LITI line at {line.kl:.1f} nats. One seed says nothing about the next;"
         f" notebook 6 has more.{exploited}"
@@ -225,18 +223,20 @@ def _ci(effect: Effect) -> str:
 def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     """Three numbers and what to try, as HTML for the page's first screen."""
     smallest = "–" if primary.few else f"{primary.detectable:.3f}"
-    boxes = {
-        signed(primary.both.mean): f"r̃: WARP − REINFORCE at equal KL, {_ci(primary)}",
-        signed(best_of_n.both.mean, 2): (
+    boxes = [
+        (signed(primary.both.mean), f"r̃: WARP − REINFORCE at equal KL, {_ci(primary)}"),
+        (
+            signed(best_of_n.both.mean, 2),
             f"r̃: WARP − best-of-n, {_ci(best_of_n)}; best-of-n samples n completions for each it"
-            " returns"
+            " returns",
         ),
-        smallest: (
+        (
+            smallest,
             f"r̃: the smallest true difference that {seeds(len(primary.by_prompt))} detect with 90%"
-            " power"
+            " power",
         ),
-    }
-    shown = (f"<div><strong>{n}</strong>{html.escape(words)}</div>" for n, words in boxes.items())
+    ]
+    shown = (f"<div><strong>{n}</strong>{html.escape(words)}</div>" for n, words in boxes)
     return f'<aside><div class="numbers">{"".join(shown)}</div>{TRY}</aside>'
 
 
@@ -380,11 +380,17 @@ def dpo(more: Contrast, own: Contrast) -> str:
         -1: "No: it gains less over DPO than over REINFORCE",
         0: "Not detectably",
     }[more.side]
+    short = f" ({min(own.short.values()):.1f} where a front ends before)" if own.short else ""
     return (
         f"{found}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g} nats,"
         f" over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from {LOW:g} to"
-        f" {own.high:g} nats."
+        f" {own.high:g} nats{short}."
     )
+
+
+def gains_title(more: Contrast) -> str:
+    """Whether WARP gains more over DPO than over REINFORCE."""
+    return f"WARP's gain over DPO, against its gain over REINFORCE: {verdict(more)}"
 
 
 def dpo_title(own: Contrast) -> str:

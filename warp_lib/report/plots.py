@@ -27,7 +27,7 @@ AXES = {"kl": KL, "reward": REWARD, "judge": JUDGE, "judge_tfidf": f"TF-IDF {JUD
 ETA = "η (0: SFT, 1: the trained policy)"
 LAYER = "layer (wte, wpe: words, positions; h.k: block k; ln_f: last norm)"
 ONE_SEED = "Test prompts, one seed; whiskers are ± 2 standard errors over prompts."
-# of the study, and of the hand of each of its methods in every figure
+# one colour a method, in every figure
 COLOURS = {
     "warp": BLUE,
     "warp-eta-0.8": SKY,

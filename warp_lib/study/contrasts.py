@@ -117,6 +117,27 @@ def difference(
     return Contrast(_gains(arm, rival, ends, scorer, where), arm[1], rival[1], high, ends)
 
 
+def against_each(
+    experiment: str,
+    arm: str,
+    rivals: Iterable[str],
+    high: float,
+    scorer: str = "reward",
+    among: Iterable[int] | None = None,
+) -> dict[tuple[str, str], Contrast]:
+    """An arm against each rival's whole front, "", and against its plain line from SFT, "LITI":
+    (rival, which) → the contrast.
+    """
+    among = None if among is None else list(among)
+    return {
+        (rival, which): difference(
+            (experiment, arm), (experiment, rival), high, scorer, among, where
+        )
+        for rival in rivals
+        for which, where in (("", None), ("LITI", LITI_LINE))
+    }
+
+
 def by_end(
     arm: ArmId, rival: ArmId, among: Iterable[int] | None = None, scorer: str = "reward"
 ) -> dict[float, Contrast]:
