@@ -7,6 +7,7 @@ runs is on a disk that all machines share, workers use it; where it is not, each
 and what it finishes is copied into the caller's.
 """
 
+import logging
 import os
 import re
 import socket
@@ -40,6 +41,10 @@ ENVIRONMENT = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "MALLOC_ARENA_MAX": "1
 os.environ |= ENVIRONMENT
 try:
     import ray  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+        RayError,
+        RayTaskError,
+    )
 except ImportError as error:
     raise Explained(
         "a cluster needs Ray, which is not installed: pip install 'ray[default]>=2.50'."
@@ -71,9 +76,11 @@ def connected(address: str) -> Iterator["Cluster"]:
     if paths.RUNS.is_relative_to(paths.ROOT):
         left_out.append(f"/{paths.RUNS.relative_to(paths.ROOT)}")
     sent = {"working_dir": str(paths.ROOT), "excludes": left_out, "env_vars": ENVIRONMENT}
-    alone = {"include_dashboard": False} if address == "local" else {}
+    alone: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=sent, **alone)
+        ray.init(
+            address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=sent, **alone
+        )
     except (OSError, RuntimeError, ValueError) as error:  # another version, say
         why = " ".join(str(error).split())
         raise Explained(f"the Ray cluster at {address!r} cannot be used: {why}") from error
@@ -237,7 +244,7 @@ class Cluster:
             nonlocal life, depth
             try:
                 now, said = ray.get(look, timeout=PATIENCE)
-            except ray.exceptions.RayError:
+            except RayError:
                 return  # it is gone; another takes its place, or the task says so
             if now != life:
                 for _ in range(depth):
@@ -264,9 +271,9 @@ class Cluster:
         hear(worker.look.remote(False))
         try:
             return ray.get(task)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise error.cause from error
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             self._end(worker)
             why = " ".join(str(error).split())
             raise Explained(
@@ -369,7 +376,8 @@ class Worker:
         for name, content in sent.items():
             file = Path(self.home + name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(ray.get(content).data)
+            arrived: Any = ray.get(content)
+            file.write_bytes(arrived.data)
         words, log = [self._here(word, job) for word in job.words], job.log
         log = Path(self._here(str(log), job)) if log else None
         for word in [*words, *([str(log)] if log else [])]:
