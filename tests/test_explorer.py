@@ -492,7 +492,9 @@ def test_app_draws_its_first_figure_within_five_seconds(chromium, address):
         began = time.monotonic()
         opened(chromium, address).close()
         took.append((time.monotonic() - began) / busy)
-    assert min(took) < 5, took
+        if took[-1] < 5:
+            return
+    pytest.fail(f"{took} s")
 
 
 def test_app_ends_the_kernel_of_a_page_that_is_left(chromium, tmp_path):

@@ -15,13 +15,18 @@ from conftest import serving
 from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
+from warp_lib.experiment import Experiment
 from warp_lib.report.rendering import can_draw
+from warp_lib.runs import paths
 from warp_lib.runs.paths import ROOT
+from warp_lib.runs.progress import Progress
+from warp_lib.settings import Settings
 
 
 def run(command: list[str], runs) -> str:
     around = {name: value for name, value in os.environ.items() if name != "JUPYTER_PATH"} | {
-        "WARP_RUNS": str(runs)
+        "WARP_RUNS": str(runs),
+        "OMP_NUM_THREADS": "2",  # two notebooks side by side, as on most machines
     }
     done = subprocess.run(
         command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=500
@@ -120,21 +125,17 @@ def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
         page.close()
 
 
-def test_more_runs_reuse_what_is_stored(runs):
-    """Two notebooks through papermill, with a third run: that one of each iteration, its merges,
-    the longer baseline.
+def test_more_runs_reuse_what_is_stored(runs, monkeypatch):
+    """After the report a third run is asked for, as notebooks 3 and 4 would: that one of each
+    iteration, its merges, the longer baseline.
     """
     folder, _ = runs
+    monkeypatch.setattr(paths, "RUNS", folder)
     before = entries(folder)
-    for notebook in ("03_warp", "04_reinforce_baseline"):
-        command = [
-            sys.executable,
-            "-m",
-            "papermill",
-            f"{ROOT}/notebooks/{notebook}.ipynb",
-            f"{folder}/{notebook}.ipynb",
-        ]
-        run([*command, "--kernel", "python3", "-p", "profile", "smoke", "-p", "runs", "3"], folder)
+    experiment = Experiment(Settings.profile("smoke", runs=3))
+    align = experiment.aligner(experiment.rewards(Progress())["reward"], Progress())
+    experiment.warp(align)
+    experiment.long_run(align, "reinforce", experiment.settings.steps)
     new = entries(folder) - before
     # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are
     # new; and the baseline is longer.
