@@ -343,7 +343,8 @@ def serving(*command: str, log: Path, env: dict[str, str] | None = None) -> Iter
                 time.sleep(0.1)
             yield address
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has ended, and what it said is raised
+                os.killpg(server.pid, signal.SIGTERM)
             server.wait(20)
 
 
@@ -395,6 +396,10 @@ def running_in_lab(
         )
         urllib.request.urlopen(ask, timeout=60).close()
         page = chromium.new_page(viewport={"width": 1300, "height": height})
+        asked = page.get_by_role("dialog").filter(has_text="Select Kernel")  # even so, sometimes
+        page.add_locator_handler(
+            asked, lambda: asked.get_by_role("button", name="Select Kernel").click()
+        )
         try:
             page.goto(f"{address}lab/tree/{notebook.name}?token=lab")
             page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(

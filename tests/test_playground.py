@@ -446,13 +446,14 @@ def test_hostile_prompt_stays_text(lab):
     expect(lab.get_by_label("prompt")).to_have_value("This film was")
     expect(lab.locator(".warp-desk").get_by_text(HOSTILE)).to_have_count(0, timeout=20_000)
     expect(lab.get_by_text("writing …")).to_have_count(0)
-    if shots := os.environ.get("WARP_SCREENSHOTS"):  # for the README: a folder
-        lab.get_by_role("slider").first.press("End")
-        expect(said(lab)).to_contain_text("η = 1 of WARP", timeout=20_000)
-        expect(lab.get_by_text("writing …")).to_have_count(0, timeout=20_000)
-        lab.locator(".jp-OutputArea-output").filter(has=prompt).first.screenshot(
-            path=Path(shots) / "playground.png"
-        )
+    if shots := os.environ.get("WARP_SCREENSHOTS"):  # frames of the README's animation: a folder
+        desk = lab.locator(".jp-OutputArea-output").filter(has=prompt).first
+        lab.get_by_role("slider").first.press("Home")
+        for k in range(21):
+            expect(said(lab)).to_contain_text(f"η = {k / 20:g} of WARP", timeout=20_000)
+            expect(lab.get_by_text("writing …")).to_have_count(0, timeout=20_000)
+            desk.screenshot(path=Path(shots) / f"playground-{k:02}.png")
+            lab.keyboard.press("ArrowRight")
 
 
 def test_a_picture_stays_when_the_kernel_is_gone(lab):
