@@ -215,17 +215,17 @@ def sweep(
     return 0
 
 
-def pairs(given: Sequence[str], form: str) -> dict[str, str]:
+def pairs(texts: Sequence[str], form: str) -> dict[str, str]:
     """NAME=VALUE split, each name once. Raises ValueError otherwise."""
-    found: dict[str, str] = {}
-    for text in given:
+    by_name: dict[str, str] = {}
+    for text in texts:
         name, _, value = text.partition("=")
         if not (name and value):
             raise ValueError(f"{text!r} is not of the form {form}")
-        if name in found:
+        if name in by_name:
             raise ValueError(f"{name} is given twice.")
-        found[name] = value
-    return found
+        by_name[name] = value
+    return by_name
 
 
 @APP.command

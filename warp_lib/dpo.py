@@ -234,17 +234,20 @@ def dpo(
     s = settings
     if not s.beta:
         raise Explained("beta must be above 0 for DPO: at 0 no pair is worth anything.")
-    given, count = pairs(theta_init, run_id), steps or s.steps
+    preferences, count = pairs(theta_init, run_id), steps or s.steps
     used = {name: getattr(s, name) for name in ("temperature", "batch_size", "beta", "precision")}
-    inputs = used | {"pairs": given.identity, "loss": function_identity(loss)}
+    inputs = used | {"pairs": preferences.identity, "loss": function_identity(loss)}
 
     def rows(t: int) -> list[int]:
-        return batch(range(len(given)), s.batch_size // 2, 1, run_id, t)
+        return batch(range(len(preferences)), s.batch_size // 2, 1, run_id, t)
 
     def both(chosen: list[int]) -> Rollouts:
         picked = torch.tensor(chosen)
         return pad_and_concat(
-            [part.rows(picked).to(machine.device()) for part in (given.chosen, given.rejected)]
+            [
+                part.rows(picked).to(machine.device())
+                for part in (preferences.chosen, preferences.rejected)
+            ]
         )
 
     def log_p(model: Policy, y: Rollouts) -> Tensor:

@@ -445,7 +445,7 @@ class Experiment:
         s, rows, scores, shown = self.settings, [], {}, []
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
-            place = {k: v for k, v in vars(point).items() if k != "theta"}
+            columns = {k: v for k, v in vars(point).items() if k != "theta"}
             seen = self.evaluate(point.theta, rewards, progress=progress)
             texts = self.policy.tokenizer.batch_decode(
                 seen.rollouts.completions[:: s.test_samples][:SHOWN]
@@ -457,7 +457,7 @@ class Experiment:
                     {"point": number, "prompt": prompt, "completion": text, "reward": reward}
                 )
             rows.append(
-                place | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary
+                columns | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary
             )
             for score, values in seen.scores.items():
                 scores.setdefault(score, []).append(values.mean(1).numpy())

@@ -175,8 +175,10 @@ def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """A causal language model in float32 and its tokenizer, which fit together. Raises Unfit."""
     inspect(folder, causal=True)
     tokenizer = open_tokenizer(folder)
-    model, said = open_model(AutoModelForCausalLM, folder)
-    refuse_tensors(model, said["missing_keys"], said["unexpected_keys"], said["mismatched_keys"])
+    model, problems = open_model(AutoModelForCausalLM, folder)
+    refuse_tensors(
+        model, problems["missing_keys"], problems["unexpected_keys"], problems["mismatched_keys"]
+    )
     refuse_non_finite(model.named_parameters())
     tokens = vocabulary(model)
     refuse_vocabulary(tokenizer, tokens)
@@ -212,12 +214,12 @@ def check_decoding(model: PreTrainedModel) -> None:
     positions (Mamba, RWKV).
     """
     device, tokens = model.device, vocabulary(model)
-    rows, given = (
+    rows, continuations = (
         [[(k * step + 1) % tokens for k in range(n)] for n, step in sizes]
         for sizes in (((3, 5), (8, 3)), ((4, 7), (4, 11)))
     )
     widest = max(map(len, rows))
-    steps = iter(torch.tensor(given, device=device).T)
+    steps = iter(torch.tensor(continuations, device=device).T)
     kind = type(model).__name__
     padded = torch.tensor([[0] * (widest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor(
@@ -233,9 +235,10 @@ def check_decoding(model: PreTrainedModel) -> None:
         return model(torch.tensor([ids], device=device), use_cache=False).logits[0].float()
 
     try:
-        decoder_of(model)(model, padded, mask, len(given[0]), next_token)
+        decoder_of(model)(model, padded, mask, len(continuations[0]), next_token)
         whole = [
-            plain(row + then)[len(row) - 1 : -1] for row, then in zip(rows, given, strict=True)
+            plain(row + then)[len(row) - 1 : -1]
+            for row, then in zip(rows, continuations, strict=True)
         ]
         before = [plain(row)[-1] for row in rows]
     except Exception as error:  # whatever a model's own forward raises

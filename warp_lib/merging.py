@@ -183,8 +183,8 @@ def _groups(base: Weights, per: str) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     seen = set()
     for name, tensor in base.items():
-        if tensor.is_floating_point() and (place := _place(tensor)) not in seen:
-            seen.add(place)
+        if tensor.is_floating_point() and (storage := _place(tensor)) not in seen:
+            seen.add(storage)
             groups.setdefault(
                 {"layer": layer_of(name), "tensor": name, "model": ""}[per], []
             ).append(name)
@@ -213,7 +213,7 @@ def _spread(base: Weights, by_place: dict[tuple, Tensor]) -> Weights:
     floating point stay base's.
     """
     dtypes = {_place(t): t.dtype for t in base.values()}
-    new = {place: tensor.to(dtypes[place]) for place, tensor in by_place.items()}
+    new = {storage: tensor.to(dtypes[storage]) for storage, tensor in by_place.items()}
     return {
         name: new[_place(t)] if t.is_floating_point() else t.detach().clone()
         for name, t in base.items()

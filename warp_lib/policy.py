@@ -296,15 +296,15 @@ class Policy:
         """
         if not cuda_graphs.can_capture(self.model):
             return self.log_probs(rollouts, temperature)
-        given = (rollouts.tokens, rollouts.mask)
+        batch = (rollouts.tokens, rollouts.mask)
 
         def log_probs(tokens: Tensor, mask: Tensor) -> Tensor:
             return self.log_probs(Rollouts(tokens, mask, rollouts.new), temperature)
 
-        mode = (torch.is_grad_enabled(), machine.dtype_here(given[0].device), machine.parts())
-        key = ("log_probs", *given[0].shape, rollouts.new, temperature, *mode)
-        return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *given))(
-            *given
+        mode = (torch.is_grad_enabled(), machine.dtype_here(batch[0].device), machine.parts())
+        key = ("log_probs", *batch[0].shape, rollouts.new, temperature, *mode)
+        return self._captured(key, lambda: cuda_graphs.scoring(self.model, log_probs, *batch))(
+            *batch
         )
 
     def log_distribution(self, logits: Tensor, temperature: float) -> Tensor:

@@ -145,8 +145,8 @@ def batch(items: Sequence[Item], size: int, per_item: int, run_id: RunId, step: 
     distinct = size // per_item
     chosen = []
     for k in range(step * distinct, (step + 1) * distinct):
-        epoch, place = divmod(k, len(items))
-        chosen += [items[_order(len(items), run_id, epoch)[place]]] * per_item
+        epoch, position = divmod(k, len(items))
+        chosen += [items[_order(len(items), run_id, epoch)[position]]] * per_item
     return chosen
 
 

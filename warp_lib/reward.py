@@ -82,9 +82,9 @@ class Reward:
 
         def make(_) -> dict:
             scores = raw(sft_texts)
-            found = {"mean": scores.mean().item(), "sd": scores.std().item()}
-            cls(raw, **found)  # which refuses what nothing can be divided by, before it is kept
-            return found
+            moments = {"mean": scores.mean().item(), "sd": scores.std().item()}
+            cls(raw, **moments)  # which refuses what nothing can be divided by, before it is kept
+            return moments
 
         return cls(
             raw,
@@ -552,10 +552,10 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     with said_of(f"encoder={encoder!r}"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(*seed, "head"))
-            model, said = loading.open_model(
+            model, problems = loading.open_model(
                 AutoModelForSequenceClassification, source, config=config
             )
-        _refuse_tensors(model, said, beyond)
+        _refuse_tensors(model, problems, beyond)
         refuse_non_finite(model.named_parameters())
         scorer = EncoderScorer(model, tokenizer, [])
         scorer.check()
@@ -574,7 +574,7 @@ def classifier(name: str) -> EncoderScorer:
         source = hub.model_folder(name, ("minilm",))
         loading.inspect(source, causal=False)
         tokenizer = loading.open_tokenizer(source)
-        model, said = loading.open_model(AutoModelForSequenceClassification, source)
+        model, problems = loading.open_model(AutoModelForSequenceClassification, source)
         labels = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
         if len(labels) != 2 or labels[0].lower().startswith("pos"):
             raise Unfit(
@@ -582,7 +582,10 @@ def classifier(name: str) -> EncoderScorer:
                 " (reward_steps=0) has two, negative and positive"
             )
         loading.refuse_tensors(
-            model, said["missing_keys"], said["unexpected_keys"], said["mismatched_keys"]
+            model,
+            problems["missing_keys"],
+            problems["unexpected_keys"],
+            problems["mismatched_keys"],
         )
         refuse_non_finite(model.named_parameters())
         loading.refuse_vocabulary(tokenizer, model.config.vocab_size)
@@ -592,7 +595,7 @@ def classifier(name: str) -> EncoderScorer:
     return scorer
 
 
-def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], beyond: range) -> None:
+def _refuse_tensors(model: PreTrainedModel, problems: dict[str, set], beyond: range) -> None:
     """Raise Unfit if the file lacks weights of the encoder or has others.
 
     Excused are heads, of which the scorer has one of its own (another number of labels, too), the
@@ -611,11 +614,13 @@ def _refuse_tensors(model: PreTrainedModel, said: dict[str, set], beyond: range)
         )
 
     lacking = [
-        name for name in said["missing_keys"] if name.startswith(f"{base}.") and counts(name)
+        name for name in problems["missing_keys"] if name.startswith(f"{base}.") and counts(name)
     ]
     mismatched = [
-        odd for odd in said["mismatched_keys"] if odd[0].startswith(f"{base}.") and counts(odd[0])
+        odd
+        for odd in problems["mismatched_keys"]
+        if odd[0].startswith(f"{base}.") and counts(odd[0])
     ]
     loading.refuse_tensors(
-        model, lacking, [name for name in said["unexpected_keys"] if counts(name)], mismatched
+        model, lacking, [name for name in problems["unexpected_keys"] if counts(name)], mismatched
     )

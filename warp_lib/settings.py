@@ -180,9 +180,9 @@ class Settings:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
                 raise Explained(f"there is no setting {name!r}; {hint}")
-        given = {n: v for n, v in overrides.items() if v is not None}
+        chosen = {n: v for n, v in overrides.items() if v is not None}
         named: dict[str, Any] = {"name": profile}
-        return cls(**named | PROFILES[profile] | given)
+        return cls(**named | PROFILES[profile] | chosen)
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> "Settings":

@@ -203,7 +203,7 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
     compiled.
     """
     model, layers = completion.model, completion.layers
-    mask, place = completion.mask, completion.place
+    mask, position = completion.mask, completion.place
     body, c, dtype = model.model, model.config, machine.dtype_here(model.device)
     heads_of_a_key = c.num_attention_heads // c.num_key_value_heads
     columns = torch.arange(mask.shape[1], device=mask.device)
@@ -226,13 +226,13 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
         hidden_by = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
         hidden_by = hidden_by.expand(-1, c.num_key_value_heads, heads_of_a_key, -1)
         x = body.embed_tokens.weight[completion.token[:, 0]]
-        cos, sin = body.rotary_emb(x[:, None], place)
-        for given, kept in zip(weights, layers, strict=True):
+        cos, sin = body.rotary_emb(x[:, None], position)
+        for layer, kept in zip(weights, layers, strict=True):
             x = block(
-                x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *given, c.rms_norm_eps
+                x, cos, sin, at[None], hidden_by, kept.keys, kept.values, *layer, c.rms_norm_eps
             )
         at += 1
-        place.add_(1)
+        position.add_(1)
         return model.lm_head(F.rms_norm(x, x.shape[1:], body.norm.weight, c.rms_norm_eps))
 
     def without_autocast() -> Tensor:
@@ -308,12 +308,12 @@ def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
     fast: Callable[..., Tensor] | None = None  # `run` itself once that has failed
 
-    def attempt(*given) -> Tensor:
+    def attempt(*arguments) -> Tensor:
         nonlocal fast
         if fast is not run:
             try:
                 fast = fast or torch.compile(run, dynamic=False)
-                return fast(*given)
+                return fast(*arguments)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -325,7 +325,7 @@ def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
                     f"Sampling is slower than it could be, for torch.compile fails here: {why}",
                     stacklevel=2,
                 )
-        return run(*given)
+        return run(*arguments)
 
     return attempt
 
@@ -369,9 +369,9 @@ def scoring(
             return lambda tokens, mask: replay(tokens, mask).clone()
         run = captured(lambda: log_probs(tokens, mask))
 
-    def score(*given: Tensor) -> Tensor:
-        tokens.copy_(given[0])
-        mask.copy_(given[1])
+    def score(*batch: Tensor) -> Tensor:
+        tokens.copy_(batch[0])
+        mask.copy_(batch[1])
         return run().clone()
 
     return score

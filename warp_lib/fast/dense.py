@@ -41,11 +41,11 @@ def in_parts(weight: Tensor, parts: int, dim: int, dtype: torch.dtype = torch.bf
 
     Each part is what the ones before it leave over, rounded: one part is the rounded weight.
     """
-    found, rest = [], weight.detach()
+    terms, rest = [], weight.detach()
     for _ in range(parts):
-        found.append(rest.to(dtype))
-        rest = rest - found[-1]
-    return found[0] if parts == 1 else torch.cat(found, dim)
+        terms.append(rest.to(dtype))
+        rest = rest - terms[-1]
+    return terms[0] if parts == 1 else torch.cat(terms, dim)
 
 
 def repeated(x: Tensor, parts: int, dtype: torch.dtype) -> Tensor:

@@ -104,7 +104,7 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     seeds = outcomes.finished_seeds(where[0], [where[1]])
     if not seeds:
         raise Explained("`python -m warp_lib study merges` makes what is compared here.")
-    found = contrasts.slerp_over_lerp(*where, seeds, high)
+    by_runs = contrasts.slerp_over_lerp(*where, seeds, high)
     rows = points[(points["source"] == where[0]) & (points["runs"] == 2)]
     sides = [
         Side(
@@ -115,10 +115,10 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
         )
         for name, colour, method in (("SLERP", BLUE, "slerp-layer"), ("LERP", GREY, "lerp"))
     ]
-    main = found[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
+    main = by_runs[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
     if score != "reward":
         raise Explained("SLERP and LERP are compared by the reward only.")
-    return _study(sides, main, score, found)
+    return _study(sides, main, score, by_runs)
 
 
 def dpo(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
@@ -174,8 +174,8 @@ def _study(
     finding = _finding(arm, rival, score, main.side)
     if main.few:
         finding = f"Too few seeds to tell {arm} from {rival}"
-    told = {name: str(effect) for name, effect in (others or {}).items()}
-    return Comparison(sides, finding, evidence, (LOW, main.high), told)
+    in_words = {name: str(effect) for name, effect in (others or {}).items()}
+    return Comparison(sides, finding, evidence, (LOW, main.high), in_words)
 
 
 def _finding(arm: str, rival: str, score: str, side: int) -> str:
@@ -207,15 +207,18 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
     try:
         if score != "reward":
             raise Explained("Judges' scores of a run are not kept prompt by prompt.")
-        found, span = _over_prompts(name, end)
+        interval, span = _over_prompts(name, end)
     except Explained as why:
         return Comparison(sides, "There is no verdict on this run yet", str(why))
     evidence = (
-        f"WARP − REINFORCE is {found} in mean r̃ at equal KL, from {span[0]:g} to {span[1]:.2f}"
-        f" nats; one seed, {found.n} test prompts. The next seed may come out otherwise."
+        f"WARP − REINFORCE is {interval} in mean r̃ at equal KL, from {span[0]:g} to {span[1]:.2f}"
+        f" nats; one seed, {interval.n} test prompts. The next seed may come out otherwise."
     )
     return Comparison(
-        sides, f"{_finding('WARP', 'REINFORCE', score, found.side)}, on this seed", evidence, span
+        sides,
+        f"{_finding('WARP', 'REINFORCE', score, interval.side)}, on this seed",
+        evidence,
+        span,
     )
 
 

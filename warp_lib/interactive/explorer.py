@@ -149,10 +149,10 @@ def _rgb(colour: str) -> tuple[int, ...]:
 def _caption(comparison: Comparison) -> str:
     """What is drawn."""
     lines = max((len(side.lines) for side in comparison.sides), default=0)
-    said = "Test prompts; dots: every policy."
+    caption = "Test prompts; dots: every policy."
     if lines > 1:
-        said += " Thin lines: seeds; thick: their mean at equal KL, its 95% interval over seeds."
-    return said + ROUNDED * any(side.points["rounded"].any() for side in comparison.sides)
+        caption += " Thin lines: seeds; thick: their mean at equal KL, its 95% interval over seeds."
+    return caption + ROUNDED * any(side.points["rounded"].any() for side in comparison.sides)
 
 
 def titled(comparison: Comparison, view: tuple[str, str]) -> go.Figure:

@@ -356,8 +356,8 @@ def curves(loops: Sequence[Loop]) -> dict[str, Any]:
     titles = tuple(dict.fromkeys(panels.values()))
     traces = []
     for k, (number, title, name, steps, values) in enumerate(series):
-        place = titles.index(panels[name])
-        axis = str(place + 1) if place else ""
+        panel = titles.index(panels[name])
+        axis = str(panel + 1) if panel else ""
         traces.append(
             {
                 "x": steps,

@@ -91,10 +91,10 @@ def compared(first: str, second: str) -> str:
         return "Their reward models or test prompts differ, so their numbers cannot be compared."
     both = pd.concat(parts, ignore_index=True)
     together = {score: [*scores[0][score], *scores[1][score]] for score in ("reward", "kl")}
-    found = matched(both, {score: np.stack(v) for score, v in together.items()}, first, second)
+    equal = matched(both, {score: np.stack(v) for score, v in together.items()}, first, second)
     return (
-        f"At {found.kl:.2f} nats {first} − {second} is {found.difference} r̃ over prompts:"
-        f" {answers.verdict(found.difference)}."
+        f"At {equal.kl:.2f} nats {first} − {second} is {equal.difference} r̃ over prompts:"
+        f" {answers.verdict(equal.difference)}."
     )
 
 
@@ -217,10 +217,10 @@ def _line(name: str, rows: pd.DataFrame) -> dict[str, Any]:
 def _cells(line: dict[str, Any]) -> str:
     """A line of the table after its name."""
     forms = {"r̃": "{:.2f}", "KL": "{:.2f}"}
-    told = line | {"when": time.strftime("%d %b %H:%M", time.localtime(line["when"]))}
+    cells = line | {"when": time.strftime("%d %b %H:%M", time.localtime(line["when"]))}
     texts = (
         forms.get(column, "{}" if isinstance(value, str) else "{:g}").format(value)
-        for column, value in told.items()
+        for column, value in cells.items()
         if column != "name"
     )
     return f"<div style='{ROW}'>{''.join(f'<span>{html.escape(t)}</span>' for t in texts)}</div>"

@@ -234,8 +234,8 @@ def slider(playground: Playground, policies: Sequence[str]) -> str:
 
     sft = at(policies[0], 0.0)
     written = {policy: [sft, *(at(policy, eta) for eta in ETAS[1:])] for policy in policies}
-    told = {"prompts": EXAMPLES, "etas": ETAS, "full": FULL, "written": written}
-    data = script_json(told)
+    read_by_page = {"prompts": EXAMPLES, "etas": ETAS, "full": FULL, "written": written}
+    data = script_json(read_by_page)
     at_rest = still(playground, EXAMPLES[0], Mix(policies[0], policies[0], 0.0, 1.0))
     script = f'<script type="application/json">{data}</script>'
     return f'<div class="slide">{at_rest}</div>{script}'

@@ -174,17 +174,17 @@ def seeds(count: int) -> str:
 
 def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
     """The study's finding."""
-    found = {
+    ranks = {
         1: "At equal KL WARP earns more than REINFORCE",
         -1: "At equal KL WARP earns less than REINFORCE",
         0: "WARP and REINFORCE trace one curve",
     }[primary.side]
-    return found + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
+    return ranks + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
 
 
 def primary(primary: Contrast, best_of_n: Contrast) -> str:
     """The study's answer: the primary contrast, and the ceiling."""
-    found = {1: "Yes.", -1: "No: it earns less.", 0: "Not detectably."}[primary.side]
+    opening = {1: "Yes.", -1: "No: it earns less.", 0: "Not detectably."}[primary.side]
     both = primary.both
     excluded = {
         1: f"a gain below {plain(both.low, 3)} is ruled out",
@@ -198,7 +198,7 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
         else ""
     )
     return (
-        f"{found} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
+        f"{opening} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
         f" {seeds(len(primary.by_prompt))}, on average from {LOW:g} to {primary.high:g} nats of KL,"
         f" a range fixed in advance{f': {excluded}' if not primary.few else ''}.{ceiling}"
     )
@@ -262,12 +262,12 @@ def above_zero(effects: Iterable[Effect]) -> str:
 def ahead_title(ahead: Mapping[str, Mapping[str, Mapping[float, Effect]]], arm: str) -> str:
     """Whether an arm's reward runs ahead of the judge, at the largest KL that all seeds reach."""
     end = max(ahead["judge"][arm])
-    found = {
+    runs_ahead = {
         1: "runs ahead of the judge's score",
         0: "rises no more than the judge's score, within error",
         -1: "rises less than the judge's score",
     }[ahead["judge"][arm][end].side]
-    return f"Up to {end:g} nats {ARMS[arm].split(',')[0]}'s r̃ {found}"
+    return f"Up to {end:g} nats {ARMS[arm].split(',')[0]}'s r̃ {runs_ahead}"
 
 
 def judged_title(units: Mapping[str, Sequence[Outcome]], judge: str) -> str:
@@ -375,16 +375,16 @@ def dpo(more: Contrast, own: Contrast) -> str:
 
     more: what WARP gains over DPO beyond what it gains over REINFORCE; own: WARP-DPO less DPO.
     """
-    found = {
+    opening = {
         1: "Yes: it gains more over DPO than over REINFORCE",
         -1: "No: it gains less over DPO than over REINFORCE",
         0: "Not detectably",
     }[more.side]
     short = f" ({min(own.short.values()):.1f} where a front ends before)" if own.short else ""
     return (
-        f"{found}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g} nats,"
-        f" over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from {LOW:g} to"
-        f" {own.high:g} nats{short}."
+        f"{opening}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g}"
+        f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"
+        f" {LOW:g} to {own.high:g} nats{short}."
     )
 
 

@@ -95,9 +95,9 @@ def _part(notebook: NotebookNode, stem: str) -> Part:
     for cell in notebook.cells:
         if "front" in cell.metadata.get("tags", []) and cell.cell_type == "code":
             cell.outputs = []
-        if cell.cell_type == "markdown" and (found := re.match(r"# +(.+)\n*", cell.source)):
-            title = re.sub(r"[`*]", "", found[1]).strip()
-            cell.source = cell.source[found.end() :]
+        if cell.cell_type == "markdown" and (heading := re.match(r"# +(.+)\n*", cell.source)):
+            title = re.sub(r"[`*]", "", heading[1]).strip()
+            cell.source = cell.source[heading.end() :]
             if asked := re.match(r"\*\*Question\.\*\* (.+)", cell.source):
                 question = asked[1]
                 cell.source = cell.source[asked.end() :]
@@ -112,16 +112,16 @@ def _part(notebook: NotebookNode, stem: str) -> Part:
     body, _ = exporter.from_notebook_node(notebook)
     headings = []
 
-    def name(found: re.Match[str]) -> str:
-        text = re.sub(r"<[^>]+>", "", found[1])
+    def name(heading: re.Match[str]) -> str:
+        text = re.sub(r"<[^>]+>", "", heading[1])
         headings.append((f"{stem}-{_slug(html.unescape(text))}", html.unescape(text)))
-        return f'<h3 id="{headings[-1][0]}">{found[1]}</h3>'
+        return f'<h3 id="{headings[-1][0]}">{heading[1]}</h3>'
 
     body = re.sub(r"<h2[^>]*>(.*?)</h2>", name, body, flags=re.DOTALL)
 
     # where notebooks link each other, the page links its own parts
-    def link(found: re.Match[str]) -> str:
-        return f'href="#{found[1]}{"-" + _slug(found[2]) if found[2] else ""}"'
+    def link(address: re.Match[str]) -> str:
+        return f'href="#{address[1]}{"-" + _slug(address[2]) if address[2] else ""}"'
 
     body = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb(?:#([^"]+))?"', link, body)
     return Part(stem, title, question, headings, body)
@@ -146,9 +146,9 @@ def _figure(figure: dict[str, Any], name: str) -> str:
     draws when it comes into view.
     """
     layout = figure["layout"]
-    told = layout.get("meta") or {}
-    finding, caption = (html.escape(told.get(part, "")) for part in ("finding", "caption"))
-    if told:
+    words = layout.get("meta") or {}
+    finding, caption = (html.escape(words.get(part, "")) for part in ("finding", "caption"))
+    if words:
         layout = {k: v for k, v in layout.items() if k not in ("title", "template")}
         layout["margin"] = layout.get("margin", {}) | {"t": 30}
     drawn = script_json({"data": figure["data"], "layout": layout})

@@ -709,8 +709,8 @@ def intervals(
 
 
 def _beside(figure: go.Figure, text: str, row: float, size: int = 12) -> None:
-    place: dict[str, Any] = dict(x=0, xref="paper", xanchor="left", y=row, yanchor="middle")
-    figure.add_annotation(**place, text=text, showarrow=False, font_size=size)
+    where: dict[str, Any] = dict(x=0, xref="paper", xanchor="left", y=row, yanchor="middle")
+    figure.add_annotation(**where, text=text, showarrow=False, font_size=size)
 
 
 def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) -> go.Figure:
@@ -722,11 +722,11 @@ def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) ->
     figure = go.Figure()
     looks = zip(curves.items(), (ORANGE, YELLOW, SKY, BLUE), strict=False)
     for k, ((name, effects), colour) in enumerate(looks):
-        found = [effect.widest for effect in effects.values()]
+        intervals = [effect.widest for effect in effects.values()]
         figure.add_scatter(
             x=[end + 0.04 * k for end in effects],  # bars stay apart
-            y=[interval.mean for interval in found],
-            error_y=_bars(_halves(found), colour),
+            y=[interval.mean for interval in intervals],
+            error_y=_bars(_halves(intervals), colour),
             mode="lines+markers",
             line_color=colour,
             name=name,

@@ -110,9 +110,9 @@ def _refuse_paths(notebook: NotebookNode, stem: str) -> None:
     anywhere = r"/(?:home|root|Users|tmp|usr|opt|var|mnt|srv)/|[A-Z]:\\\w"
     for output in shown_outputs(notebook):
         for text in _texts(output):
-            if found := re.search(rf"(?<![\w.])(?:{here}|{anywhere})[^\s'\"<>)]*", text):
+            if leak := re.search(rf"(?<![\w.])(?:{here}|{anywhere})[^\s'\"<>)]*", text):
                 raise Explained(
-                    f"{stem} shows the path {found[0]} in an output; print a path relative to the"
+                    f"{stem} shows the path {leak[0]} in an output; print a path relative to the"
                     " project and run it again."
                 )
 

@@ -63,8 +63,8 @@ def plan(notebook: Path, name: str, grid: dict[str, list[Any]], fixed: Values) -
         raise ValueError(f"sweep needs a notebook that is there, and {notebook} is not one.")
     if not grid:
         raise ValueError("sweep needs at least one -g NAME=VALUE,VALUE,… to vary.")
-    given = [*grid, *fixed, "name"]
-    if twice := [parameter for parameter in given if given.count(parameter) > 1]:
+    named = [*grid, *fixed, "name"]
+    if twice := [parameter for parameter in named if named.count(parameter) > 1]:
         raise ValueError(f"{twice[0]} is set by the sweep itself and cannot be given to it again.")
     Settings.profile(name=name)
     jobs: dict[str, Combination] = {}
@@ -161,8 +161,8 @@ def _collect(jobs: list[Combination], notebook: Path, name: str) -> Path | None:
     for job in jobs:
         rows = paths.RUNS / job.parameters["name"] / "results" / f"{notebook.stem}.csv"
         for _, table, _ in readable([rows] if rows.exists() else []):
-            for place, (parameter, value) in enumerate(job.varied.items()):
-                table.insert(place, f"sweep_{parameter}", value)
+            for column, (parameter, value) in enumerate(job.varied.items()):
+                table.insert(column, f"sweep_{parameter}", value)
             tables.append(table)
     if not tables:
         return None

@@ -139,9 +139,9 @@ class Checkpoint:
         """Take over the file's state; a missing or damaged file leaves everything at its
         beginning.
         """
-        if not (found := _read(self.file)):
+        if not (kept := _read(self.file)):
             return
-        tensors, self.history = found
+        tensors, self.history = kept
         for m, module in self.modules.items():
             load(module, _below(tensors, f"module/{m}/"))
         for k, optimiser in enumerate(self.optimisers):
@@ -154,8 +154,8 @@ class Checkpoint:
 
 def steps_done(folder: Path) -> int:
     """How many steps a training that began in `folder` would not have to do again."""
-    found = _read(folder / CHECKPOINT)
-    return len(found[1]) if found else 0
+    kept = _read(folder / CHECKPOINT)
+    return len(kept[1]) if kept else 0
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:

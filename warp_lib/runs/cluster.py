@@ -148,8 +148,8 @@ class Cluster:
         """
         items = list(zip(*iterables, strict=False))
         with only_stored():
-            found = [_asked(function, item) for item in items]
-        if missing := [item for item, one in zip(items, found, strict=True) if one is None]:
+            stored = [_asked(function, item) for item in items]
+        if missing := [item for item, one in zip(items, stored, strict=True) if one is None]:
             if self._sent[0] is not function:
                 self._sent = function, ray.put(function)
             parts = {id(part): part for item in missing for part in item}
@@ -168,7 +168,7 @@ class Cluster:
                     raise
             for one in training:
                 one.result()
-        return [function(*i) if one is None else one for i, one in zip(items, found, strict=True)]
+        return [function(*i) if one is None else one for i, one in zip(items, stored, strict=True)]
 
     def _train(self, number: int, parts: list[Any], progress: Progress) -> None:
         """One call of what is mapped. Its entries are in this store when it returns."""
@@ -243,18 +243,18 @@ class Cluster:
         def hear(look: Any) -> None:
             nonlocal life, depth
             try:
-                now, said = ray.get(look, timeout=PATIENCE)
+                now, calls = ray.get(look, timeout=PATIENCE)
             except RayError:
                 return  # it is gone; another takes its place, or the task says so
             if now != life:
                 for _ in range(depth):
                     progress.end()
                 life, depth = now, 0
-            for name, given, numbers in said:
+            for name, arguments, numbers in calls:
                 if name == "write":
-                    print(*given, end="", flush=True)
+                    print(*arguments, end="", flush=True)
                 else:
-                    getattr(progress, name)(*given, **numbers)
+                    getattr(progress, name)(*arguments, **numbers)
                     depth += {"begin": 1, "end": -1}.get(name, 0)
 
         look = worker.look.remote(False)
@@ -396,7 +396,7 @@ class Worker:
         """A text with the caller's paths as they are here, the longest first."""
         places = self.places | {str(place): f"{self.home}{place}" for place in job.brings}
         known = "|".join(re.escape(place) for place in sorted(places, key=len, reverse=True))
-        return re.sub(rf"({known})(?![\w.-])", lambda found: places[found[0]], text)
+        return re.sub(rf"({known})(?![\w.-])", lambda match: places[match[0]], text)
 
     def _stamps(self, brings: Collection[Path]) -> dict[Path, tuple[int, int]]:
         """The files that the caller has to have, and when they were written."""

@@ -87,7 +87,7 @@ def _function(function: FunctionType, seen: tuple) -> list:
         for n in sorted(_names(function.__code__))
         if n in function.__globals__
     }
-    given = {
+    defaults = {
         "defaults": function.__defaults__ or (),
         "keyword defaults": function.__kwdefaults__ or {},
     }
@@ -95,7 +95,7 @@ def _function(function: FunctionType, seen: tuple) -> list:
         _code(function.__code__),
         _values(closure, name, seen),
         _values(read, name, seen),
-        _values(given, name, seen),
+        _values(defaults, name, seen),
     ]
 
 

@@ -221,20 +221,20 @@ def end(mark: str) -> None:
 
 def marked(mark: str) -> set[int]:
     """The processes that carry a mark, but not this one."""
-    needle, found = mark.encode(), set()
+    needle, ids = mark.encode(), set()
     if Path("/proc/self/environ").exists():
         for environ in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
                 if needle in environ.read_bytes():
-                    found.add(int(environ.parent.name))
+                    ids.add(int(environ.parent.name))
     else:  # macOS and the BSDs
         listed = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True).stdout
-        found = {
+        ids = {
             int(line.split()[0])
             for line in listed.splitlines()
             if needle in line and __file__.encode() not in line
         }
-    return found - {os.getpid()}
+    return ids - {os.getpid()}
 
 
 def _watch(mark: str) -> None:

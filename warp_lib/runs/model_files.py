@@ -122,10 +122,10 @@ def tensors(folder: Path) -> dict[str, Stored]:
     missing, damaged or not safetensors.
     """
     if (folder / SINGLE).is_file():
-        found = _header(folder / SINGLE)
-        if not found:
+        header = _header(folder / SINGLE)
+        if not header:
             raise Unfit(f"has an empty {SINGLE}: it holds no tensor")
-        return found
+        return header
     if not (folder / INDEX).is_file():
         raise Unfit(_other_weights(folder))
     index = read_json(folder / INDEX)
@@ -148,8 +148,8 @@ def tensors(folder: Path) -> dict[str, Stored]:
             " copy it there or download it again"
         )
     shards = [_header(folder / file) for file in sorted(set(places.values()))]
-    found = [(name, stored.file.name) for shard in shards for name, stored in shard.items()]
-    if odd := sorted(places.items() ^ set(found)):
+    stored_in = [(name, stored.file.name) for shard in shards for name, stored in shard.items()]
+    if odd := sorted(places.items() ^ set(stored_in)):
         raise Unfit(f"has an index and weights that do not agree on {odd[0][0]}")
     return {name: stored for shard in shards for name, stored in shard.items()}
 
@@ -188,7 +188,7 @@ def _header(file: Path) -> dict[str, Stored]:
             opened.seek(8)
             header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
-        found = {
+        tensors = {
             n: Stored(file, t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0])
             for n, t in header.items()
         }
@@ -206,7 +206,7 @@ def _header(file: Path) -> dict[str, Stored]:
         if isinstance(error, Unfit):
             raise
         raise Unfit(f"has a damaged {file.name}: it is not a valid safetensors file") from error
-    return found
+    return tensors
 
 
 def is_whole(folder: Path) -> bool:

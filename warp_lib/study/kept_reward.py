@@ -53,14 +53,14 @@ def write(reward: Reward, settings: Settings) -> None:
             for name, weight in trained.items()
             if not torch.equal(weight, before[name])
         }
-        said = {
+        record = {
             "mean": reward.mean,
             "sd": reward.sd,
             "identity": reward.identity,
             "settings": _made_by(settings),
         }
         file().parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(file(), changed, {"record": json.dumps(said)})
+        save_tensors(file(), changed, {"record": json.dumps(record)})
 
 
 def read(settings: Settings) -> Reward | None:
@@ -72,13 +72,13 @@ def read(settings: Settings) -> Reward | None:
     if not file().exists():
         return None
     with safe_open(file(), "pt") as opened:
-        said = json.loads(opened.metadata()["record"])
-    if said["settings"] != _made_by(settings):
+        record = json.loads(opened.metadata()["record"])
+    if record["settings"] != _made_by(settings):
         return None
     scorer = _untrained(settings)
     load(scorer.model, weights_of(scorer.model) | load_file(file()))
-    reward = Reward(EncoderScorer(scorer.model, scorer.tokenizer, []), said["mean"], said["sd"])
-    if reward.identity != said["identity"]:
+    reward = Reward(EncoderScorer(scorer.model, scorer.tokenizer, []), record["mean"], record["sd"])
+    if reward.identity != record["identity"]:
         raise Explained(
             f"the reward model read from {file().name} is not the one that was kept: it, or its"
             " encoder, has changed."

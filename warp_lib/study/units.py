@@ -47,10 +47,10 @@ def _commit() -> str:
     """
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     try:
-        said = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True)
     except OSError:
         return "unknown"
-    return said.stdout.strip() or "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 # of the code that is loaded, for the files may change while it runs; or of where it was sent from
@@ -351,7 +351,7 @@ def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
     """Trained units of the same seeds that ended, in whatever experiment, and what each was made
     with: arms are compared seed by seed, across experiments too. Trials are compared within their
     experiment only. Of records from before digests were kept these are None."""
-    found = {}
+    others = {}
     for seed in unit.seeds:
         experiments = unit.experiment if seed == TUNING_SEED else "*"
         for file in sorted(outcomes.FOLDER.glob(f"{experiments}/*-{seed}.json")):
@@ -360,8 +360,8 @@ def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
                 parts = ("reward_model", "sft", "measured_in")
                 made_with = {part: record.get(part) for part in parts}
                 made_with["dtype"] = record["machine"]["dtype"]
-                found[f"{file.parent.name}/{file.stem}"] = made_with
-    return found
+                others[f"{file.parent.name}/{file.stem}"] = made_with
+    return others
 
 
 def _machine() -> dict[str, Any]:

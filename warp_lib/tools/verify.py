@@ -313,10 +313,10 @@ def _saved(run: str) -> Iterator[tuple[str, Path, dict[str, float], dict[str, An
             else:  # η went through a text
                 rows = rows[(rows[column] - value).abs() < 1e-9]
         if len(rows) != 1:
-            place = ", ".join(f"{k}={v}" for k, v in record["row"].items() if v is not None)
+            row = ", ".join(f"{k}={v}" for k, v in record["row"].items() if v is not None)
             raise ValueError(
                 f"results.csv of run {run!r} has {len(rows)} rows, not one, for"
-                f" models/{folder.name} ({place}): run the report again."
+                f" models/{folder.name} ({row}): run the report again."
             )
         yield folder.name, folder, rows.iloc[0].to_dict(), record
 
