@@ -54,11 +54,11 @@ def test_kl_bound_by_enumeration():
         assert exact <= kl_of_best(n) + 1e-12 and exact == pytest.approx(kl_of_best(n), abs=0.01)
 
 
-def test_the_unit_keeps_what_it_samples(folder, monkeypatch):
+def test_the_unit_keeps_what_it_samples(folder, monkeypatch, folders):
     """Guards: parts that repeat each other's samples, rows that are not their scores' means, the
     judge choosing for itself.
     """
-    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"])
+    monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders)
     monkeypatch.setattr(units, "BEST_OF", 8)
     monkeypatch.setattr(units, "SAMPLED_AT_ONCE", 2)
     run.run(["best-of-n"], Progress())
