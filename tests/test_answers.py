@@ -75,7 +75,7 @@ def test_answers_take_the_side_of_their_numbers():
     assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
     assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
     titles = [answers.primary_title(contrast(mean), contrast(-0.3)) for mean in (0, 0.2, -0.2)]
-    assert ["one curve" in titles[0], "more" in titles[1], "less" in titles[2]] == [True] * 3
+    assert ["told apart" in titles[0], "more" in titles[1], "less" in titles[2]] == [True] * 3
 
 
 def test_titles_say_what_is_drawn():

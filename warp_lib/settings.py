@@ -57,7 +57,7 @@ class Settings:
     # The reward model (Bradley–Terry).
     reward_layers: int = knob(6, "the encoder's first layers used by the reward model", 1)
     reward_trained: int = knob(
-        3, "the last of these layers that are trained; the embeddings are too when all are", 1
+        3, "how many of these layers are trained, from the last; the embeddings too if all are", 1
     )
     reward_steps: int = knob(
         240,
@@ -105,9 +105,9 @@ class Settings:
 
     precision: str = knob(
         "split",
-        "how training passes a policy where the hardware multiplies bfloat16: split (weights in two"
-        " parts), bfloat16 (weights rounded: another policy), float32 (slower); everything is"
-        " measured in float32",
+        "weights in training's matrix products, where the hardware multiplies bfloat16: split (as"
+        " two bfloat16 parts), bfloat16 (rounded, which trains another policy), float32 (slower);"
+        " everything is measured in float32",
         among=("split", "bfloat16", "float32"),
     )
 
@@ -129,13 +129,13 @@ class Settings:
     )
     merge: str = knob("slerp", "how the runs' task vectors are averaged", among=("slerp", "lerp"))
     slerp_per: str = knob(
-        "layer", "where SLERP takes one angle", among=("layer", "tensor", "model")
+        "layer", "what has its own angle in SLERP", among=("layer", "tensor", "model")
     )
 
     # Evaluation.
     held_out: str = knob(
         "test",
-        "which held-out reviews begin the evaluation's prompts; settings are chosen on validation",
+        "held-out split that evaluation prompts come from; settings are chosen on validation",
         among=SPLITS,
     )
     test_prompts: int = knob(100, "held-out prompts of every evaluation", 2)

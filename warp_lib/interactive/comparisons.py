@@ -103,7 +103,7 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     where, high = ("merges", "warp-m3"), end or _planned("tuning")
     seeds = outcomes.finished_seeds(where[0], [where[1]])
     if not seeds:
-        raise Explained("`python -m warp_lib study merges` makes what is compared here.")
+        raise Explained("`python -m warp_lib study merges` produces the runs compared here.")
     by_runs = contrasts.slerp_over_lerp(*where, seeds, high)
     rows = points[(points["source"] == where[0]) & (points["runs"] == 2)]
     sides = [
@@ -143,7 +143,7 @@ def _primary(score: str, end: float | None) -> Contrast:
     high = end or _planned("tuning")
     warps, rivals = _finished("warp"), _finished("reinforce")
     if not (warps and rivals):
-        raise Explained("`python -m warp_lib study` makes what is compared here.")
+        raise Explained("`python -m warp_lib study` produces the runs compared here.")
     return contrasts.contrast("primary", warps, rivals, high, score)
 
 

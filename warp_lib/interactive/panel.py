@@ -58,7 +58,7 @@ def knobs(experiment: Experiment, make_rewards: MakeRewards) -> widgets.Widget |
         return panel.box
     price = cost(experiment.under(experiment.settings), make_rewards(Progress()))
     return Markdown(
-        "In JupyterLab and Voilà knobs stand here; without them, a terminal turns them. These"
+        "In JupyterLab and Voilà the knobs appear here; elsewhere, run the command below. These"
         f" settings: {price}\n\n```\n{command(experiment.settings)}\n```"
     )
 
@@ -180,8 +180,8 @@ class Panel:
         self.cost.value, self.command.value = "looking into the store …", command(settings)
         if not self.rewards:
             self.cost.value = (
-                "First come the reward model, what SFT writes, and the time of a step: seconds, or"
-                " the first time minutes. Then the cost stands here."
+                "Loading the reward model, sampling from SFT and timing a step: seconds, or minutes"
+                " the first time. The cost will then appear here."
             )
             return
         self.cost.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))

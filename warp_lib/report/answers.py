@@ -177,7 +177,7 @@ def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
     ranks = {
         1: "At equal KL WARP earns more than REINFORCE",
         -1: "At equal KL WARP earns less than REINFORCE",
-        0: "WARP and REINFORCE trace one curve",
+        0: "WARP and REINFORCE cannot be told apart at equal KL",
     }[primary.side]
     return ranks + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
 

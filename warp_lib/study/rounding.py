@@ -197,7 +197,7 @@ def answer(
     lines = measured.query("method == 'warp'").sort_values("eta").set_index("passed")["kl"]
     split = float(np.interp(kl, lines["float32"], lines["split"]))
     return (
-        f"It hides KL. Where float32 has {kl:.1f} nats, weights rounded in every pass read"
+        f"It hides KL. Where float32 reads {kl:.1f} nats, passes with rounded weights read"
         f" {_span(shares[kl]['reinforce-liti'], '.0%')} less for REINFORCE and"
         f" {_span(shares[kl]['warp'], '.0%')} less for WARP, and at {low:.1f} nats"
         f" {_span(shares[low]['reinforce-liti'], '.0%')} and {_span(shares[low]['warp'], '.0%')};"
