@@ -414,6 +414,8 @@ def running_in_lab(
                 page.wait_for_timeout(4000)
                 if not waiting.count():
                     break
+            else:
+                raise AssertionError("some cells never began")
             yield page
         except BaseException as error:
             with suppress(PlaywrightError):

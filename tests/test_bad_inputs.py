@@ -38,12 +38,14 @@ from transformers import (
 
 from tests.conftest import online, tiny_policy
 from warp_lib.__main__ import main
+from warp_lib.experiment import Experiment
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import classifier, untrained
 from warp_lib.runs import hub
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.model_files import INDEX, SINGLE
+from warp_lib.settings import Settings
 
 VOCABULARY = 12
 SMALL = {  # two layers of each architecture
@@ -723,6 +725,11 @@ ROWS += [
             )
         ),
         ("encoder='{folder}/model' has the labels LABEL_0, LABEL_1, LABEL_2;", "reward_steps=0"),
+    ),
+    Row(
+        "encoder: the bundled encoder as a classifier",
+        lambda _: Experiment(Settings.profile("smoke", reward_steps=0)),
+        ("encoder='minilm' is no classifier", "reward_steps=0"),
     ),
     Row(
         "encoder: a classifier without its head",

@@ -427,6 +427,8 @@ def test_language_loss_is_that_of_transformers(float32):
         ids = torch.tensor([token_ids(review)[:10]], device=machine.device())
         losses.append(policy.model(ids, labels=ids).loss.item())
     loss, error = language_loss(policy, [*reviews, "w1 w2 w3"], 10)
+    with pytest.raises(ValueError, match="at least 10 tokens, and fewer than two"):
+        language_loss(policy, [reviews[0], "w1 w2 w3"], 10)
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     assert error == pytest.approx(torch.tensor(losses).std().item() / len(losses) ** 0.5, rel=1e-4)
 

@@ -25,7 +25,7 @@ from warp_lib.interactive import cost as cost_module
 from warp_lib.interactive import panel as panel_module
 from warp_lib.interactive.cost import cost
 from warp_lib.interactive.live import Watched
-from warp_lib.interactive.my_runs import MyRuns, remove, rename
+from warp_lib.interactive.my_runs import MyRuns, compared, remove, rename
 from warp_lib.interactive.panel import Panel, command, knobs, run
 from warp_lib.runs.paths import ROOT, locked
 from warp_lib.runs.progress import Progress, Stopped
@@ -328,6 +328,9 @@ def test_own_runs_are_compared_renamed_and_deleted(store):
     table.ticks["high"].value = table.ticks["low"].value = True
     assert "At 4.00 nats high − low is +1.000" in table.said.value and "higher" in table.said.value
     assert len(table.figure.figure.data) == 2 and table.rename.disabled
+    keep_run("sft", 1.0)  # a name that is a method's, too
+    assert compared("high", "sft") == compared("high", "low").replace("low", "sft")
+    remove("sft")
     table.ticks["low"].value, table.ticks["other"].value = False, True
     assert "cannot be compared" in table.said.value
     table.ticks["other"].value = False

@@ -19,7 +19,7 @@ from warp_lib.reinforce import batch, leave_one_out, policy_gradient_loss, reinf
 from warp_lib.reward import Reward
 from warp_lib.runs.checkpoint import Checkpoint
 from warp_lib.runs.progress import Progress
-from warp_lib.runs.store import digest
+from warp_lib.runs.store import digest, records
 from warp_lib.settings import Settings
 from warp_lib.warp import Run, RunId
 
@@ -418,6 +418,8 @@ def test_a_finished_run_is_not_trained_again(store):
     its key.
     """
     first = train(scores := Scores(), keep_every=2)
+    (stored,) = records("run")  # under another name, everybody's runs would be trained again
+    assert stored["inputs"]["aligner"] == "warp_lib.reinforce.reinforce.<locals>.loss"
     again = train(scores, keep_every=2)
     assert (
         len(scores.shown) == 3

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from warp_lib.experiment import Experiment, warp_points
 from warp_lib.interactive.points import all_points
@@ -131,6 +131,11 @@ def test_results_without_scores_ask_for_the_notebook_again(store):
             "name='toy' was made before rewards were kept prompt by prompt, .*: run 03_warp again"
         ),
     ):
+        read_scores("toy")
+    # one that was killed between the two files
+    two = {name: np.repeat(values, 2, 0) for name, values in score(1.0).items()}
+    save_file(two, store / "toy" / "results" / "03_warp.safetensors")
+    with pytest.raises(ValueError, match="is not of the table beside it: run 03_warp again"):
         read_scores("toy")
 
 

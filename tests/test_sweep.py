@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from warp_lib.__main__ import main
-from warp_lib.report.sweep import plan
+from warp_lib.report.sweep import _finished, plan
 from warp_lib.runs import paths
 
 SOURCE = """
@@ -115,6 +115,15 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
     assert main(command) == 0 and ran(toy) == ["1 1.0"]
     os.utime(damaged, (0, 0))  # older than the library
     assert main(command) == 0 and ran(toy) == ["1 1.0"]
+    job = plan(toy, "grid", {"runs": [1]}, {"policy": str(tmp_path / "own")})[0]
+    done = nbformat.read(tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-1-eta-1.ipynb", 4)
+    done.metadata["papermill"]["parameters"] = job.parameters
+    nbformat.write(done, job.executed)
+    (tmp_path / "own").mkdir()
+    assert _finished(job, toy)
+    (tmp_path / "own" / "model.safetensors").touch()
+    os.utime(tmp_path / "own" / "model.safetensors", (2**31, 2**31))  # trained again in place
+    assert not _finished(job, toy)
     notebook = json.loads(toy.read_text())
     notebook["cells"][1]["source"] += "\n# edited"
     toy.write_text(json.dumps(notebook))

@@ -105,7 +105,7 @@ def refusal(error: CycloptsError, command: str) -> str:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Inside, every ValueError says that something is asked for which does not exist."""
+    """Inside, a ValueError refuses the words of the command."""
     try:
         yield
     except ValueError as error:

@@ -16,6 +16,7 @@ from .fast import machine
 from .merging import Weights
 from .policy import ChosenLogProbs, Policy, Rollouts, at_once
 from .reward import Reward
+from .runs.errors import Explained
 from .runs.progress import Progress
 from .runs.seeds import torch_stream
 from .runs.store import digest, memoise, save_tensors
@@ -124,6 +125,11 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
         [policy.bos_ids + row[:tokens] for row in rows if len(row) >= tokens],
         device=machine.device(),
     )
+    if len(ids) < 2:
+        raise Explained(
+            f"the policy's loss is measured on reviews of at least {tokens} tokens, and fewer than"
+            " two validation reviews have them; give longer reviews or a smaller max_new_tokens."
+        )
     first = len(policy.bos_ids)
     losses = []
     for part in ids.split(CHUNK):

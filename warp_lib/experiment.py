@@ -60,8 +60,9 @@ class Experiment:
         self.settings = settings
         self._prompts_of: dict[str, dict[int, list[int]]] = {}  # split → its prompts, all of them
         self.reviews: Reviews = load_reviews(settings.reviews)
-        find_encoder(settings.encoder, settings.reward_layers)
-        if not settings.reward_steps:
+        if settings.reward_steps:
+            find_encoder(settings.encoder, settings.reward_layers)
+        else:
             classifier(settings.encoder)
         self.policy = Policy.from_name(settings.policy)
         self.theta_sft: Weights = self.policy.weights()

@@ -1,4 +1,4 @@
-"""Reviews: loaded, cleaned, de-duplicated, split by review; prompts cut from their openings."""
+"""Reviews: loaded, cleaned, de-duplicated, split by review."""
 
 import csv
 import hashlib

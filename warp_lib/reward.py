@@ -519,7 +519,7 @@ def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConf
     sequence. Raises Unfit if there is none.
     """
     padding = [
-        config.pad_token_id,
+        getattr(config, "pad_token_id", None),
         tokenizer.pad_token_id,
         tokenizer.eos_token_id,
         tokenizer.sep_token_id,
@@ -571,7 +571,9 @@ def classifier(name: str) -> EncoderScorer:
     Raises ValueError in one sentence when it is not there, is damaged, or has other labels.
     """
     with said_of(f"encoder={name!r}"):
-        source = hub.model_folder(name, ("minilm",))
+        if name == "minilm":
+            raise Unfit("is no classifier, and reward_steps=0 uses one as it is")
+        source = hub.model_folder(name, ())
         loading.inspect(source, causal=False)
         tokenizer = loading.open_tokenizer(source)
         model, problems = loading.open_model(AutoModelForSequenceClassification, source)

@@ -9,7 +9,13 @@ from typing import Any
 
 from .runs.errors import Explained
 
-TAKEN = ("store", "reviews", "pretrain")  # folders under runs/ that are not a run's
+TAKEN = (
+    "store",
+    "reviews",
+    "pretrain",
+    "explorer",
+    "smollm2-imdb",
+)  # folders under runs/ that are not a run's
 SPLITS = ("test", "validation")
 LARGEST = 10**7  # no setting but the seed is larger
 LONGEST_NAME = 200  # bytes

@@ -92,7 +92,7 @@ class Completion:
         self.layers = [NarrowLayer(longest) for _ in range(model.config.num_hidden_layers)]
         self.cache = Cache(layers=[*self.layers])
         self.tokens = torch.zeros(n, prompt, dtype=torch.long, device=model.device)
-        self.token, self.place = (
+        self.token, self.position = (
             torch.zeros(n, 1, dtype=torch.long, device=model.device) for _ in range(2)
         )
         # of what is to come; the future is hidden besides
@@ -119,11 +119,11 @@ class Completion:
         logits = self.model(
             self.token,
             attention_mask=self.mask,
-            position_ids=self.place,
+            position_ids=self.position,
             past_key_values=self.cache,
             logits_to_keep=1,
         ).logits[:, -1]
-        self.place += 1
+        self.position += 1
         return logits
 
     def __call__(self, tokens: Tensor, mask: Tensor, next_token: NextToken) -> Tensor:
@@ -131,7 +131,7 @@ class Completion:
         self.tokens.copy_(tokens)
         self.mask[:, : self.prompt] = mask
         completion = [next_token(self.begin())]
-        self.place.copy_(mask.sum(1, keepdim=True))
+        self.position.copy_(mask.sum(1, keepdim=True))
         for _ in range(1, self.new):
             self.token.copy_(completion[-1])
             completion.append(next_token(self.go_on()))
@@ -203,7 +203,7 @@ def llama_token(completion: Completion) -> Callable[[], Tensor]:
     compiled.
     """
     model, layers = completion.model, completion.layers
-    mask, position = completion.mask, completion.place
+    mask, position = completion.mask, completion.position
     body, c, dtype = model.model, model.config, machine.dtype_here(model.device)
     heads_of_a_key = c.num_attention_heads // c.num_key_value_heads
     columns = torch.arange(mask.shape[1], device=mask.device)

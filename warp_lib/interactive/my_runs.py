@@ -84,14 +84,15 @@ def compared(first: str, second: str) -> str:
         files = list(readable(sorted((paths.RUNS / name / "results").glob("*.csv"))))
         by.append({record.get("scorers", {}).get("reward") for *_, record in files})
         rows = pd.concat([rows for _, rows, _ in files], ignore_index=True)
-        parts.append(rows.replace({"method": {"warp": name}}))
+        parts.append(rows.replace({"method": {"warp": f"run {name}"}}))
         scores.append(read_scores(name))
     shapes = {own["reward"].shape[1] for own in scores}
     if by[0] != by[1] or len(shapes) > 1:
         return "Their reward models or test prompts differ, so their numbers cannot be compared."
     both = pd.concat(parts, ignore_index=True)
     together = {score: [*scores[0][score], *scores[1][score]] for score in ("reward", "kl")}
-    equal = matched(both, {score: np.stack(v) for score, v in together.items()}, first, second)
+    stacked = {score: np.stack(v) for score, v in together.items()}
+    equal = matched(both, stacked, f"run {first}", f"run {second}")
     return (
         f"At {equal.kl:.2f} nats {first} − {second} is {equal.difference} r̃ over prompts:"
         f" {answers.verdict(equal.difference)}."

@@ -174,12 +174,12 @@ def seeds(count: int) -> str:
 
 def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
     """The study's finding."""
-    ranks = {
+    finding = {
         1: "At equal KL WARP earns more than REINFORCE",
         -1: "At equal KL WARP earns less than REINFORCE",
         0: "WARP and REINFORCE cannot be told apart at equal KL",
     }[primary.side]
-    return ranks + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
+    return finding + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
 
 
 def primary(primary: Contrast, best_of_n: Contrast) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def sweep(
 ) -> tuple[Path | None, list[Combination]]:
     """Execute the jobs of `plan`, and collect the rows of their results tables.
 
-    A job that an earlier sweep finished with the same notebook, parameters, library and policy is
+    A job that an earlier sweep finished with the same notebook, parameters, library and models is
     not executed again; one that fails does not stop the others. Several jobs at a time share the
     processors evenly.
 
@@ -172,15 +172,18 @@ def _collect(jobs: list[Combination], notebook: Path, name: str) -> Path | None:
 
 
 def _finished(job: Combination, notebook: Path) -> bool:
-    """Whether the job was executed from this notebook, with these parameters, since library and
-    policy last changed.
+    """Whether the job was executed from this notebook, with these parameters, since the library,
+    the bundled policy and the folders that parameters name last changed.
     """
     try:
         executed = nbformat.read(job.executed, 4)
     except (OSError, ValueError):  # not there, or damaged
         return False
-    library, policy = (paths.ROOT / "warp_lib").rglob("*.py"), paths.ROOT / "data" / "policy"
-    changed = max(file.stat().st_mtime for file in (*library, *policy.iterdir()))
+    read = [(paths.ROOT / "warp_lib").rglob("*.py"), (paths.ROOT / "data" / "policy").iterdir()]
+    for setting in ("policy", "encoder", "reviews"):
+        if (folder := Path(str(job.parameters.get(setting, "")))).is_dir():
+            read.append(file for file in folder.iterdir() if file.is_file())
+    changed = max(file.stat().st_mtime for file in chain(*read))
     return (
         job.executed.stat().st_mtime >= changed
         and executed.metadata["papermill"]["parameters"] == job.parameters

@@ -13,7 +13,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from .errors import Explained, reason, say_once
+from .errors import Explained, Unwritable, reason, say_once
 from .paths import folder, write_whole
 
 # What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge),
@@ -43,7 +43,7 @@ COLUMNS = {
     "perplexity": "of SFT on the completions",
     "perplexity_se": "",
     "completions": "sampled and scored to get there (empty for DPO, which samples before training)",
-    "seconds": "training time to get there, runs one after the other, pauses included",
+    "seconds": "training time to get there, runs one after the other, pauses left out",
 }
 
 
@@ -70,10 +70,13 @@ def write_results(
     parts = folder(name) / "results"
     parts.mkdir(exist_ok=True)
     text = table.to_csv(index=False)
-    unfinished = parts / f"{part}.safetensors.tmp"
-    save_file(dict(scores), unfinished)
-    unfinished.replace(parts / f"{part}.safetensors")
+    scored, unfinished = parts / f"{part}.safetensors", parts / f"{part}.safetensors.tmp"
     with FileLock(parts / "together.lock"):  # notebooks may be run side by side
+        try:
+            save_file(dict(scores), unfinished)
+        except SafetensorError as error:  # how it reports a full disk
+            raise Unwritable(f"{scored} cannot be written: {error}.") from error
+        unfinished.replace(scored)
         record = {"scorers": scorers, "completions": completions, "table": _digest(text)}
         write_whole(parts / f"{part}.json", json.dumps(record))
         write_whole(parts / f"{part}.csv", text)
@@ -146,7 +149,11 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
     kept beside its table, on other test prompts than the other one, or when they are damaged.
     """
     # those whose rows are in the table
-    tables = [file for file, *_ in readable(sorted((folder(name) / "results").glob("*.csv")))]
+    rows = {
+        file: len(of_file)
+        for file, of_file, _ in readable(sorted((folder(name) / "results").glob("*.csv")))
+    }
+    tables = list(rows)
     if old := [table.stem for table in tables if not table.with_suffix(".safetensors").exists()]:
         why = "was made before rewards were kept prompt by prompt, which comparing methods needs"
         raise Explained(f"name={name!r} {why}: run {' and '.join(old)} again.")
@@ -156,6 +163,8 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
             parts.append(load_file(file))
         except SafetensorError as error:
             raise Explained(f"{file} is damaged: run {file.stem} again.") from error
+        if len(parts[-1]["reward"]) != rows[file.with_suffix(".csv")]:  # ended in between
+            raise Explained(f"{file} is not of the table beside it: run {file.stem} again.")
     if len({part["reward"].shape[1] for part in parts}) > 1:
         again = " and ".join(table.stem for table in tables)
         raise Explained(

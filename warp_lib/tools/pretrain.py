@@ -90,7 +90,7 @@ def validation_loss(
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Warm-up, then a linear fall to 0 at the last step."""
+    """Warm-up, then a linear fall towards 0."""
     return min((step + 1) / 100, 1 - step / steps)
 
 
