@@ -30,9 +30,9 @@ from .prompts import PROMPT_TOKENS
 from .runs.model_files import (
     Unfit,
     configuration,
+    first_line,
     has_tokenizer,
     read_json,
-    reason,
     refuse_non_finite,
     tensors,
 )
@@ -121,7 +121,7 @@ def open_model(auto: type, folder: Path, **options: Any) -> tuple[PreTrainedMode
 def _not_opened(what: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "needs code of its own to open, and such code is never run here"
-    return f"has {what} transformers cannot open ({type(error).__name__}: {reason(error)})"
+    return f"has {what} transformers cannot open ({type(error).__name__}: {first_line(error)})"
 
 
 def refuse_tensors(
@@ -244,7 +244,7 @@ def check_decoding(model: PreTrainedModel) -> None:
     except Exception as error:  # whatever a model's own forward raises
         raise Unfit(
             f"cannot write text here: {kind} fails at a short prompt ({type(error).__name__}:"
-            f" {reason(error)})"
+            f" {first_line(error)})"
         ) from error
     expected, got = torch.stack(whole), torch.stack(seen, 1)
     if not expected.isfinite().all():

@@ -15,7 +15,8 @@ import datasets
 import numpy as np
 
 from .runs import hub, paths
-from .runs.model_files import POINTER, Unfit, reason, said_of
+from .runs.errors import reason
+from .runs.model_files import POINTER, Unfit, first_line, said_of
 
 LEAST = 200  # different labelled reviews
 # the largest share of labels other than 0, 1 and −1 that are left out rather than refused
@@ -167,7 +168,7 @@ def _table(name: str) -> datasets.Dataset:
         except Exception as error:  # of datasets and of arrow
             raise Unfit(
                 f"cannot be opened as what datasets.save_to_disk wrote ({type(error).__name__}:"
-                f" {reason(error)})"
+                f" {first_line(error)})"
             ) from error
     files = sorted(folder.glob("*.csv"))
     if not files:
@@ -187,7 +188,7 @@ def _table(name: str) -> datasets.Dataset:
     except Exception as error:  # of datasets, pandas and arrow
         for file, names in zip(files, columns, strict=True):
             _refuse_rows(file, len(names))
-        raise Unfit(f"has CSV files that cannot be read ({reason(_first(error))})") from error
+        raise Unfit(f"has CSV files that cannot be read ({first_line(_first(error))})") from error
 
 
 def _not_reviews(folder: Path) -> str:
@@ -214,7 +215,7 @@ def _columns(file: Path) -> list[str]:
         with file.open("rb") as opened:
             first = opened.readline(100_000)
     except OSError as error:
-        raise Unfit(f"cannot be read: {file.name}: {error.strerror}") from error
+        raise Unfit(f"cannot be read: {file.name}: {reason(error)}") from error
     if first.startswith(POINTER):
         raise Unfit(
             f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder"

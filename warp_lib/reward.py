@@ -36,7 +36,7 @@ from .runs import hub
 from .runs.checkpoint import Checkpoint, load, weights_of
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
-from .runs.model_files import Unfit, reason, refuse_non_finite, said_of
+from .runs.model_files import Unfit, first_line, refuse_non_finite, said_of
 from .runs.progress import Progress
 from .runs.seeds import numpy_stream, stream
 from .runs.store import digest, memoise, save_tensors
@@ -155,7 +155,7 @@ class EncoderScorer:
                     **self._batch([long.split()[-1], f"{long} " * (self.longest // len(words) + 1)])
                 ).logits[:, -1]
         except Exception as error:  # whatever a model's own forward raises
-            why = f"{type(error).__name__}: {reason(error)}"
+            why = f"{type(error).__name__}: {first_line(error)}"
             raise Unfit(
                 f"cannot score texts: {kind} fails at a text of {self.longest} tokens ({why})"
             ) from error
@@ -495,7 +495,7 @@ def find_encoder(
         except Exception as error:  # a config.json can go wrong in as many ways as there are models
             raise Unfit(
                 f"has a config.json that describes no encoder ({type(error).__name__}:"
-                f" {reason(error)})"
+                f" {first_line(error)})"
             ) from error
         loading.refuse_vocabulary(tokenizer, tokens)
         _agree_on_padding(tokenizer, config)

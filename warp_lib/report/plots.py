@@ -653,11 +653,11 @@ def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]], finding: s
     for col, arms in enumerate(rises.values(), start=1):
         for k, ((arm, effects), other) in enumerate(zip(arms.items(), PALETTE, strict=False)):
             colour = COLOURS.get(arm, other)
-            intervals = [effect.widest for effect in effects.values()]
+            widest = [effect.widest for effect in effects.values()]
             figure.add_scatter(
                 x=[kl + 0.05 * k for kl in effects],  # bars stay apart
-                y=[interval.mean for interval in intervals],
-                error_y=_bars(_halves(intervals), colour),
+                y=[interval.mean for interval in widest],
+                error_y=_bars(_halves(widest), colour),
                 mode="lines+markers",
                 line_color=colour,
                 text=list(map(str, effects.values())),
@@ -722,11 +722,11 @@ def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) ->
     figure = go.Figure()
     looks = zip(curves.items(), (ORANGE, YELLOW, SKY, BLUE), strict=False)
     for k, ((name, effects), colour) in enumerate(looks):
-        intervals = [effect.widest for effect in effects.values()]
+        widest = [effect.widest for effect in effects.values()]
         figure.add_scatter(
             x=[end + 0.04 * k for end in effects],  # bars stay apart
-            y=[interval.mean for interval in intervals],
-            error_y=_bars(_halves(intervals), colour),
+            y=[interval.mean for interval in widest],
+            error_y=_bars(_halves(widest), colour),
             mode="lines+markers",
             line_color=colour,
             name=name,

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from .errors import say_once
-from .model_files import BESIDE, SINGLE, TORCH_FILE, Unfit, reason, torch_files
+from .model_files import BESIDE, SINGLE, TORCH_FILE, Unfit, first_line, torch_files
 from .paths import ROOT
 from .store import file_digest, memoise, save_tensors
 
@@ -51,7 +51,7 @@ def smollm2() -> Path:
         except Exception as error:  # of transformers, of gguf
             raise Unfit(
                 f"has a {file.name} that transformers cannot open"
-                f" ({type(error).__name__}: {reason(error)})"
+                f" ({type(error).__name__}: {first_line(error)})"
             ) from error
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -114,7 +114,7 @@ def from_torch(folder: Path, name: str) -> Path:
             except Exception as error:  # torch's, for what it refuses and for what is damaged
                 raise Unfit(
                     f"has a {file.name} that holds more than tensors, or is damaged"
-                    f" ({type(error).__name__}: {reason(error)}): it is not opened"
+                    f" ({type(error).__name__}: {first_line(error)}): it is not opened"
                 ) from error
         # tied ones share their memory, which safetensors does not know
         save_tensors(part / SINGLE, {n: t.clone() for n, t in tensors.items()}, {"format": "pt"})

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .model_files import FILES, INDEX, SINGLE, TORCH_FILES, Unfit, is_whole, reason, torch_files
+from .model_files import FILES, INDEX, SINGLE, TORCH_FILES, Unfit, first_line, is_whole, torch_files
 
 # libraries through which the hub is spoken to
 CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "aiohttp")
@@ -105,7 +105,7 @@ def local_folder(name: str, bundled: Sequence[str] = ()) -> Path | None:
     except (RuntimeError, OSError) as error:  # ~nobody; a name of a thousand letters
         raise Unfit(
             "is not a folder that can be opened"
-            f" ({getattr(error, 'strerror', None) or reason(error)})"
+            f" ({getattr(error, 'strerror', None) or first_line(error)})"
         ) from error
     try:
         validate_repo_id(name)
@@ -173,7 +173,7 @@ def unreachable() -> str | None:
         return None  # whatever it says, it answered
     except OSError as error:
         why = getattr(error, "reason", error)  # urllib wraps what happened
-        return reason(why) if isinstance(why, OSError) else str(why)
+        return first_line(why) if isinstance(why, OSError) else str(why)
     return None
 
 
@@ -254,10 +254,10 @@ def cause(error: BaseException, kind: str) -> str:
         )
     if broken := [e for e in chain if _interrupted(e)]:
         return (
-            f"was not downloaded completely ({reason(broken[0])}): start again, and it goes on"
+            f"was not downloaded completely ({first_line(broken[0])}): start again, and it goes on"
             " where it stopped"
         )
-    return f"cannot be loaded from the hub ({type(chain[0]).__name__}: {reason(chain[0])})"
+    return f"cannot be loaded from the hub ({type(chain[0]).__name__}: {first_line(chain[0])})"
 
 
 def _interrupted(error: BaseException) -> bool:

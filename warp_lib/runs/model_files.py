@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import Explained
+from .errors import Explained, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def said_of(subject: str) -> Iterator[None]:
         raise Explained(f"{subject} {error}.") from error
 
 
-def reason(error: BaseException, longest: int = 160) -> str:
+def first_line(error: BaseException, longest: int = 160) -> str:
     """What a library's error says, in one line without its full stop, to be put into a sentence."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[0].split()) if lines else type(error).__name__
@@ -83,7 +83,7 @@ def read_json(file: Path) -> Any:
     try:
         raw = file.read_bytes()
     except OSError as error:
-        raise Unfit(f"cannot be read: {file.name}: {error.strerror}") from error
+        raise Unfit(f"cannot be read: {file.name}: {reason(error)}") from error
     _refuse_pointer(file, raw)
     try:
         return json.loads(raw.decode("utf-8"))
@@ -93,7 +93,7 @@ def read_json(file: Path) -> Any:
             if isinstance(error, json.JSONDecodeError)
             else "it is not UTF-8"
             if isinstance(error, UnicodeDecodeError)
-            else reason(error)
+            else first_line(error)
         )
         raise Unfit(f"has a damaged {file.name}: it is not valid JSON ({where})") from error
 
@@ -188,7 +188,7 @@ def _header(file: Path) -> dict[str, Stored]:
             opened.seek(8)
             header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
-        tensors = {
+        stored = {
             n: Stored(file, t["dtype"], tuple(t["shape"]), 8 + length + t["data_offsets"][0])
             for n, t in header.items()
         }
@@ -201,12 +201,12 @@ def _header(file: Path) -> dict[str, Stored]:
         with safe_open(file, framework="numpy"):  # which refuses whatever else is wrong
             pass
     except OSError as error:
-        raise Unfit(f"cannot be read: {file.name}: {error.strerror or reason(error)}") from error
+        raise Unfit(f"cannot be read: {file.name}: {reason(error)}") from error
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         if isinstance(error, Unfit):
             raise
         raise Unfit(f"has a damaged {file.name}: it is not a valid safetensors file") from error
-    return tensors
+    return stored
 
 
 def is_whole(folder: Path) -> bool:
