@@ -4,6 +4,7 @@ something is wrong.
 
 import json
 import os
+from dataclasses import replace
 
 import nbformat
 import pandas as pd
@@ -58,7 +59,7 @@ def ran(toy) -> list[str]:
     return sorted(lines)
 
 
-def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
+def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys, monkeypatch):
     """Guards: a failure or a killed kernel that ends the sweep or is taken for done; finished jobs
     run again; rows lost or mixed up.
     """
@@ -115,6 +116,9 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
     assert main(command) == 0 and ran(toy) == ["1 1.0"]
     os.utime(damaged, (0, 0))  # older than the library
     assert main(command) == 0 and ran(toy) == ["1 1.0"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edited").touch()
+    os.utime(tmp_path / "edited", (2**31, 2**31))  # beside it, and nothing of it
     job = plan(toy, "grid", {"runs": [1]}, {"policy": str(tmp_path / "own")})[0]
     done = nbformat.read(tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-1-eta-1.ipynb", 4)
     done.metadata["papermill"]["parameters"] = job.parameters
@@ -124,6 +128,10 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys):
     (tmp_path / "own" / "model.safetensors").touch()
     os.utime(tmp_path / "own" / "model.safetensors", (2**31, 2**31))  # trained again in place
     assert not _finished(job, toy)
+    other = replace(job, parameters={n: v for n, v in job.parameters.items() if n != "policy"})
+    done.metadata["papermill"]["parameters"] = other.parameters
+    nbformat.write(done, other.executed)
+    assert _finished(other, toy)
     notebook = json.loads(toy.read_text())
     notebook["cells"][1]["source"] += "\n# edited"
     toy.write_text(json.dumps(notebook))

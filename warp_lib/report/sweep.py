@@ -180,8 +180,8 @@ def _finished(job: Combination, notebook: Path) -> bool:
     except (OSError, ValueError):  # not there, or damaged
         return False
     read = [(paths.ROOT / "warp_lib").rglob("*.py"), (paths.ROOT / "data" / "policy").iterdir()]
-    for setting in ("policy", "encoder", "reviews"):
-        if (folder := Path(str(job.parameters.get(setting, "")))).is_dir():
+    for setting in job.parameters.keys() & {"policy", "encoder", "reviews"}:
+        if (folder := Path(str(job.parameters[setting]))).is_dir():
             read.append(file for file in folder.iterdir() if file.is_file())
     changed = max(file.stat().st_mtime for file in chain(*read))
     return (
