@@ -90,9 +90,8 @@ def compared(first: str, second: str) -> str:
     if by[0] != by[1] or len(shapes) > 1:
         return "Their reward models or test prompts differ, so their numbers cannot be compared."
     both = pd.concat(parts, ignore_index=True)
-    together = {score: [*scores[0][score], *scores[1][score]] for score in ("reward", "kl")}
-    stacked = {score: np.stack(v) for score, v in together.items()}
-    equal = matched(both, stacked, f"run {first}", f"run {second}")
+    together = {s: np.concatenate([own[s] for own in scores]) for s in ("reward", "kl")}
+    equal = matched(both, together, f"run {first}", f"run {second}")
     return (
         f"At {equal.kl:.2f} nats {first} − {second} is {equal.difference} r̃ over prompts:"
         f" {answers.verdict(equal.difference)}."
