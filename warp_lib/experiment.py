@@ -341,15 +341,15 @@ class Experiment:
             progress=progress,
         )
 
-    def pairs(self, reward: Reward, progress: Progress, *, prompts: int | None = None) -> MakePairs:
+    def pairs(self, reward: Reward, progress: Progress, *, count: int | None = None) -> MakePairs:
         """`make_pairs` with everything bound but the weights and the run: best against worst of the
-        completions of each of `prompts` prompts, as many as the settings say unless given.
+        completions of each of `count` prompts, as many as the settings say unless given.
         """
         return partial(
             make_pairs,
             policy=self.policy,
             prompts=self.train_prompts,
-            count=prompts or self.settings.pair_prompts,
+            count=count or self.settings.pair_prompts,
             reward=reward,
             rank=best_against_worst,
             settings=self.settings,
@@ -483,10 +483,11 @@ class Experiment:
         rows = []
         for name, theta in thetas.items():
             seen = self.evaluate(theta, rewards)
-            texts = self.policy.texts(seen.rollouts)
-            for k in range(min(prompts, len(self.test_prompts))):
+            texts = self.policy.tokenizer.batch_decode(
+                seen.rollouts.completions[:: self.settings.test_samples][:prompts]
+            )
+            for k, completion in enumerate(texts):
                 prompt = str(self.policy.tokenizer.decode(self.test_prompts[k]))
-                completion = texts[k * self.settings.test_samples].removeprefix(prompt)
                 scores = {
                     "reward r̃": seen.scores["reward"][k, 0].item(),
                     "KL, nats": seen.scores["kl"][k, 0].item(),
