@@ -81,18 +81,18 @@ def test_samples_are_the_completions_alone():
     a prompt cut off the text of both, which does not begin with it then.
     """
     policy = Policy.from_name("reviews-gpt2")
-    prompt, new = (policy.tokenizer(text)["input_ids"] for text in ("a ☃", " film"))
-    rows = [[*prompt[:-1], *new], [*prompt[:-1], *reversed(new)]]
-    tokens = torch.tensor(rows)
+    ids, film = (policy.tokenizer(text)["input_ids"] for text in ("a ☃", " film"))
+    prompt, new = ids[:-1], [ids[-1], *film]
+    tokens = torch.tensor([prompt + new] * 2)
     seen = SimpleNamespace(
         rollouts=Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), len(new)),
         scores={"reward": torch.zeros(1, 2), "kl": torch.zeros(1, 2)},
     )
     experiment = SimpleNamespace(
         policy=policy,
-        test_prompts=[prompt[:-1]],
+        test_prompts=[prompt],
         settings=SimpleNamespace(test_samples=2),
         evaluate=lambda theta, rewards: seen,
     )
     (row,) = Experiment.samples(experiment, {"SFT": {}}, {})
-    assert row["prompt"].endswith("\ufffd") and row["completion"] == " film"
+    assert row["prompt"].endswith("\ufffd") and row["completion"] == "\ufffd film"
