@@ -34,6 +34,7 @@ from .reward import (
     train_tfidf_scorer,
 )
 from .runs.errors import Explained
+from .runs.identities import tokenizer_identity
 from .runs.paths import folder, write_whole
 from .runs.progress import Progress
 from .runs.results import write_results
@@ -148,8 +149,16 @@ class Experiment:
 
     @cached_property
     def train_prompts(self) -> list[list[int]]:
-        """The first 5 to 15 tokens of every review that may be trained on."""
-        return list(self.policy.prompts(self.reviews.train["text"][:], "train").values())
+        """The first 5 to 15 tokens of every review that may be trained on. They are stored, for
+        every notebook and job would tokenize all reviews.
+        """
+        texts = self.reviews.train["text"][:]
+
+        def make(_) -> dict:
+            return {"prompts": list(self.policy.prompts(texts, "train").values())}
+
+        inputs = {"tokenizer": tokenizer_identity(self.policy.tokenizer), "texts": digest(texts)}
+        return memoise("prompts", inputs, make).record["prompts"]
 
     @cached_property
     def test_prompts(self) -> list[list[int]]:
@@ -164,9 +173,9 @@ class Experiment:
         """
         if split not in self._prompts_of:
             reviews = getattr(self.reviews, split)
+            numbers = reviews["review"][:]
             self._prompts_of[split] = {
-                reviews["review"][k]: ids
-                for k, ids in self.policy.prompts(reviews["text"][:], split).items()
+                numbers[k]: ids for k, ids in self.policy.prompts(reviews["text"][:], split).items()
             }
         return dict(list(self._prompts_of[split].items())[: self.settings.test_prompts])
 
