@@ -20,11 +20,11 @@ from torch import Tensor
 
 from warp_lib.evaluate import (
     Evaluation,
-    distances,
     distinct_pairs,
     evaluate,
     exact_kl,
     language_loss,
+    measures,
     summarise,
 )
 from warp_lib.fast import machine
@@ -111,7 +111,7 @@ def test_kl_entropy_and_nll_are_unbiased(prompt, float32):
         )
     p = log_p.exp()
     kl, entropy, cross = (p * (log_p - log_q)).sum(), -(p * log_p).sum(), -(p * log_q).sum()
-    seen = distances(policy, sft, y, TAU)
+    seen = measures(policy, sft, y, TAU)
     mean = {name: (p * values.double()).sum() for name, values in seen.items()}
     expected = {"kl": kl, "kl_k1": kl, "entropy": entropy / 2, "nll_sft": cross / 2}
     assert kl > 0.1
@@ -129,10 +129,10 @@ def test_prompts_and_padding_do_not_count(float32):
     changes no number.
     """
     policy, sft = tiny_policy(), tiny_policy(seed=2)
-    together = distances(policy, sft, padded(PROMPTS, COMPLETIONS), TAU)
-    wider = distances(policy, sft, padded(PROMPTS, COMPLETIONS, wider=9), TAU)
+    together = measures(policy, sft, padded(PROMPTS, COMPLETIONS), TAU)
+    wider = measures(policy, sft, padded(PROMPTS, COMPLETIONS, wider=9), TAU)
     alone = [
-        distances(policy, sft, padded([p], [c]), TAU)
+        measures(policy, sft, padded([p], [c]), TAU)
         for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
     ]
     for name, values in together.items():
@@ -143,9 +143,9 @@ def test_prompts_and_padding_do_not_count(float32):
 def test_scoring_in_chunks_changes_nothing(float32, monkeypatch):
     """Guards: rollouts lost or mixed up between chunks."""
     policy, sft, y = tiny_policy(), tiny_policy(seed=2), padded(PROMPTS, COMPLETIONS)
-    whole = distances(policy, sft, y, TAU)
+    whole = measures(policy, sft, y, TAU)
     monkeypatch.setattr("warp_lib.evaluate.CHUNK", 2)
-    for name, values in distances(policy, sft, y, TAU).items():
+    for name, values in measures(policy, sft, y, TAU).items():
         torch.testing.assert_close(values, whole[name], atol=1e-6, rtol=1e-5)
 
 
@@ -168,7 +168,7 @@ def test_logits_kept_from_sampling_are_those_of_a_pass(float32):
     for some in (None, kept, kept[:6], kept[:0]):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("warp_lib.evaluate.CHUNK", 4)
-            evaluated.append(distances(policy, sft, y, TAU, some))
+            evaluated.append(measures(policy, sft, y, TAU, some))
     for name, values in evaluated[0].items():
         for other in evaluated[1:]:
             torch.testing.assert_close(other[name], values, atol=1e-5, rtol=1e-4)

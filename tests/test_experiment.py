@@ -8,6 +8,7 @@ import torch
 
 from warp_lib import merging
 from warp_lib.experiment import Experiment, reinforce_points, warp_points
+from warp_lib.policy import Policy, Rollouts
 from warp_lib.settings import Settings
 from warp_lib.warp import Iteration, Run
 
@@ -73,3 +74,25 @@ def test_the_settings_merge_is_the_one_that_merges(merge, per):
         if all(torch.equal(iteration.merged[n], t) for n, t in other.items())
     ]
     assert same == [merge if merge == "lerp" else per]
+
+
+def test_samples_are_the_completions_alone():
+    """Also where the prompt's last token is half of a character, which its completion ends. Guards:
+    a prompt cut off the text of both, which does not begin with it then.
+    """
+    policy = Policy.from_name("reviews-gpt2")
+    ids, film = (policy.tokenizer(text)["input_ids"] for text in ("a ☃", " film"))
+    prompt, new = ids[:-1], [ids[-1], *film]
+    tokens = torch.tensor([prompt + new] * 2)
+    seen = SimpleNamespace(
+        rollouts=Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), len(new)),
+        scores={"reward": torch.zeros(1, 2), "kl": torch.zeros(1, 2)},
+    )
+    experiment = SimpleNamespace(
+        policy=policy,
+        test_prompts=[prompt],
+        settings=SimpleNamespace(test_samples=2),
+        evaluate=lambda theta, rewards: seen,
+    )
+    (row,) = Experiment.samples(experiment, {"SFT": {}}, {})
+    assert row["prompt"].endswith("\ufffd") and row["completion"] == "\ufffd film"

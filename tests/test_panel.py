@@ -27,9 +27,11 @@ from warp_lib.interactive.cost import cost
 from warp_lib.interactive.live import Watched
 from warp_lib.interactive.my_runs import MyRuns, compared, remove, rename
 from warp_lib.interactive.panel import Panel, command, knobs, run
+from warp_lib.runs import paths
 from warp_lib.runs.paths import ROOT, locked
 from warp_lib.runs.progress import Progress, Stopped
 from warp_lib.runs.results import write_results
+from warp_lib.runs.store import write_json
 from warp_lib.settings import PROFILES, Settings
 
 TOY = {"iterations": 2, "runs": 2, "steps": 5, "name": "toy"}
@@ -302,13 +304,15 @@ def test_every_knob_has_its_settings_words(toy):
 # ----------------------------------------------------------------------------------- one's own runs
 
 
-def keep_run(name: str, reward: float, scorer: str = "r") -> None:
+def keep_run(name: str, reward: float, scorer: str = "r", **overrides) -> None:
     """A run under runs/: SFT, and a front that rises to `reward` at 4 nats."""
     paths_of = {"method": ["sft", "warp", "warp"], "eta": [None, 0.5, 1], "iteration": 2, "runs": 2}
     rows = pd.DataFrame(paths_of | {"seed": 0, "kl": [0, 2, 4], "reward": [0, reward / 2, reward]})
     scores = {s: rows[s].to_numpy()[:, None] + np.array([-0.1, 0.0, 0.1]) for s in ("kl", "reward")}
     rows["kl_se"] = rows["reward_se"] = 0.1
     write_results(name, "03_warp", rows.to_dict("records"), scores, [], {"reward": scorer})
+    settings = Settings.profile("laptop", name=name, **overrides).asdict()
+    write_json(paths.RUNS / name / "settings.json", settings)
 
 
 def test_own_runs_are_compared_renamed_and_deleted(store):
@@ -331,6 +335,9 @@ def test_own_runs_are_compared_renamed_and_deleted(store):
     keep_run("sft", 1.0)  # a name that is a method's, too
     assert compared("high", "sft") == compared("high", "low").replace("low", "sft")
     remove("sft")
+    keep_run("chosen", 1.0, held_out="validation")  # as many prompts, but others
+    assert compared("high", "chosen").startswith("They differ in held_out")
+    remove("chosen")
     table.ticks["low"].value, table.ticks["other"].value = False, True
     assert "cannot be compared" in table.said.value
     table.ticks["other"].value = False

@@ -40,7 +40,7 @@ from warp_lib.interactive.playground import (
     sentence_ends,
     split,
 )
-from warp_lib.merging import between, interpolate, slerp
+from warp_lib.merging import between, interpolate, norm, slerp
 from warp_lib.policy import Policy
 from warp_lib.report.page import write_page
 from warp_lib.reward import Reward
@@ -49,14 +49,18 @@ from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 from warp_lib.study.outcomes import outcome
 from warp_lib.tools import deltas, task_vectors
-from warp_lib.tools.deltas import norm, pack, unpack
+from warp_lib.tools.deltas import pack, unpack
 
 TAU, NEW = 0.7, 6
 HOSTILE = "<img src=x onerror=alert(1)>&"
 
 
+def length(delta: dict) -> float:
+    return norm(delta.values())
+
+
 def distance(a: dict, b: dict) -> float:
-    return norm({name: a[name] - b[name] for name in b})
+    return length({name: a[name] - b[name] for name in b})
 
 
 # --- Packing --------------------------------------------------------------------------------------
@@ -74,7 +78,7 @@ def test_packing_by_hand():
         "w": torch.tensor([[4.0, -4, 0, 0, 0], [3, 0, -3, 0, 0]]),
         "b": torch.tensor([4.0, -4.0, 0.0]),
     }
-    longer = norm(delta) / norm(kept)
+    longer = length(delta) / length(kept)
     back = unpack(pack(delta), delta)
     for name, tensor in kept.items():
         torch.testing.assert_close(back[name], tensor * longer, rtol=2**-8, atol=0)
@@ -91,15 +95,16 @@ def test_packing_of_normal_numbers_in_closed_form(shape):
     cosine = 2 * normal.pdf(t) / math.sqrt(nonzero)
     packed = pack(delta)
     back = unpack(packed, delta)
-    assert distance(back, delta) / norm(delta) == pytest.approx(math.sqrt(2 - 2 * cosine), rel=0.01)
-    assert norm(back) / norm(delta) == pytest.approx(1, rel=2**-8)
+    error = math.sqrt(2 - 2 * cosine)
+    assert distance(back, delta) / length(delta) == pytest.approx(error, rel=0.01)
+    assert length(back) / length(delta) == pytest.approx(1, rel=2**-8)
     entropy = -nonzero * math.log2(nonzero / 2) - (1 - nonzero) * math.log2(1 - nonzero)
     assert entropy < 8 * packed["w.codes"].numel() / delta["w"].numel() < 1.03 * entropy
 
 
 def test_packing_of_nothing_and_of_nan():
     still = {"w": torch.zeros(3, 4), "b": torch.zeros(2)}
-    assert norm(unpack(pack(still), still)) == 0
+    assert length(unpack(pack(still), still)) == 0
     with pytest.raises(ValueError, match="holds a number that is not finite"):
         pack({"w": torch.tensor([[1.0, math.nan]])})
 
@@ -133,7 +138,7 @@ def test_committed_vectors():
     assert {"WARP", "run 1", "run 2", "REINFORCE"} == vectors.keys()
     assert sum(file.stat().st_size for file in task_vectors.FOLDER.iterdir()) <= 5e6
     for name, delta in vectors.items():
-        assert norm(delta) == pytest.approx(said["vectors"][name]["norm"], rel=2**-8)
+        assert length(delta) == pytest.approx(said["vectors"][name]["norm"], rel=2**-8)
         assert (task_vectors.FOLDER / said["vectors"][name]["file"]).stat().st_size == said[
             "vectors"
         ][name]["bytes"]
@@ -192,7 +197,7 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
         true = {n: tuned[name][n] - t for n, t in policy.weights().items()}
         said_error = said["vectors"][name]["relative_error"]
         assert (
-            distance(delta, true) / norm(true) == pytest.approx(said_error)
+            distance(delta, true) / length(true) == pytest.approx(said_error)
             and 0.3 < said_error < 0.7
         )
     assert (

@@ -24,6 +24,7 @@ from warp_lib.fast import machine
 from warp_lib.interactive.points import all_points
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
 from warp_lib.report import answers, plots
+from warp_lib.runs.errors import Explained
 from warp_lib.runs.jobs import Job, run_here
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.store import digest
@@ -856,6 +857,19 @@ def test_units_side_by_side_go_on_past_one_that_fails(monkeypatch, capsys):
         and sum("ended" in line for line in said) == 3
         and sum("FAILED" in line for line in said) == 1
     )
+
+
+def test_a_unit_that_fails_is_no_refused_command(folder, monkeypatch, capsys):
+    """Guards: exit code 2, as of a misspelt command, for what broke while it ran."""
+
+    def broken(unit, progress):
+        raise Explained("it is broken.")
+
+    monkeypatch.setattr(units, "run_unit", broken)
+    unit = plan.tuning()[0].file.stem
+    assert main(["study", "tuning", "--unit", unit]) == 1
+    assert capsys.readouterr().err == "it is broken.\n"
+    assert main(["study", "nothing"]) == 2 and "no experiment" in capsys.readouterr().err
 
 
 def test_another_process_finds_a_unit_by_its_name(folder, monkeypatch, capsys):

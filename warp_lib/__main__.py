@@ -244,7 +244,7 @@ def study(
 
     try:
         run_study(list(experiments), TerminalProgress(), jobs, unit, runner_on(cluster))
-    except RuntimeError as error:
+    except (RuntimeError, Explained) as error:  # of a unit; other words than there are: ValueError
         return say(error, 1)
     return 0
 

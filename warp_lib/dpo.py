@@ -278,7 +278,7 @@ def dpo(
         value, h = loss(better - worse, s.beta).mean(), (better - worse).detach()
         return value, {
             "loss": value.item(),
-            "ordered": (h > 0).float().mean().item(),
+            "accuracy": (h > 0).float().mean().item(),
             "log_ratio": better.mean().item(),
         }
 

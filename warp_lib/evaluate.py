@@ -97,7 +97,7 @@ def evaluate(
                 progress,
                 kept,
             )
-            apart = distances(policy, sft, y, temperature, kept)
+            apart = measures(policy, sft, y, temperature, kept)
         texts = policy.texts(y)
         scores = {name: reward(texts) for name, reward in rewards.items()} | apart
         scores = {name: s.view(len(prompts), samples) for name, s in scores.items()}
@@ -147,7 +147,7 @@ def _room(policy: Policy, rows: int, new: int) -> Tensor:
 
 
 @torch.no_grad()
-def distances(
+def measures(
     policy: Policy, sft: Policy, rollouts: Rollouts, temperature: float, kept: Tensor | None = None
 ) -> dict[str, Tensor]:
     """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean

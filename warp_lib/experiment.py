@@ -34,6 +34,7 @@ from .reward import (
     train_tfidf_scorer,
 )
 from .runs.errors import Explained
+from .runs.identities import tokenizer_identity
 from .runs.paths import folder, write_whole
 from .runs.progress import Progress
 from .runs.results import write_results
@@ -148,8 +149,16 @@ class Experiment:
 
     @cached_property
     def train_prompts(self) -> list[list[int]]:
-        """The first 5 to 15 tokens of every review that may be trained on."""
-        return list(self.policy.prompts(self.reviews.train["text"][:], "train").values())
+        """The first 5 to 15 tokens of every review that may be trained on. They are stored, for
+        every notebook and job would tokenize all reviews.
+        """
+        texts = self.reviews.train["text"][:]
+
+        def make(_) -> dict:
+            return {"prompts": list(self.policy.prompts(texts, "train").values())}
+
+        inputs = {"tokenizer": tokenizer_identity(self.policy.tokenizer), "texts": digest(texts)}
+        return memoise("prompts", inputs, make).record["prompts"]
 
     @cached_property
     def test_prompts(self) -> list[list[int]]:
@@ -164,9 +173,9 @@ class Experiment:
         """
         if split not in self._prompts_of:
             reviews = getattr(self.reviews, split)
+            numbers = reviews["review"][:]
             self._prompts_of[split] = {
-                reviews["review"][k]: ids
-                for k, ids in self.policy.prompts(reviews["text"][:], split).items()
+                numbers[k]: ids for k, ids in self.policy.prompts(reviews["text"][:], split).items()
             }
         return dict(list(self._prompts_of[split].items())[: self.settings.test_prompts])
 
@@ -341,15 +350,15 @@ class Experiment:
             progress=progress,
         )
 
-    def pairs(self, reward: Reward, progress: Progress, *, prompts: int | None = None) -> MakePairs:
+    def pairs(self, reward: Reward, progress: Progress, *, count: int | None = None) -> MakePairs:
         """`make_pairs` with everything bound but the weights and the run: best against worst of the
-        completions of each of `prompts` prompts, as many as the settings say unless given.
+        completions of each of `count` prompts, as many as the settings say unless given.
         """
         return partial(
             make_pairs,
             policy=self.policy,
             prompts=self.train_prompts,
-            count=prompts or self.settings.pair_prompts,
+            count=count or self.settings.pair_prompts,
             reward=reward,
             rank=best_against_worst,
             settings=self.settings,
@@ -483,10 +492,11 @@ class Experiment:
         rows = []
         for name, theta in thetas.items():
             seen = self.evaluate(theta, rewards)
-            texts = self.policy.texts(seen.rollouts)
-            for k in range(min(prompts, len(self.test_prompts))):
+            texts = self.policy.tokenizer.batch_decode(
+                seen.rollouts.completions[:: self.settings.test_samples][:prompts]
+            )
+            for k, completion in enumerate(texts):
                 prompt = str(self.policy.tokenizer.decode(self.test_prompts[k]))
-                completion = texts[k * self.settings.test_samples].removeprefix(prompt)
                 scores = {
                     "reward r̃": seen.scores["reward"][k, 0].item(),
                     "KL, nats": seen.scores["kl"][k, 0].item(),

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from .fast.decoding import decoder_of
+from .fast.decoding import decoder_of, left_padded
 from .prompts import PROMPT_TOKENS
 from .runs.model_files import (
     Unfit,
@@ -218,13 +218,9 @@ def check_decoding(model: PreTrainedModel) -> None:
         [[(k * step + 1) % tokens for k in range(n)] for n, step in sizes]
         for sizes in (((3, 5), (8, 3)), ((4, 7), (4, 11)))
     )
-    widest = max(map(len, rows))
     steps = iter(torch.tensor(continuations, device=device).T)
     kind = type(model).__name__
-    padded = torch.tensor([[0] * (widest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor(
-        [[False] * (widest - len(row)) + [True] * len(row) for row in rows], device=device
-    )
+    padded, mask = left_padded(rows, max(map(len, rows)), device)
     seen: list[Tensor] = []
 
     def next_token(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ parallel, and SLERP of nearly parallel vectors is LERP (paper, appendix on full 
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -78,7 +78,7 @@ def slerp_without_order(base: Weights, tuned: Sequence[Weights]) -> Weights:
 
     def spherical(deltas: list[list[Tensor]]) -> list[Tensor]:
         mean = _mean(deltas)
-        shortened = _norm(mean) / (sum(map(_norm, deltas)) / len(deltas) or 1.0)
+        shortened = norm(mean) / (sum(map(norm, deltas)) / len(deltas) or 1.0)
         return [t / shortened for t in mean] if shortened else mean
 
     return _merge(base, tuned, "layer", spherical)
@@ -131,7 +131,7 @@ def geometry(base: Weights, tuned: Sequence[Weights]) -> list[dict[str, Any]]:
     deltas = [task_vector(base, final) for final in tuned]
     layers = _groups(base, "layer") | {"model": _groups(base, "model").get("", [])}
     norms = [
-        {layer: _norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas
+        {layer: norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas
     ]
     return [
         {
@@ -164,8 +164,9 @@ def _mean(deltas: list[list[Tensor]]) -> list[Tensor]:
     return [torch.stack(same).mean(0) for same in zip(*deltas, strict=True)]
 
 
-def _norm(delta: list[Tensor]) -> float:
-    return math.sqrt(sum(t.double().square().sum().item() for t in delta))
+def norm(delta: Iterable[Tensor]) -> float:
+    """‖δ‖ of a vector given as tensors, summed in float64 without a copy of them."""
+    return math.hypot(*(torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in delta))
 
 
 def _slerp_pair(a: list[Tensor], b: list[Tensor], share: float) -> list[Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from transformers.activations import NewGELUActivation
 
 from . import loading
 from .fast import cuda_graphs, machine
-from .fast.decoding import NextToken, decoder_of, positions, sample_token
+from .fast.decoding import NextToken, decoder_of, left_padded, positions, sample_token
 from .fast.dense import multiply_in_parts
 from .merging import Weights
 from .prompts import prompts
@@ -131,13 +132,6 @@ class Policy:
         m = self.model
         return _arrived, (type(m), m.config, m.generation_config, self.tokenizer, self.weights())
 
-    @staticmethod
-    def card() -> dict:
-        """How the bundled policy was trained: tokens seen, validation loss, history (`pretrain`
-        wrote it).
-        """
-        return json.loads((BUNDLED / "training.json").read_text())
-
     # Weights
 
     def weights(self) -> Weights:
@@ -229,11 +223,7 @@ class Policy:
         device = machine.device()
         if cuda_graphs.can_capture(self.model):  # one length for most batches
             longest = min(-(-longest // WIDTHS) * WIDTHS, (context or sys.maxsize) - new)
-        tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor(
-            [[False] * (longest - len(p)) + [True] * len(p) for p in prompts], device=device
-        )
-
+        tokens, mask = left_padded(prompts, longest, device)
         places = iter(range(new))
 
         def next_token(logits: Tensor) -> Tensor:
@@ -339,6 +329,13 @@ def _folder(name: str) -> Path:
         case "smollm2-imdb":
             return converted.smollm2_imdb()
     return hub.model_folder(name, NAMES)
+
+
+def bundled_card() -> dict[str, Any]:
+    """How the bundled policy was trained: tokens seen, validation loss, history (`pretrain` wrote
+    it).
+    """
+    return json.loads((BUNDLED / "training.json").read_text())
 
 
 def _before_a_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,7 +2,7 @@
 `cuda_graphs` does it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,17 @@ from . import machine
 from .dense import of_layer, written_once
 
 BLOCK = 64  # tokens that are drawn from together
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids as one tensor, (n, width), shorter rows behind padding; and a mask of the same
+    shape, False on padding.
+    """
+    tokens = torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, torch.arange(width, device=device) >= width - lengths[:, None]
 
 
 def positions(mask: Tensor) -> Tensor:

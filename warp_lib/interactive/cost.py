@@ -112,6 +112,7 @@ def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
         steps += len(run.history)
         return run
 
+    _ = experiment.train_prompts  # which are no training, stored or not
     try:
         with only_stored():
             reward = experiment.standardised(rewards, Progress())["reward"]

@@ -31,6 +31,8 @@ SAID |= {"learning_rate": "lr", "seed": "seed"}
 # what is sorted by, and whether the largest comes first
 ORDERS = {"newest first": ("when", True), "name": ("name", False)}
 ORDERS |= {"most r̃": ("r̃", True), "least KL": ("KL", False)}
+# what r̃ and KL are measured on: runs that differ in it cannot be compared
+MEASURED = ("policy", "reviews", "held_out", "max_new_tokens", "temperature")
 NAME = "14em"  # width of the names
 ROW = "display:grid;grid-template-columns:repeat(10,4em) 8em;white-space:nowrap"
 
@@ -79,6 +81,9 @@ def _unused(name: str) -> Iterator[Path]:
 
 def compared(first: str, second: str) -> str:
     """The first run less the second at the largest KL that both fronts reach, in a sentence."""
+    one, other = map(_settings, (first, second))
+    if apart := [name for name in MEASURED if one and other and one.get(name) != other.get(name)]:
+        return f"They differ in {' and '.join(apart)}, so their numbers cannot be compared."
     parts, scores, by = [], [], []
     for name in (first, second):
         files = list(readable(sorted((paths.RUNS / name / "results").glob("*.csv"))))
@@ -202,13 +207,19 @@ class MyRuns:
             self.read(*words)
 
 
+def _settings(name: str) -> dict[str, Any]:
+    """A run's settings; nothing of one before they were kept."""
+    try:
+        return json.loads((paths.RUNS / name / "settings.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def _line(name: str, rows: pd.DataFrame) -> dict[str, Any]:
     """A run in the table: where its front ends, its settings, when it was last measured."""
     end = rows[rows["method"] == "warp"].sort_values("eta").iloc[-1]
-    try:
-        settings = json.loads((paths.RUNS / name / "settings.json").read_text())
-    except (OSError, ValueError):  # of a run before settings were kept
-        settings = {"iterations": end["iteration"], "runs": end["runs"], "seed": end["seed"]}
+    known = {"iterations": end["iteration"], "runs": end["runs"], "seed": end["seed"]}
+    settings = _settings(name) or known
     when = max(file.stat().st_mtime for file in (paths.RUNS / name / "results").iterdir())
     known = {short: settings.get(setting, "–") for setting, short in SAID.items()}
     return {"name": name, "r̃": end["reward"], "KL": end["kl"], **known, "when": when}

@@ -26,6 +26,7 @@ from ..report import plots
 from ..report.page import script_json
 from ..reward import Reward
 from ..runs.seeds import torch_stream
+from ..runs.store import digest, memoise
 from .live import front_end
 from .live_figure import LiveFigure
 
@@ -222,10 +223,33 @@ def still(
 
 
 def slider(playground: Playground, policies: Sequence[str]) -> str:
-    """A slider over η for the report's page, as HTML: what SFT and `policies` write, computed here.
+    """A slider over η for the report's page, as HTML: what SFT and `policies` write, computed here
+    or taken from the store.
 
     page.js makes the controls of the JSON in it; where no script runs, its text stands still.
     """
+    s, policy = playground.experiment.settings, playground.experiment.policy
+    inputs = {
+        "policy": policy.identity,
+        "thetas": [digest(playground.theta(Mix(name, name, 0.0, 1.0))) for name in policies],
+        "names": list(policies),
+        "sft": digest(playground.experiment.theta_sft),
+        "reward": playground.reward.identity,
+        "new": s.max_new_tokens,
+        "temperature": s.temperature,
+        "prompts": EXAMPLES,
+        "etas": ETAS,
+        "completions": [ON_PAGE, READ_ON_PAGE],
+    }
+    stored = memoise("slider", inputs, lambda _: _written(playground, policies))
+    data = script_json({"prompts": EXAMPLES, "etas": ETAS, "full": FULL} | stored.record)
+    at_rest = still(playground, EXAMPLES[0], Mix(policies[0], policies[0], 0.0, 1.0))
+    script = f'<script type="application/json">{data}</script>'
+    return f'<div class="slide">{at_rest}</div>{script}'
+
+
+def _written(playground: Playground, policies: Sequence[str]) -> dict[str, Any]:
+    """What the page's slider shows of each policy, by η and prompt (see `_packed`)."""
     prompts = [prompt for prompt in EXAMPLES for _ in range(ON_PAGE)]
 
     def at(policy: str, eta: float) -> list[dict[str, Any]]:
@@ -234,11 +258,7 @@ def slider(playground: Playground, policies: Sequence[str]) -> str:
 
     sft = at(policies[0], 0.0)
     written = {policy: [sft, *(at(policy, eta) for eta in ETAS[1:])] for policy in policies}
-    read_by_page = {"prompts": EXAMPLES, "etas": ETAS, "full": FULL, "written": written}
-    data = script_json(read_by_page)
-    at_rest = still(playground, EXAMPLES[0], Mix(policies[0], policies[0], 0.0, 1.0))
-    script = f'<script type="application/json">{data}</script>'
-    return f'<div class="slide">{at_rest}</div>{script}'
+    return {"written": written}
 
 
 def _packed(completions: Sequence[Completion]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) 
     """WARP on DPO where each run makes pairs of its own before each iteration, of prompts that it
     draws itself, 1/M as many as the others use: runs differ in their data."""
     s = experiment.settings
-    own = experiment.pairs(reward, progress, prompts=s.pair_prompts // s.runs)
+    own = experiment.pairs(reward, progress, count=s.pair_prompts // s.runs)
     return _on_pairs(experiment, own, progress, _warp_of)
 
 
@@ -167,7 +167,7 @@ def _noted(experiment: Experiment, make: MakePairs) -> tuple[MakePairs, dict[str
 def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> MakePairs:
     """Pairs from SFT, of as many completions as the iterations would sample."""
     s = experiment.settings
-    make = experiment.pairs(reward, progress, prompts=s.iterations * s.pair_prompts)
+    make = experiment.pairs(reward, progress, count=s.iterations * s.pair_prompts)
     pairs = make(experiment.theta_sft, RunId(s.seed, "once"))
     return lambda theta, run_id: pairs
 

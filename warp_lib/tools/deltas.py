@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..merging import Weights
+from ..merging import Weights, norm
 
 # of the vector's root mean square: what is smaller becomes 0. A larger one makes smaller files and
 # a larger error
@@ -31,7 +31,7 @@ def pack(delta: Weights) -> Weights:
     ValueError for a number that is not finite.
     """
     size = sum(tensor.numel() for tensor in delta.values())
-    threshold = THRESHOLD * norm(delta) / math.sqrt(size)
+    threshold = THRESHOLD * norm(delta.values()) / math.sqrt(size)
     if not math.isfinite(threshold):
         raise ValueError("the task vector holds a number that is not finite.")
     codes, scales = {}, {}
@@ -40,8 +40,8 @@ def pack(delta: Weights) -> Weights:
         kept = rows.abs() > threshold
         codes[name] = rows.sign() * kept
         scales[name] = (rows.abs() * kept).sum(1) / kept.sum(1).clamp(min=1)
-    length = norm({name: scales[name][:, None] * codes[name] for name in codes})
-    longer = norm(delta) / length if length else 0.0
+    length = norm(scales[name][:, None] * codes[name] for name in codes)
+    longer = norm(delta.values()) / length if length else 0.0
     packed = {f"{name}.scales": (scale * longer).bfloat16() for name, scale in scales.items()}
     digits = {name: (1 + signs).to(torch.uint8).flatten() for name, signs in codes.items()}
     return packed | {f"{name}.codes": _squeeze(each) for name, each in digits.items()}
@@ -65,11 +65,6 @@ def unpack(packed: Mapping[str, Tensor], like: Weights) -> Weights:
             )
         delta[name] = (_rows(codes.view(weights.shape)) * scales[:, None]).view(weights.shape)
     return delta
-
-
-def norm(delta: Weights) -> float:
-    """‖δ‖ over all tensors."""
-    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in delta.values()))
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from ..merging import (
     interpolate,
     layer_of,
     lerp,
+    norm,
     slerp,
     slerp_shares,
     task_vector,
@@ -141,8 +142,8 @@ class Rounding:
             changed = merged != base
             self.moved += int(changed.sum())
             self.stayed += int((changed & (written == base.to(written.dtype))).sum())
-            self.error += _squared_norm(written.to(merged.dtype) - merged)
-            self.length += _squared_norm(merged - base)
+            self.error += norm([written.to(merged.dtype) - merged]) ** 2
+            self.length += norm([merged - base]) ** 2
 
     def shares(self) -> dict[str, float]:
         """error: the rounding error's norm over the task vector's; unmoved: of changed weights,
@@ -356,10 +357,6 @@ def _exact_dtypes(theta: Model, tuned: list[Model]) -> dict[str, torch.dtype]:
         others = [DTYPES[final.tensors[name].dtype] for final in tuned]
         dtypes[name] = reduce(torch.promote_types, others, own) if own.is_floating_point else own
     return dtypes
-
-
-def _squared_norm(tensor: Tensor) -> float:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from ..experiment import Experiment
-from ..merging import Weights, geometry, task_vector
+from ..merging import Weights, geometry, norm, task_vector
 from ..runs.errors import Explained
 from ..runs.paths import ROOT
 from ..runs.progress import Progress
@@ -17,7 +17,7 @@ from ..runs.store import digest, save_tensors, write_json
 from ..settings import Settings
 from ..study.fronts import Interval
 from ..study.units import COMMIT
-from .deltas import norm, pack, unpack
+from .deltas import pack, unpack
 
 FOLDER = ROOT / "data" / "task_vectors"
 RECORD = FOLDER / "task_vectors.json"
@@ -51,8 +51,8 @@ def commit(experiment: Experiment, tuned: dict[str, Weights], progress: Progress
         vectors[name] = {
             "file": file,
             "bytes": (FOLDER / file).stat().st_size,
-            "norm": norm(delta),
-            "relative_error": norm(lost) / norm(delta),
+            "norm": norm(delta.values()),
+            "relative_error": norm(lost.values()) / norm(delta.values()),
         } | _measured(experiment, theta, kept[-1], rewards)
     angles = {}
     for row, packed_row in zip(
