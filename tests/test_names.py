@@ -428,7 +428,7 @@ def test_hub_out_of_reach(offline, setting, load, name):
 )
 def test_missing_package(monkeypatch, package, call, says):
     """A bundled name whose package is not installed is refused with what to install."""
-    find = reward_module.importlib.util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
         lambda name, *rest: None if name == package else find(name, *rest),

@@ -42,11 +42,11 @@ from warp_lib.reward import (
     accuracy,
     crop,
     train_encoder_scorer,
-    train_tfidf_scorer,
 )
 from warp_lib.runs.checkpoint import weights_of
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
+from warp_lib.tfidf import train_tfidf_scorer
 
 GOOD = ["good", "great", "fine"]
 BAD = ["bad", "awful", "poor"]

