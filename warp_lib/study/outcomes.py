@@ -32,7 +32,7 @@ OTHERS = {  # what else is averaged: in words → the arm of `averages`, and two
     "back to the iteration's beginning − to SFT": ("step-back", ("from-init", 2), ("from-sft", 2)),
     "SLERP of three without order − the paper's": ("without-order", ("slerp-without-order", 3), ("slerp-layer", 3)),
 }
-LEAST, MARGIN = 2.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
+LEAST, MARGIN = 3.0, 0.5  # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are compared
 
 
 Place = tuple[str, str]
