@@ -6,9 +6,11 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 from nbformat import v4
+from plotly.subplots import make_subplots
 
-from warp_lib.report import look
+from warp_lib.report import look, plots
 from warp_lib.report.page import PLOTLY, write_page
+from warp_lib.study.fronts import Interval
 
 
 def figure(finding: str) -> go.Figure:
@@ -70,6 +72,46 @@ def test_the_front_comes_first_and_parts_unfold(page, chromium):
     assert heading.is_visible() and heading.bounding_box()["y"] < 800
     assert tab.locator("[data-title*='Share'], [data-title*='cloud']").count() == 0
     assert tab.locator(".modebar-btn").count() and errors == []
+    tab.close()
+
+
+def test_panels_stand_below_each_other_on_a_phone(tmp_path, chromium):
+    """Guards: a second panel beyond the edge, one without numbers or names at its axes, rows of
+    intervals whose numbers are cut off.
+    """
+    two = make_subplots(1, 2, shared_yaxes=True, subplot_titles=["left", "right"])
+    for col in (1, 2):
+        two.add_scatter(x=[0, 1], y=[1, 3], row=1, col=col)
+    two.update_yaxes(title="height", row=1, col=1).update_xaxes(title="way")
+    rows = {f"the first policy of all − another of seed {k}": Interval(0, -1, 1, 8) for k in (1, 2)}
+    figures = [
+        look.titled(two, "Two", "beside"),
+        plots.intervals({"": rows}, "x", "Rows", "of two"),
+    ]
+    cells = [shown({PLOTLY: json.loads(one.to_json())}) for one in figures]
+    first = v4.new_notebook(cells=[v4.new_markdown_cell("# 1 · First"), *cells])
+    nbformat.write(first, tmp_path / "01_first.ipynb")
+    write_page([tmp_path / "01_first.ipynb"], tmp_path / "page.html", "T")
+    tab, errors = chromium.new_page(viewport={"width": 420, "height": 800}), []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(f"file://{tmp_path}/page.html")
+    tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    for one in tab.locator("figure").all():
+        one.scroll_into_view_if_needed()
+        one.locator(".annotation-text").last.wait_for()
+
+    def boxes(selector: str) -> list[dict[str, float]]:
+        return [one.bounding_box() for one in tab.locator(selector).all()]
+
+    left, right = boxes("[id='figure-01_first-0'] .cartesianlayer > .subplot")
+    assert left["y"] + left["height"] < right["y"] and abs(left["width"] - right["width"]) < 2
+    titles = boxes("[id='figure-01_first-0'] .annotation-text")
+    assert titles[0]["y"] < left["y"] < titles[1]["y"] < right["y"]
+    assert tab.locator("[id='figure-01_first-0']").get_by_text("height", exact=True).count() == 2
+    assert tab.locator("[id='figure-01_first-0'] .y2tick").count() > 1
+    texts = boxes("[id='figure-01_first-1'] .annotation-text")
+    assert len(texts) == 2 and all(box["x"] + box["width"] <= 420 for box in texts)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 420 and errors == []
     tab.close()
 
 

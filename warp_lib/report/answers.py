@@ -63,12 +63,13 @@ def warp(results: pd.DataFrame, iterations: int, runs: int, steps: int) -> str:
     """Notebook 3, from the run's table."""
     sft, end = _ends(results, "sft"), _ends(results, "warp")
     singles = results.query("method == 'run' and iteration == @iterations")
+    further = end.kl > singles.kl.mean() and end.reward > singles.reward.mean()
+    moves = "so the merge moves further than its parts" if further else "and the merge no further"
     return (
         f"WARP with I = {iterations}, M = {runs} and T = {steps} raises r̃ from {pm(sft, 'reward')}"
         f" to {pm(end, 'reward')}, at a KL of {pm(end, 'kl')} nats. The last iteration's single"
-        f" runs average {singles.reward.mean():.2f} at {singles.kl.mean():.2f} nats, so the merge"
-        " moves further than its parts. Whether that beats REINFORCE at equal KL is the question of"
-        " notebooks 5 and 6."
+        f" runs average {singles.reward.mean():.2f} at {singles.kl.mean():.2f} nats, {moves}."
+        " Whether that beats REINFORCE at equal KL is the question of notebooks 5 and 6."
     )
 
 
@@ -102,7 +103,7 @@ def curves_title(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         moved[-1].append(table[-part:].kl_anchor.mean())
     first, last, kl = (sum(column) / len(column) for column in zip(*moved, strict=True))
     moves = f"from {plain(first, 2)} to {plain(last, 2)}"
-    return f"Training moves r̃ {moves}, {kl:.1f} nats from the anchor"
+    return f"Training moves r̃ {moves}, {plain(kl, 1)} nats from the anchor"
 
 
 def liti_title(results: pd.DataFrame) -> str:
@@ -206,7 +207,7 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
 
 def plain(number: float, digits: int) -> str:
     """A number with its sign only where it is negative, and that a minus."""
-    return f"{number:.{digits}f}".replace("-", "−")
+    return f"{number:z.{digits}f}".replace("-", "−")
 
 
 TRY = """<p><strong>Try it.</strong> In <a href="#08_playground">the playground</a> you slide a

@@ -152,12 +152,11 @@ def _figure(figure: dict[str, Any], name: str) -> str:
         layout = {k: v for k, v in layout.items() if k not in ("title", "template")}
         layout["margin"] = layout.get("margin", {}) | {"t": 30}
     drawn = script_json({"data": figure["data"], "layout": layout})
-    panels = sum(part.startswith("xaxis") for part in layout)
     text = f"<strong>{finding}.</strong> {caption}" if finding else ""
     return (
         f'<figure id="{name}"><figcaption>{text}'
         f' <a href="#{name}">Link</a></figcaption>'
-        f'<div class="wide"><div class="plot" role="img" data-panels="{panels}"'
+        f'<div class="wide"><div class="plot" role="img"'
         f' aria-label="{finding}. {caption}"></div></div>'
         f'<script type="application/json">{drawn}</script></figure>'
     )

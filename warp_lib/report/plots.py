@@ -96,12 +96,13 @@ def mark_real_positive(
 
     Above them the policy exploits the reward model. panel: row and col, in a figure of several.
     """
-    for number, text, beside_curves in (
-        ("mean", "mean", "bottom right"),
-        ("p99", "99th percentile", "top left"),
+    # where no curves are, which rise from the left to the right
+    for number, text, beside_x, beside_y in (
+        ("mean", "mean", "top left", "bottom right"),
+        ("p99", "99th percentile", "bottom left", "top left"),
     ):
         add_line, position = (
-            (figure.add_vline, "bottom left") if axis == "x" else (figure.add_hline, beside_curves)
+            (figure.add_vline, beside_x) if axis == "x" else (figure.add_hline, beside_y)
         )
         add_line(
             real_positive[number],
@@ -434,7 +435,7 @@ def fronts(
             hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
         )
         ends.append((grid[-1], means[-1].mean, name, colour))
-    span = f"compared: {LOW:g} to {high:g} nats"
+    span = f"compared: {LOW:g} to {high:.2g} nats"
     label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
     mark_real_positive(figure, "y", real_positive)
@@ -710,7 +711,7 @@ def intervals(
 
 def _beside(figure: go.Figure, text: str, row: float, size: int = 12) -> None:
     where: dict[str, Any] = dict(x=0, xref="paper", xanchor="left", y=row, yanchor="middle")
-    figure.add_annotation(**where, text=text, showarrow=False, font_size=size)
+    figure.add_annotation(**where, name="row", text=text, showarrow=False, font_size=size)
 
 
 def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) -> go.Figure:
@@ -735,7 +736,7 @@ def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) ->
         )
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.add_vline(high, line=dict(color=GREY, dash="dot"), annotation_text="K*")
-    x = f"upper end of the mean, from {LOW:g} nats (nats per completion)"
+    x = f"mean from {LOW:g} nat up to here (nats per completion)"
     figure.update_layout(xaxis_title=x, yaxis_title="difference in mean r̃")
     caption = "Test prompts, points of fronts chosen on validation prompts; 95% intervals."
     return titled(figure, finding, caption, height=440)
