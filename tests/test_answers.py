@@ -67,6 +67,10 @@ def test_an_answer_is_at_most_three_sentences(notebook):
 def test_answers_take_the_side_of_their_numbers():
     """Guards: a sign turned round, a verdict without its interval."""
     assert "average 0.50 at 2.50 nats" in said()["3"] and "0.90 ± 0.10" in said()["3"]
+    assert "so the merge moves further than its parts" in said()["3"]
+    short = RUN.assign(kl=RUN.kl.where(RUN.method != "warp", RUN.kl / 2))
+    assert "2.50 nats, and the merge no further." in answers.warp(short, 2, 2, 40)
+    assert answers.plain(-0.004, 2) == "0.00" and answers.plain(-0.4, 1) == "−0.4"
     assert said()["5"].startswith("No, it lies below.")
     assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]
     assert said()["6"].startswith("Not detectably.") and "is 0.30 above WARP" in said()["6"]
