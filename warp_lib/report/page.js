@@ -17,7 +17,7 @@ function stack(layout) {
   panels.sort((a, b) => b.y.domain[1] - a.y.domain[1] || a.x.domain[0] - b.x.domain[0]);
   const gap = 0.36 / panels.length, tall = (1 - gap * (panels.length - 1)) / panels.length;
   layout.height = 330 * panels.length;
-  layout.legend = { ...layout.legend, y: -80 / layout.height };
+  layout.legend = { ...layout.legend, y: -110 / layout.height };
   panels.forEach(({ x, y }, k) => {
     const top = 1 - k * (tall + gap);
     const name = (layout.annotations ?? []).find(
@@ -33,7 +33,8 @@ function stack(layout) {
 // and what is said of an interval takes two lines
 function unfoldRows(layout) {
   const rows = (layout.annotations ?? []).filter((a) => a.name === "row");
-  rows.forEach((a) => Object.assign(a, { text: a.text.replace(/: (?=[^:]*$)/, ":<br>"), align: "left", font: { size: 12 } }));
+  const lines = (text) => text.replace(/: (?=[^:]*$)/, ":<br>").replace(/^(.{30,}), (?=[^,]{8,}:<br>)/, (all, name, _, whole) => whole.indexOf(":<br>") > 58 ? `${name},<br>` : all);
+  rows.forEach((a) => Object.assign(a, { text: lines(a.text), align: "left", font: { size: 12 } }));
   if (rows.length) layout.height *= 1.35;
 }
 
@@ -46,7 +47,8 @@ function draw(plot) {
     stack(layout);
     unfoldRows(layout);
     for (const key in layout) // and long names of axes
-      if (key.startsWith("xaxis") && layout[key].title?.text) layout[key].title.text = layout[key].title.text.replace(/^(.{20,42}) (?=.{6})/, "$1<br>");
+      if (key.startsWith("xaxis") && layout[key].title?.text?.length > 50)
+        layout[key].title = { ...layout[key].title, text: layout[key].title.text.replace(/^(.{20,42}) /, "$1<br>") };
     layout.margin = { ...layout.margin, l: 10, r: 10 };
     layout.font = { size: 11 };
   }
