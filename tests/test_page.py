@@ -83,12 +83,8 @@ def test_panels_stand_below_each_other_on_a_phone(tmp_path, chromium):
     for col in (1, 2):
         two.add_scatter(x=[0, 1], y=[1, 3], row=1, col=col)
     two.update_yaxes(title="height", row=1, col=1).update_xaxes(title="way")
-    rows = {
-        f"the first policy of all there are − that of all the others, seed {k} (over its prompts)": Interval(
-            0, -1, 1, 8
-        )
-        for k in (1, 2)
-    }
+    long = "the first policy of all there are − that of all the others"
+    rows = {f"{long}, seed {k} (over its prompts)": Interval(0, -1, 1, 8) for k in (1, 2)}
     figures = [
         look.titled(two, "Two", "beside"),
         plots.intervals({"": rows}, "x", "Rows", "of two"),
