@@ -21,7 +21,7 @@ from .evaluate import Evaluation, evaluate, language_loss
 from .fast import machine
 from .merging import Weights, interpolate
 from .policy import Policy
-from .prompts import PROMPT_TOKENS
+from .prompts import CHARACTERS, PROMPT_TOKENS
 from .reinforce import reinforce
 from .reviews import Reviews, load_reviews
 from .reward import (
@@ -156,7 +156,11 @@ class Experiment:
         def make(_) -> dict:
             return {"prompts": list(self.policy.prompts(texts, "train").values())}
 
-        inputs = {"tokenizer": tokenizer_identity(self.policy.tokenizer), "texts": digest(texts)}
+        inputs = {
+            "tokenizer": tokenizer_identity(self.policy.tokenizer),
+            "texts": digest(texts),
+            "cut": [*PROMPT_TOKENS, CHARACTERS],
+        }
         return memoise("prompts", inputs, make).record["prompts"]
 
     @cached_property

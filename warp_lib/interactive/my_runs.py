@@ -218,8 +218,8 @@ def _settings(name: str) -> dict[str, Any]:
 def _line(name: str, rows: pd.DataFrame) -> dict[str, Any]:
     """A run in the table: where its front ends, its settings, when it was last measured."""
     end = rows[rows["method"] == "warp"].sort_values("eta").iloc[-1]
-    known = {"iterations": end["iteration"], "runs": end["runs"], "seed": end["seed"]}
-    settings = _settings(name) or known
+    by_row = {"iterations": end["iteration"], "runs": end["runs"], "seed": end["seed"]}
+    settings = _settings(name) or by_row
     when = max(file.stat().st_mtime for file in (paths.RUNS / name / "results").iterdir())
     known = {short: settings.get(setting, "–") for setting, short in SAID.items()}
     return {"name": name, "r̃": end["reward"], "KL": end["kl"], **known, "when": when}
