@@ -192,8 +192,8 @@ class Panel:
 
         def work(progress: Progress) -> dict[str, Reward]:
             rewards = make_rewards(progress)
-            # of the experiment itself: its prompts are then there for all settings
-            cost(self.experiment, rewards)
+            # with a policy of its own, for the next cells may train the experiment's meanwhile
+            cost(self.experiment.under(self.experiment.settings), rewards)
             return rewards
 
         progress = Watched()
