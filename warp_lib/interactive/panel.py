@@ -192,6 +192,7 @@ class Panel:
 
         def work(progress: Progress) -> dict[str, Reward]:
             rewards = make_rewards(progress)
+            _ = self.experiment.train_prompts  # which are there for all settings then
             # with a policy of its own, for the next cells may train the experiment's meanwhile
             cost(self.experiment.under(self.experiment.settings), rewards)
             return rewards
