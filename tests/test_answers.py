@@ -69,7 +69,7 @@ def test_answers_take_the_side_of_their_numbers():
     assert "average 0.50 at 2.50 nats" in said()["3"] and "0.90 ± 0.10" in said()["3"]
     assert "so the merge moves further than its parts" in said()["3"]
     short = RUN.assign(kl=RUN.kl.where(RUN.method != "warp", RUN.kl / 2))
-    assert "2.50 nats, and the merge no further." in answers.warp(short, 2, 2, 40)
+    assert "so the merge moves no further than its parts." in answers.warp(short, 2, 2, 40)
     assert answers.plain(-0.004, 2) == "0.00" and answers.plain(-0.4, 1) == "−0.4"
     assert said()["5"].startswith("No, it lies below.")
     assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]

@@ -2,6 +2,7 @@
 and as a person uses them in Lab.
 """
 
+import asyncio
 import dataclasses
 import html
 import re
@@ -23,7 +24,7 @@ from playwright.sync_api import Page, expect
 from warp_lib.experiment import Experiment
 from warp_lib.interactive import cost as cost_module
 from warp_lib.interactive import panel as panel_module
-from warp_lib.interactive.cost import cost
+from warp_lib.interactive.cost import Cost, cost
 from warp_lib.interactive.live import Watched
 from warp_lib.interactive.my_runs import MyRuns, compared, remove, rename
 from warp_lib.interactive.panel import Panel, command, knobs, run
@@ -194,6 +195,20 @@ def test_the_cost_is_asked_of_the_store_alone(toy, store, monkeypatch):
     file = folder / "checkpoint.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     assert cost_module._stored(experiment, rewards) == 0
+
+
+def test_a_panel_times_on_a_policy_of_its_own(toy, monkeypatch):
+    """Guards: two threads that train one policy, the panel's and that of the cell after it."""
+    experiment, rewards = toy
+    asked: list[Experiment] = []
+
+    def spy(of: Experiment, given: dict) -> Cost:
+        asked.append(of)
+        return cost(of, given)
+
+    monkeypatch.setattr(panel_module, "cost", spy)
+    asyncio.run(Panel(experiment, {}).open(lambda progress: rewards))
+    assert asked and all(one.policy.model is not experiment.policy.model for one in asked)
 
 
 def test_a_panels_run_is_the_notebooks(toy, store):

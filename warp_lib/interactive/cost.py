@@ -54,7 +54,7 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     Args:
         rewards: as `Experiment.rewards` gave them, under whatever temperature.
     """
-    s = experiment.settings
+    s, _ = experiment.settings, experiment.train_prompts  # which are no training, stored or not
     runs = s.iterations * s.runs
     steps, stored, here = runs * s.steps, _stored(experiment, rewards), torch.get_num_threads()
     if stored == steps:
@@ -112,7 +112,6 @@ def _stored(experiment: Experiment, rewards: dict[str, Reward]) -> int:
         steps += len(run.history)
         return run
 
-    _ = experiment.train_prompts  # which are no training, stored or not
     try:
         with only_stored():
             reward = experiment.standardised(rewards, Progress())["reward"]

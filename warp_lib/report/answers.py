@@ -64,7 +64,7 @@ def warp(results: pd.DataFrame, iterations: int, runs: int, steps: int) -> str:
     sft, end = _ends(results, "sft"), _ends(results, "warp")
     singles = results.query("method == 'run' and iteration == @iterations")
     further = end.kl > singles.kl.mean() and end.reward > singles.reward.mean()
-    moves = "so the merge moves further than its parts" if further else "and the merge no further"
+    moves = f"so the merge moves {'further' if further else 'no further'} than its parts"
     return (
         f"WARP with I = {iterations}, M = {runs} and T = {steps} raises r̃ from {pm(sft, 'reward')}"
         f" to {pm(end, 'reward')}, at a KL of {pm(end, 'kl')} nats. The last iteration's single"

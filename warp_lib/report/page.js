@@ -18,16 +18,14 @@ function stack(layout) {
   const gap = 0.36 / panels.length, tall = (1 - gap * (panels.length - 1)) / panels.length;
   layout.height = 330 * panels.length;
   layout.legend = { ...layout.legend, y: -110 / layout.height };
+  const names = panels.map(({ x, y }) => (layout.annotations ?? []).find(
+    (a) => a.yref === "paper" && Math.abs(a.x - centre(x)) < 0.02 && Math.abs(a.y - y.domain[1]) < 0.02));
   panels.forEach(({ x, y }, k) => {
     const top = 1 - k * (tall + gap);
-    const name = (layout.annotations ?? []).find(
-      (a) => a.yref === "paper" && Math.abs(a.x - centre(x)) < 0.02 && Math.abs(a.y - y.domain[1]) < 0.02);
-    if (name) Object.assign(name, { placed: [0.5, top] });
+    if (names[k]) Object.assign(names[k], { x: 0.5, y: top });
     Object.assign(x, { domain: [0, 1], showticklabels: true, title: x.title?.text ? x.title : titles.x });
     Object.assign(y, { domain: [top - tall, top], showticklabels: true, title: y.title?.text ? y.title : titles.y });
   });
-  for (const { placed, ...rest } of layout.annotations?.splice(0) ?? [])
-    layout.annotations.push(placed ? { ...rest, x: placed[0], y: placed[1] } : rest);
 }
 
 // and what is said of an interval takes two lines
