@@ -54,7 +54,8 @@ def cost(experiment: Experiment, rewards: dict[str, Reward]) -> Cost:
     Args:
         rewards: as `Experiment.rewards` gave them, under whatever temperature.
     """
-    s, _ = experiment.settings, experiment.train_prompts  # which are no training, stored or not
+    _ = experiment.train_prompts  # which are no training, stored or not
+    s = experiment.settings
     runs = s.iterations * s.runs
     steps, stored, here = runs * s.steps, _stored(experiment, rewards), torch.get_num_threads()
     if stored == steps:
