@@ -80,10 +80,20 @@ def alive(numbers: list[int]) -> list[int]:
     return found
 
 
-def _ends_within_five_seconds(
-    parent: subprocess.Popen, folder: Path, how: str, processes: int
-) -> None:
-    """Send a command the signal `how` when its processes have begun (see STUBBORN)."""
+def _ends_within_five_seconds(words: list[str], folder: Path, how: str, processes: int) -> None:
+    """Start a command, and send it the signal `how` when its processes have begun (see
+    STUBBORN).
+    """
+    said = folder / "said"
+    with said.open("w") as log:
+        parent = subprocess.Popen(
+            words,
+            cwd=paths.ROOT,
+            env=os.environ | {"WARP_RUNS": str(folder / "runs")},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     until = time.monotonic() + 120
     while (
         len(begun := [int(file.suffix[1:]) for file in folder.glob("stubborn.py.*")]) < processes
@@ -91,7 +101,7 @@ def _ends_within_five_seconds(
     ):
         time.sleep(0.1)
     try:
-        assert len(begun) == len(alive(begun)) == processes
+        assert len(begun) == len(alive(begun)) == processes, said.read_text()
         parent.send_signal(getattr(signal, how))
         sent = time.monotonic()
         while alive(begun) and time.monotonic() < sent + 30:
@@ -112,14 +122,7 @@ def test_all_ends_within_five_seconds(tmp_path, how):
     script = tmp_path / "stubborn.py"
     script.write_text(STUBBORN)
     words = [sys.executable, "-c", PARENT, str(script)]
-    parent = subprocess.Popen(
-        words,
-        cwd=paths.ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    _ends_within_five_seconds(parent, tmp_path, how, 6)
+    _ends_within_five_seconds(words, tmp_path, how, 6)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
@@ -139,15 +142,8 @@ def test_a_study_and_a_sweep_end_with_their_processes(tmp_path, command, how, pr
         nbformat.v4.new_code_cell(f"script = {str(script)!r}\n{CELL}"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), script.with_suffix(".ipynb"))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", command, str(script)],
-        cwd=paths.ROOT,
-        env=os.environ | {"WARP_RUNS": str(tmp_path / "runs")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    _ends_within_five_seconds(parent, tmp_path, how, processes)
+    words = [sys.executable, "-c", command, str(script)]
+    _ends_within_five_seconds(words, tmp_path, how, processes)
 
 
 # Notes that it began, waits until as many have, and notes that it ends.
