@@ -22,6 +22,7 @@ from warp_lib.dpo import (
     sigmoid_loss,
 )
 from warp_lib.fast import machine
+from warp_lib.interactive.live import Watched
 from warp_lib.merging import slerp
 from warp_lib.policy import pad_and_concat
 from warp_lib.reward import Reward
@@ -394,8 +395,10 @@ def test_two_lambdas_are_two_functions(store):
 
 
 def test_warp_runs_dpo_as_it_is(store):
-    """Pairs are re-made before each iteration and shared by its runs; WARP knows nothing of it."""
-    policy, asked = tiny_policy(), []
+    """Pairs are re-made before each iteration and shared by its runs; WARP knows nothing of it.
+    Guards: bars side by side that say "pairs" and not whose.
+    """
+    policy, asked, said = tiny_policy(), [], Watched()
 
     def make(theta, seed):
         asked.append((digest(theta), seed))
@@ -408,7 +411,7 @@ def test_warp_runs_dpo_as_it_is(store):
             reward=REWARD,
             rank=best_against_worst,
             settings=settings,
-            progress=Progress(),
+            progress=said,
         )
 
     settings = Settings(**SETTINGS)
@@ -422,6 +425,8 @@ def test_warp_runs_dpo_as_it_is(store):
         progress=Progress(),
     )
     iterations = list(warp(sft, align, iterations=2, runs=2, eta=0.5, merge=slerp, seed=0))
+    titles = [loop.title for loop in said.loops]
+    assert titles == ["warp, i = 1, pairs", "warp, i = 2, pairs"]
     assert [run_id for _, run_id in asked] == [RunId(0, "warp", 1)] * 2 + [RunId(0, "warp", 2)] * 2
     assert (
         len({theta for theta, _ in asked}) == 2

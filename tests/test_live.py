@@ -342,6 +342,9 @@ def test_what_runs_side_by_side_has_a_bar_each_and_one_stop(capsys):
         TextView(progress),
         [progress.beside(), progress.beside()],
     )
+    view.draw()  # nothing has begun, as while a cluster makes room
+    assert view.rows.children[0].children[1].value == "starting · 0 s in all"
+    assert not view.figure.figure["layout"]["xaxis"]["visible"]
     for run, title, done in zip(runs, ("m = 1", "m = 2"), (0, 2), strict=True):
         run.begin(title, done, 4)
         run.advance()
@@ -350,6 +353,7 @@ def test_what_runs_side_by_side_has_a_bar_each_and_one_stop(capsys):
     bars = [(row.children[0].value, row.children[1].value[:11]) for row in view.rows.children]
     assert bars == [(1, "m = 1 · 1/4"), (3, "m = 2 · 3/4")]
     assert [trace["name"] for trace in view.figure.figure["data"]] == ["m = 1", "m = 2"]
+    assert view.figure.figure["layout"]["xaxis"].get("visible", True)
     text.every = 0.0
     text.draw()
     said = capsys.readouterr().out.splitlines()

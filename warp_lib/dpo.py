@@ -142,7 +142,7 @@ def make_pairs(
     def make(folder) -> dict:
         policy.load(theta)
         rows, parts, scores = max(1, s.batch_size // n), [], []
-        for k in progress.track(range(0, len(drawn), rows), "pairs"):
+        for k in progress.track(range(0, len(drawn), rows), f"{run_id}, pairs"):
             x = [prompt for prompt in drawn[k : k + rows] for _ in range(n)]
             generator = torch_stream(*run_id.role, "pairs", k, device=machine.device())
             with machine.passes(s.precision):

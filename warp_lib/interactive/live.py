@@ -299,6 +299,8 @@ class WidgetView:
 
     def draw(self) -> None:
         if not self.progress.loops:
+            waited = duration(time.monotonic() - self.progress.began)
+            self.rows.children[0].children[1].value = f"starting · {waited} in all"
             return
         running = self.progress.running() or [self.progress.loops[-1:]]
         if len(running) != len(self.rows.children):
@@ -398,6 +400,8 @@ def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
     margin = {"l": 10, "r": 10, "t": 40, "b": 20}
     legend = {"y": -30 / (230 * rows), "yanchor": "top"}
     figure.update_layout(height=90 + 230 * rows, margin=margin, legend=legend, template="warp")
+    if not titles:  # nothing to measure yet
+        figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure.layout.to_plotly_json()
 
 
