@@ -150,7 +150,8 @@ def test_widgets_are_for_whom_the_front_end_started(monkeypatch):
     """
     inner = "from warp_lib.interactive.live import front_end; print(front_end())"
     outer = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
-    for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False")):
+    ours = ("warp_lib.report.executing", "False")  # as in `notebook_job`
+    for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False"), ours):
         command = [sys.executable, "-c", outer, name]
         around = {**os.environ, "JPY_SESSION_NAME": "a.ipynb"}
         assert (

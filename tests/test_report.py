@@ -375,6 +375,26 @@ def test_why_a_notebook_failed(tmp_path, error, says):
     assert ended[0].code == 1 and run.why(ended[0], file) == says.format(file=file)
 
 
+def test_kernels_side_by_side_share_no_port(tmp_path):
+    """Guards: a kernel that dies because one beside it took its port, once in some hundred starts;
+    sockets that stay.
+    """
+    cell = "from ipykernel.connect import get_connection_info\nprint(get_connection_info())"
+    nbformat.write(notebook("Where", cell), source := tmp_path / "where.ipynb")
+    jobs = [
+        run.notebook_job(name, source, tmp_path / name, {}, tmp_path / f"{name}.log")
+        for name in ("one.ipynb", "two.ipynb")
+    ]
+    run_here(jobs, [].append, 2, 2)
+    places = set()
+    for job in jobs:
+        said = job.log.read_text()
+        where = json.loads(said[said.index("{") : said.rindex("}") + 1])
+        assert where["transport"] == "ipc"
+        places.add(Path(where["ip"]).parent)
+    assert len(places) == 2 and not any(place.exists() for place in places)
+
+
 def test_unfinished_notebook_is_not_published():
     failed = v4.new_output("error", ename="ValueError", evalue="", traceback=[])
     for cell in (v4.new_code_cell("1", execution_count=1, outputs=[failed]), v4.new_code_cell("1")):

@@ -148,7 +148,8 @@ def _begun_by_papermill() -> bool:
         words = [Path(word).name for word in psutil.Process(os.getppid()).cmdline()]
     except (psutil.Error, OSError):
         return False
-    return any(name in words for name in ("papermill", "jupyter-nbconvert", "jupyter-execute"))
+    commands = ("papermill", "warp_lib.report.executing", "jupyter-nbconvert", "jupyter-execute")
+    return any(name in words for name in commands)
 
 
 @dataclass

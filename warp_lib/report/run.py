@@ -86,11 +86,12 @@ def notebook_job(
     log: Path | None = None,
     after: Collection[str] = (),
 ) -> Job:
-    """A notebook with its parameters, executed into `executed` by papermill, in a kernel of this
-    Python and this package. What its cells print is what the job prints.
+    """A notebook with its parameters, executed into `executed` by papermill (see `executing`), in
+    a kernel of this Python and this package. What its cells print is what the job prints.
     """
-    words = [sys.executable, "-m", "papermill", str(source), str(executed), "--stdout-file", "-"]
-    words += "--kernel python3 --language python --start-timeout 300 --no-progress-bar".split()
+    words = [sys.executable, "-m", "warp_lib.report.executing", str(source), str(executed)]
+    words += "--stdout-file - --kernel python3 --language python".split()
+    words += "--start-timeout 300 --no-progress-bar".split()
     for parameter, value in parameters.items():
         words += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
     path = filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])
