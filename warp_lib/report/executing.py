@@ -5,6 +5,7 @@ Jupyter looks for free ports before a kernel takes them. Of kernels that begin s
 find its port taken, and dies before its first cell (nteract/papermill issue 511).
 """
 
+import os
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,11 +19,13 @@ class AtFiles(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **given: Any) -> Any:
-        with TemporaryDirectory(prefix="warp-") as folder:
+        # not in a TMPDIR: a socket's path has at most some hundred characters
+        with TemporaryDirectory(prefix="warp-", dir="/tmp") as folder:
             at = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
             return super().execute_managed_notebook(nb_man, kernel_name, config=at, **given)
 
 
 if __name__ == "__main__":
-    papermill_engines.register(None, AtFiles)
+    if os.name == "posix":  # Windows has ports only
+        papermill_engines.register(None, AtFiles)
     papermill()
