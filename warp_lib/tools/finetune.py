@@ -7,6 +7,7 @@ made, with the card that it wrote.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,8 @@ def finetune(out: Path, *, steps: int, windows: int, progress: Progress) -> None
     if device().type == "cpu":
         # at this length its backward is faster there than the fused kernel's
         plain.set_attn_implementation("eager")
-    model = get_peft_model(nn.Module.to(plain, device()), lora)
+    # it is called like the model that it wraps
+    model: Any = get_peft_model(nn.Module.to(plain, device()), lora)
     model.peft_config["default"].base_model_name_or_path = "smollm2"  # not this machine's path
     learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(learnt.values(), RATE, weight_decay=0.0, fused=True)
