@@ -18,6 +18,7 @@ import torch
 
 from warp_lib.interactive import live as live_module
 from warp_lib.interactive.live import StoppedByHand, TextView, Watched, WidgetView, live
+from warp_lib.report.run import notebook_job
 from warp_lib.runs.paths import ROOT
 from warp_lib.runs.progress import NOTED, Progress, Stopped, TerminalProgress, duration
 
@@ -150,7 +151,7 @@ def test_widgets_are_for_whom_the_front_end_started(monkeypatch):
     """
     inner = "from warp_lib.interactive.live import front_end; print(front_end())"
     outer = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {inner!r}]))"
-    ours = ("warp_lib.report.executing", "False")  # as in `notebook_job`
+    ours = (notebook_job("any", Path(), Path(), {}).words[2], "False")  # the module it runs
     for name, sees in (("wrapper", "True"), ("/usr/bin/papermill", "False"), ours):
         command = [sys.executable, "-c", outer, name]
         around = {**os.environ, "JPY_SESSION_NAME": "a.ipynb"}
@@ -344,7 +345,7 @@ def test_what_runs_side_by_side_has_a_bar_each_and_one_stop(capsys):
         [progress.beside(), progress.beside()],
     )
     view.draw()  # nothing has begun, as while a cluster makes room
-    assert view.rows.children[0].children[1].value == "starting · 0 s in all"
+    assert view.rows.children[0].children[1].value == "starting · 0 s"
     assert not view.figure.figure["layout"]["xaxis"]["visible"]
     for run, title, done in zip(runs, ("m = 1", "m = 2"), (0, 2), strict=True):
         run.begin(title, done, 4)

@@ -376,10 +376,10 @@ def test_why_a_notebook_failed(tmp_path, error, says):
     assert ended[0].code == 1 and run.why(ended[0], file) == says.format(file=file)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere kernels listen at ports")
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere kernels use ports")
 def test_kernels_side_by_side_share_no_port(tmp_path, monkeypatch):
-    """Guards: a kernel that dies, now and then, because one beside it took its port; sockets that
-    stay, or whose path is too long under a TMPDIR.
+    """Guards: a kernel that dies because another process bound its port first; sockets that
+    are left behind, or whose path is too long in TMPDIR.
     """
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 25)))
     (tmp_path / ("long" * 25)).mkdir()

@@ -301,7 +301,7 @@ class WidgetView:
     def draw(self) -> None:
         if not self.progress.loops:
             waited = duration(time.monotonic() - self.progress.began)
-            self.rows.children[0].children[1].value = f"starting · {waited} in all"
+            self.rows.children[0].children[1].value = f"starting · {waited}"
             return
         running = self.progress.running() or [self.progress.loops[-1:]]
         if len(running) != len(self.rows.children):

@@ -1,8 +1,8 @@
-"""papermill's command line, by ``python -m warp_lib.report.executing``, with kernels that listen at
-files and not at ports.
+"""papermill's command line, ``python -m warp_lib.report.executing``, with kernels on Unix sockets
+instead of TCP ports.
 
-Jupyter looks for free ports before a kernel takes them. Of kernels that begin side by side one may
-find its port taken, and dies before its first cell (nteract/papermill issue 511).
+Jupyter picks free ports before the kernel binds them. When kernels start side by side, another
+process may bind one first, and the kernel dies before its first cell (nteract/papermill issue 511).
 """
 
 import os
@@ -14,18 +14,18 @@ from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
 
-class AtFiles(NBClientEngine):
-    """papermill's own engine, but for where its kernels listen."""
+class OnSockets(NBClientEngine):
+    """papermill's own engine, but its kernels listen on Unix sockets."""
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **given: Any) -> Any:
-        # not in a TMPDIR: a socket's path has at most some hundred characters
+        # not in TMPDIR: a socket's path may have a hundred characters or so
         with TemporaryDirectory(prefix="warp-", dir="/tmp") as folder:
             at = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
             return super().execute_managed_notebook(nb_man, kernel_name, config=at, **given)
 
 
 if __name__ == "__main__":
-    if os.name == "posix":  # Windows has ports only
-        papermill_engines.register(None, AtFiles)
+    if os.name == "posix":  # Windows keeps its ports
+        papermill_engines.register(None, OnSockets)
     papermill()
