@@ -105,7 +105,7 @@ def keep(folder, experiment, arm, seed, validation, test=None, method="warp"):
         )
         scores[f"{split}.kl"] = np.array([[kl, kl] for kl, _ in points], dtype=np.float32)
     file = folder / experiment / f"{arm}-{seed}.json"
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(file.with_suffix(".csv"), index=False)
     save_file(scores, file.with_suffix(".safetensors"))
     found = {

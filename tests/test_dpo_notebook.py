@@ -45,18 +45,19 @@ def answer(folder):
     """Runs what notebook 07 reads of the study, and gives its answer; trials and WARP's own seeds
     have ended.
     """
+    (folder / "rounded").mkdir()
     for arm in ("warp-dpo", "dpo"):
-        unit(folder, "dpo-tuning", f"{arm}-a", outcomes.TUNING_SEED, ARMS[arm])
+        unit(folder, "rounded/dpo-tuning", f"{arm}-a", outcomes.TUNING_SEED, ARMS[arm])
     chosen = {
         arm: {"trial": "a", "learning_rate": 1e-5, "beta": 0.3} for arm in ("warp-dpo", "dpo")
     }
-    (folder / "dpo-tuning.json").write_text(
+    (folder / "rounded" / "dpo-tuning.json").write_text(
         json.dumps({"high": 4.0, "judged_to": 4.0, "chosen": chosen})
     )
-    (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": {}}))
-    for seed in (0, *outcomes.SEEDS[:3]):
-        unit(folder, "primary", "warp", seed, 0.3)
-        unit(folder, "primary", "reinforce", seed, 0.3)
+    (folder / "rounded" / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": {}}))
+    for seed in (0, 4, 5, 6):
+        unit(folder, "rounded/primary", "warp", seed, 0.3)
+        unit(folder, "rounded/primary", "reinforce", seed, 0.3)
     cells = [
         c.source
         for c in nbformat.read(ROOT / "notebooks" / "07_dpo.ipynb", 4).cells
@@ -88,9 +89,9 @@ def test_one_seed_is_said_to_be_one(answer, folder):
     control left out or under another name.
     """
     for arm, slope in ARMS.items():
-        unit(folder, "dpo", arm, 5, slope)
-    unit(folder, "reference", "warp-dpo", 5, 0.47)
-    unit(folder, "reference", "dpo", 5, 0.35)
+        unit(folder, "rounded/dpo", arm, 5, slope)
+    unit(folder, "rounded/reference", "warp-dpo", 5, 0.47)
+    unit(folder, "rounded/reference", "dpo", 5, 0.35)
     said, panels = answer()
     # 0.1 of slope, at 2 nats
     assert said.startswith(
@@ -122,10 +123,10 @@ def test_the_estimand_is_answered_on_the_seeds_that_have_ended(answer, folder):
     """Guards: a sign turned around, the smaller K* not taken, arms exchanged, seeds counted that
     lack an arm, or left out because controls wait."""
     for arm, slope in ARMS.items():
-        unit(folder, "dpo", arm, 4, slope)
-    unit(folder, "dpo", "warp-dpo", 5, 0.52)
-    unit(folder, "dpo", "dpo", 5, 0.4)
-    unit(folder, "dpo", "warp-dpo", 6, 9.0)
+        unit(folder, "rounded/dpo", arm, 4, slope)
+    unit(folder, "rounded/dpo", "warp-dpo", 5, 0.52)
+    unit(folder, "rounded/dpo", "dpo", 5, 0.4)
+    unit(folder, "rounded/dpo", "warp-dpo", 6, 9.0)
     said, _ = answer()
     # (0.1 and 0.12) · 2
     assert (

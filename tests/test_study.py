@@ -153,12 +153,13 @@ def test_a_seeds_arms_have_one_reward_model_or_are_refused_before_they_are_train
     )
 
 
-def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed():
+def test_the_hypothesis_pair_of_dpo_comes_first_on_every_seed(folder):
     """Guards: controls of one seed before the next seed of what the question compares."""
+    chosen = {arm: {"trial": "a"} | GIVEN for arm in ("warp-dpo", "dpo")}
+    (folder / "dpo-tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     names = [unit.arm for unit in plan.dpo()]
-    assert set(names[: 2 * len(outcomes.SEEDS)]) == {"warp-dpo", "dpo"} and len(names) == len(
-        plan.DPO
-    ) * len(outcomes.SEEDS)
+    assert set(names[:10]) == {"warp-dpo", "dpo"}
+    assert names[10:] == ["warp-dpo-once", "dpo-iterated"] * 2
     assert len({(unit.arm, unit.settings.seed) for unit in plan.dpo()}) == len(names)
 
 
@@ -221,22 +222,18 @@ def test_a_kept_reward_model_rewards_alike(folder):
 def test_committed_units_have_the_reward_model_that_they_are_compared_by():
     """The kept one reads back and rewarded all units of its seeds; the arms of a seed have one."""
     kept = kept_reward.read(task_vectors.settings()).identity
-    found = {}
-    for file in outcomes.FOLDER.glob("*/*.json"):
-        record = json.loads(file.read_text())
-        if file.parent.name != "tuning":  # its records are older
-            found.setdefault((file.parent.name, record["settings"]["seed"]), set()).add(
-                record["reward_model"]
-            )
-    assert all(len(models) == 1 for models in found.values())
-    assert all(
-        models == {kept}
-        for (_, seed), models in found.items()
-        if seed in (*outcomes.SEEDS, outcomes.TUNING_SEED)
-    )
-    assert found["dpo-tuning", outcomes.TUNING_SEED] and found["primary", 0] == found[
-        "best-of-n", 0
-    ] != {kept}
+    exact, older = {}, {}
+    for file in outcomes.FOLDER.glob("**/*-*.json"):
+        if "settings" in (record := json.loads(file.read_text())):
+            found = older if outcomes.ROUNDED in file.parts else exact
+            seed = record["settings"]["seed"]
+            # records of the older tuning hold no digest
+            model = record.get("reward_model")
+            found.setdefault((file.parent.name, seed), set()).add(model)
+            assert ("measured_in" in record) == (found is exact)
+    assert all(models == {kept} for models in exact.values()) and ("primary", 20) in exact
+    assert all(len(models) == 1 for models in older.values())
+    assert older["dpo", 4] == {kept} != older["primary", 0]
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch, folders):
@@ -245,11 +242,11 @@ def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch, folders):
     unit = units.Training(
         "primary",
         "reinforce",
-        Settings.profile("smoke", **folders, name="study", judge_steps=1),
+        Settings.profile("smoke", **folders, name="study", judge_steps=1, seed=outcomes.SEEDS[0]),
         arms.by_reinforce,
     )
     units.run_unit(unit, Progress())
-    found = outcome("primary", "reinforce", 0)
+    found = outcome("primary", "reinforce", outcomes.SEEDS[0])
     # choosing needs no judge
     assert "test.judge" in found.scores and "validation.judge" not in found.scores
     assert found.record["judges"].keys() == {"judge", "judge_tfidf"}
@@ -356,35 +353,38 @@ def test_angles_are_between_seeds_at_the_same_step(folder, monkeypatch, folders)
     monkeypatch.setattr(arms, "COMMON", PROFILES["smoke"] | folders | {"judge_steps": 0})
     monkeypatch.setattr(
         plan,
-        "PRIMARY",
-        plan.PRIMARY | {"reinforce-2b": arms.Arm(arms.by_reinforce, {"batch_size": 16})},
+        "REINFORCE",
+        plan.REINFORCE | {"reinforce-2b": arms.Arm(arms.by_reinforce, {"batch_size": 16})},
     )
     chosen = {arm: {"trial": "a"} | GIVEN for arm in plan.PRIMARY}
     (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     (unit,) = plan.angles()
     units.run_unit(unit, Progress())
-    found = outcomes.between_seeds()
+    found = outcomes.between_seeds("angles")
     assert len(found) == 3 * (4 + 4) and set(found["completions"]) == {32, 64, 96, 128}
-    assert {tuple(pair) for pair in found[["a", "b"]].to_numpy()} == {(6, 7), (6, 8), (7, 8)}
-    two = [Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN)) for seed in (6, 8)]
+    assert {tuple(pair) for pair in found[["a", "b"]].to_numpy()} == {(20, 21), (20, 22), (21, 22)}
+    two = [
+        Experiment(replace(unit.settings, seed=seed, batch_size=16, **GIVEN)) for seed in (20, 22)
+    ]
     along = [
         e.long_run(e.aligner(kept_reward.read(e.settings), Progress()), "reinforce", 2).checkpoints
         for e in two
     ]
     omega = angle(*(list(task_vector(two[0].theta_sft, run[4]).values()) for run in along))
-    assert found.query("arm == 'reinforce-2b' and steps == 4 and a == 6 and b == 8")[
+    assert found.query("arm == 'reinforce-2b' and steps == 4 and a == 20 and b == 22")[
         "degrees"
     ].item() == pytest.approx(math.degrees(omega))
     keep(folder, "primary", "reinforce", 9, [(0, 0), (1, 1)])
     assert set(all_points()["source"]) == {"primary"} and outcomes.finished_seeds(
         "angles", ["seeds"]
-    ) == [6]
+    ) == [20]
     # with another reward model than the kept one
-    keep(folder, "primary", "reinforce", 8, [(0, 0), (1, 1)])
+    keep(folder, "primary", "reinforce", 22, [(0, 0), (1, 1)])
     with pytest.raises(
         ValueError,
         match=(
-            "angles: seeds, seed 6 would be made with another reward_model than primary/reinforce-8"
+            "angles: seeds, seed 20 would be made with another reward_model than"
+            " primary/reinforce-22"
         ),
     ):
         units.run_unit(unit, Progress())
@@ -446,8 +446,8 @@ def test_every_experiment_has_units_of_different_files(folder):
     """
     rates = dict(
         zip(
-            ["warp", "reinforce", "reinforce-2b", "warp-dpo", "dpo"],
-            [1e-5, 2e-5, 3e-5, 4e-5, 5e-5],
+            ["warp", "warp-eta-0.8", "reinforce", "reinforce-2b", "warp-dpo", "dpo"],
+            [1e-5, 1.5e-5, 2e-5, 3e-5, 4e-5, 5e-5],
             strict=True,
         )
     )
@@ -458,17 +458,16 @@ def test_every_experiment_has_units_of_different_files(folder):
     assert (
         len({unit.file for unit in listed})
         == len(listed)
-        == 6 + 24 + 2 + (10 + 4) + 5 + 9 + 1 + 12 + 12 + 1 + 3 + 4 + 25 + 10 + 4 + 6
+        == 16 + 32 + 1 + 12 + 3 + 9 + 1 + 8 + 14 + 9 + 6 + 4 + 4 + 6
     )
     given = {
         (u.experiment, u.arm): (u.settings.learning_rate, u.settings.beta)
         for u in listed
         if isinstance(u, units.Training)
         and "tuning" not in u.experiment
-        and u.experiment != "defaults"
+        and u.experiment not in ("defaults", "long-run")
     }
-    borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo", "warp-dpo-own": "warp-dpo"}
-    borrowed |= {"restarts": "warp", "eta-0.3": "warp", "eta-0.8": "warp"}
+    borrowed = {"dpo-iterated": "dpo", "warp-dpo-once": "warp-dpo"}
     borrowed |= {"checkpoints": "reinforce", "step-back": "warp", "without-order": "warp"}
     for (experiment, arm), (rate, beta) in given.items():
         like = "reinforce" if experiment == "anchors" else borrowed.get(arm, arm)
@@ -483,17 +482,17 @@ def test_what_waits_is_what_has_not_ended(folder):
     """Guards: a question off the list once one unit has ended, counts that the list of experiments
     does not have.
     """
-    chosen = {arm: {"trial": "a"} | GIVEN for arm in plan.PRIMARY}
-    (folder / "tuning.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
+    for name, tuned in plan.TUNED.items():
+        chosen = {arm: {"trial": "a"} | GIVEN for arm in tuned}
+        (folder / f"{name}.json").write_text(json.dumps({"high": 3.0, "chosen": chosen}))
     assert {name: count for name, (_, count) in outcomes.ASKED.items()} == {
         n: len(plan.EXPERIMENTS[n]()) for n in outcomes.ASKED
     }
     assert outcomes.waiting() == [words for words, _ in outcomes.ASKED.values()]
-    keep(folder, "merges", "warp-m3", 5, [(0, 0), (1, 1)])
-    keep(folder, "more-runs", "warp-m5", 4, [(0, 0), (1, 1)])
-    assert outcomes.waiting()[1] == "SLERP against LERP (4 of 5 units left)" and not any(
-        "M up to 5" in words for words in outcomes.waiting()
-    )
+    keep(folder, "merges", "warp-m3", 20, [(0, 0), (1, 1)])
+    keep(folder, "best-of-n", "sft", 20, [(0, 0), (1, 1)])
+    waiting = outcomes.waiting()
+    assert waiting[2] == "SLERP against LERP (2 of 3 units left)" and "best-of-n" not in waiting
 
 
 def test_every_arm_spends_the_same_completions(monkeypatch):
@@ -533,7 +532,7 @@ def test_every_arm_spends_the_same_completions(monkeypatch):
         )
     assert set(spent.values()) == {400 * 64} and set(seen.values()) == {14}, (spent, seen)
     batches = {unit.arm: unit.settings.batch_size for unit in plan.primary()}
-    assert batches == {"warp": 64, "reinforce": 64, "reinforce-2b": 128}
+    assert batches == {"warp": 64, "warp-eta-0.8": 64, "reinforce": 64, "reinforce-2b": 128}
 
 
 def test_dpo_arms_spend_the_same(monkeypatch, folder, folders):
@@ -588,7 +587,6 @@ def test_dpo_arms_spend_the_same(monkeypatch, folder, folders):
     assert different == {
         "warp-dpo": (4, 2),
         "dpo": (1, 1),
-        "warp-dpo-own": (4, 4),
         "warp-dpo-once": (4, 1),
         "dpo-iterated": (2, 2),
     }

@@ -17,7 +17,7 @@ from ..runs.results import read_results, read_scores
 from ..study import contrasts, outcomes
 from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, along
-from ..study.outcomes import LOW, ArmId, outcome
+from ..study.outcomes import LOW, ROUNDED, ArmId, outcome
 from .points import OWN
 
 Line = tuple[np.ndarray, np.ndarray]
@@ -100,7 +100,7 @@ def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison
 
 def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The lines from SFT through SLERP and through LERP of the same two runs."""
-    where, high = ("merges", "warp-m3"), end or _planned("tuning")
+    where, high = (f"{ROUNDED}/merges", "warp-m3"), end or _planned(f"{ROUNDED}/tuning")
     seeds = outcomes.finished_seeds(where[0], [where[1]])
     if not seeds:
         raise Explained("`python -m warp_lib study merges` produces the runs compared here.")
@@ -123,11 +123,11 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
 
 def dpo(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """WARP on DPO against DPO, and whether WARP gains more over it than over REINFORCE."""
-    pair = ("dpo", "warp-dpo"), ("dpo", "dpo")
-    main = contrasts.difference(*pair, end or _planned("dpo-tuning"), score)
+    pair = (f"{ROUNDED}/dpo", "warp-dpo"), (f"{ROUNDED}/dpo", "dpo")
+    main = contrasts.difference(*pair, end or _planned(f"{ROUNDED}/dpo-tuning"), score)
     sides = [_arm(points, arm, list(main.by_prompt), score) for arm in pair]
-    gains = (("primary", "warp"), ("primary", "reinforce"))
-    high = min(main.high, _planned("tuning"))
+    gains = (f"{ROUNDED}/primary", "warp"), (f"{ROUNDED}/primary", "reinforce")
+    high = min(main.high, _planned(f"{ROUNDED}/tuning"))
     name = f"its gain over DPO − WARP's over REINFORCE, to {high:g} nats"
     more = {name: contrasts.difference_of_gains(pair, gains, high)} if score == "reward" else {}
     return _study(sides, main, score, more)

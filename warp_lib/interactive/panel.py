@@ -21,7 +21,7 @@ from ..reward import Reward
 from ..runs.paths import locked
 from ..runs.progress import Progress
 from ..settings import PROFILES, Settings, typed
-from ..study.outcomes import EARLIER, SEEDS, tested
+from ..study.outcomes import SEEDS, tested
 from .cost import cost
 from .live import Loop, StoppedByHand, Watched, WidgetView, follow, front_end
 from .live_figure import LiveFigure
@@ -147,7 +147,7 @@ class Panel:
         self.start = widgets.Button(description="Start", button_style="primary")
         self.start.on_click(lambda _: asyncio.get_running_loop().create_task(self.train()))
         self.ended, self.area = widgets.HTML(layout=wide), widgets.VBox()
-        study = tested({"warp": "primary", "reinforce": "primary"}, EARLIER + SEEDS)
+        study = tested({"warp": "primary", "reinforce": "primary"}, SEEDS)
         self.runs = MyRuns(study)
         knob = widgets.Layout(width="min(100%, 25em)", margin="0 1em 0.6em 0")
         each = [widgets.VBox([self.controls[n], self.helps[n]], layout=knob) for n in SYMBOLS]

@@ -45,12 +45,11 @@ def all_points() -> pd.DataFrame:
     rounded, whether it was measured on rounded weights.
     """
     tables = []
-    units = sorted(outcomes.FOLDER.glob("*/*.json"))
-    for file, rows, record in readable(unit.with_suffix(".csv") for unit in units):
+    for file, rows, record in readable(unit.with_suffix(".csv") for unit in _units()):
         rows = rows.query("split == 'test'").reset_index(drop=True)
         if len(rows):  # some units measure weights only
             rows["rounded"] = "measured_in" not in record
-            tables.append(_placed(rows, file, file.parent.name))
+            tables.append(_placed(rows, file, _experiment(file)))
     for file, rows, _ in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
         rows["rounded"] = False
         rows["arm"] = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
@@ -67,6 +66,21 @@ def all_points() -> pd.DataFrame:
     return points.assign(name=pd.Series(of, points.index) + " · " + kinds)
 
 
+def _units() -> list[Path]:
+    """The records of the study's units: the plan's, and the older ones that these have not yet
+    replaced.
+    """
+    folder = outcomes.FOLDER
+    older = sorted((folder / outcomes.ROUNDED).glob("*/*.json"))
+    now = [unit for unit in folder.glob("*/*.json") if unit.parent.name != outcomes.ROUNDED]
+    return sorted(now) + [unit for unit in older if not (folder / unit.parent.name).exists()]
+
+
+def _experiment(file: Path) -> str:
+    """The experiment of the study that a unit's file belongs to."""
+    return file.parent.relative_to(outcomes.FOLDER).as_posix()
+
+
 def _placed(rows: pd.DataFrame, file: Path, source: str) -> pd.DataFrame:
     """Rows with where they stand."""
     places = [f"{source}/{file.stem}/{point}" for point in range(len(rows))]
@@ -80,11 +94,13 @@ def _name(source: str, arm: str) -> str:
     words = ARMS.get(arm) or re.sub(r"-m(\d+)$", r", M = \1", arm)
     for short in ("warp", "reinforce", "dpo"):
         words = words.replace(short, short.upper())
-    if source in ("primary", "dpo"):
-        return words
     if source.startswith(OWN):  # whose batch is its own
         return f"{words.split(',')[0]} ({source})"
-    return f"{words} ({outcomes.ASKED[source][0] if source in outcomes.ASKED else source})"
+    experiment = source.removeprefix(f"{outcomes.ROUNDED}/")
+    if experiment in ("primary", "dpo"):
+        return words
+    asked = outcomes.ASKED.get(experiment, (experiment, 0))[0]
+    return f"{words} ({asked})"
 
 
 def choose(
@@ -118,7 +134,7 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
     for row in json.loads(file.with_suffix(".json").read_text())["completions"]:
         shown.setdefault(row["point"], []).append(row)
     if file.is_relative_to(outcomes.FOLDER):
-        unit = outcomes.outcome(file.parent.name, point["arm"], int(point["seed"]))
+        unit = outcomes.outcome(_experiment(file), point["arm"], int(point["seed"]))
         for number, rows in shown.items():
             # in the order of the prompts
             for row, reward in zip(rows, unit.scores["test.reward"][number].tolist(), strict=False):

@@ -17,8 +17,14 @@ from ..warp import Aligner, Iteration, Merge, Run, RunId
 
 ETAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)  # of the lines through merges
 
-# All arms: the student report's T, a second judge, a front in steps of 0.1.
-COMMON: dict[str, Any] = {"steps": 100, "judge_steps": 240, "front_points": 11}
+# All arms: the student report's T, a second judge, a front in steps of 0.1, 300 prompts a split.
+COMMON: dict[str, Any] = {
+    "steps": 100,
+    "judge_steps": 240,
+    "front_points": 11,
+    "test_prompts": 300,
+    "test_samples": 2,
+}
 
 
 def settings_of(seed: int, changes: dict[str, Any] | None = None) -> Settings:
@@ -96,14 +102,6 @@ def by_warp_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> T
 def by_warp_dpo_once(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP on DPO, with the pairs of all iterations made from SFT at the start."""
     return _on_pairs(experiment, _made_once(experiment, reward, progress), progress, _warp_of)
-
-
-def by_warp_dpo_own(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
-    """WARP on DPO where each run makes pairs of its own before each iteration, of prompts that it
-    draws itself, 1/M as many as the others use: runs differ in their data."""
-    s = experiment.settings
-    own = experiment.pairs(reward, progress, count=s.pair_prompts // s.runs)
-    return _on_pairs(experiment, own, progress, _warp_of)
 
 
 def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from .fronts import Effect
-from .outcomes import EARLIER, SEEDS, ArmId, Outcome, finished_seeds, outcome
+from .outcomes import ROUNDED, ArmId, Outcome, finished_seeds, outcome
 
 MANY = (1, 2, 3)  # I and M
 # Which arms have policies of M runs, with every I on their way, and which are long runs with every
 # T on theirs.
-WARP: dict[int, list[ArmId]] = {m: [("grid", f"warp-m{m}")] for m in MANY}
-WARP[2].append(("primary", "warp"))
-LONGEST: ArmId = ("grid", "reinforce-900")
-LONG: list[ArmId] = [LONGEST, ("primary", "reinforce")]
+GRID, PRIMARY = f"{ROUNDED}/grid", f"{ROUNDED}/primary"
+WARP: dict[int, list[ArmId]] = {m: [(GRID, f"warp-m{m}")] for m in MANY}
+WARP[2].append((PRIMARY, "warp"))
+LONGEST: ArmId = (GRID, "reinforce-900")
+LONG: list[ArmId] = [LONGEST, (PRIMARY, "reinforce")]
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,9 @@ def reinforce_cells() -> dict[int, Cell]:
 
 
 def _units(arm: ArmId) -> dict[int, Outcome]:
-    """Seed → an arm's finished unit, of the seeds that count."""
+    """Seed → an arm's finished unit."""
     experiment, name = arm
-    seeds = [seed for seed in finished_seeds(experiment, [name]) if seed in EARLIER + SEEDS]
-    return {seed: outcome(*arm, seed) for seed in seeds}
+    return {seed: outcome(*arm, seed) for seed in finished_seeds(experiment, [name])}
 
 
 def _cell(arms: list[ArmId], where: str, runs: int) -> Cell | None:

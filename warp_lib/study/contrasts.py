@@ -16,10 +16,8 @@ import pandas as pd
 from ..runs.errors import Explained
 from .fronts import Effect, Interval, along, shares, weights
 from .outcomes import (
-    EARLIER,
     LOW,
     MERGES,
-    SEEDS,
     ArmId,
     Outcome,
     finished_seeds,
@@ -183,17 +181,22 @@ def difference_of_gains(
     return Contrast({seed: first[seed] - second[seed] for seed in ends}, arm, rival, high, ends)
 
 
-def over_best_of_n(experiment: str, arm: str, high: float, scorer: str = "reward") -> Contrast:
+def over_best_of_n(
+    experiment: str,
+    arm: str,
+    high: float,
+    scorer: str = "reward",
+    among: Iterable[int] | None = None,
+) -> Contrast:
     """An arm's fronts against best-of-n from SFT, at the KL that bounds it.
 
     In truth it may be cheaper (see `best_of_n.kl_of_best`). Compared as far as the largest n
-    reaches, on the seeds that count and were scored alike, whatever their dtype: it has a unit for
-    each reward model. Raises ValueError when best-of-n has not been measured or no such seed is
-    left.
+    reaches, on the seeds (`among` these, if any) that were scored alike, whatever their dtype.
+    Raises ValueError when best-of-n has not been measured or no such seed is left.
     """
     best = [outcome("best-of-n", "sft", seed) for seed in finished_seeds("best-of-n", ["sft"])]
     ends, by_prompt = {}, {}
-    for seed in shared_seeds([(experiment, arm)], scorer, EARLIER + SEEDS):
+    for seed in shared_seeds([(experiment, arm)], scorer, among):
         unit = outcome(experiment, arm, seed)
         if yardstick := next((b for b in best if _scored_alike([b, unit], scorer)), None):
             kl, reward = yardstick.kl("test"), yardstick.reward("test", scorer)
@@ -360,12 +363,12 @@ def _two_lines(
         yield seed, first, second, min(high, first[0][-1], second[0][-1])
 
 
-def other_averages(high: float) -> dict[str, tuple[Contrast, Interval]]:
+def other_averages(experiment: str, high: float) -> dict[str, tuple[Contrast, Interval]]:
     """Each of `OTHERS`, on the seeds that have it: what the one line has over the other, and what
     reading alone would make (see `line_over_line`, `by_reading`).
     """
     compared = {
-        name: ("averages", arm, finished_seeds("averages", [arm]), *lines, high)
+        name: (experiment, arm, finished_seeds(experiment, [arm]), *lines, high)
         for arm, pairs in OTHERS.items()
         for name, lines in pairs.items()
     }

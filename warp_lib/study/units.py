@@ -34,9 +34,9 @@ from ..settings import Settings
 from . import kept_reward, outcomes
 from .arms import Train, steps_of_one_run
 from .best_of_n import best_of, kl_of_best
-from .outcomes import EARLIER, SEEDS, TUNING_SEED
+from .outcomes import SEEDS, TUNING_SEED
 
-# prompts whose completions are kept, and of the first seed that a reward model had
+# prompts whose completions are kept, and of the first seed
 SHOWN, SHOWN_OF_FIRST = 4, 20
 BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n chooses from, at most
 
@@ -148,7 +148,7 @@ class Training(Unit):
                 seen = experiment.evaluate(point.theta, asked, split, progress=progress)
                 measured.add({"arm": self.arm, "split": split} | place, seen)
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
-            many = SHOWN_OF_FIRST if s.seed in (EARLIER[0], SEEDS[0]) else SHOWN
+            many = SHOWN_OF_FIRST if s.seed == SEEDS[0] else SHOWN
             row = {"point": len(measured.rows) // len(splits) - 1, "split": split}
             for k, review in enumerate(islice(experiment.held_out_prompts(split), many)):
                 completion = texts[k * s.test_samples]
