@@ -13,7 +13,7 @@ import pandas as pd
 from ..study.cells import Cell
 from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, Matched, signed
-from ..study.outcomes import LOW, Outcome
+from ..study.outcomes import LOW, SEEDS, Outcome
 from .plots import ARMS
 
 
@@ -167,10 +167,27 @@ def verdict(of: Effect | Interval) -> str:
     return {1: "higher", -1: "lower", 0: "no detectable difference"}[of.side]
 
 
+def in_words(count: int) -> str:
+    """A small number in words."""
+    words = "no one two three four five six seven eight nine ten".split()
+    return words[count] if count < len(words) else str(count)
+
+
 def seeds(count: int) -> str:
     """A number of seeds in words."""
-    words = "no one two three four five six seven eight nine ten".split()
-    return f"{words[count] if count <= 10 else count} seed{'s' * (count != 1)}"
+    return f"{in_words(count)} seed{'s' * (count != 1)}"
+
+
+def of_planned(count: int) -> str:
+    """A number of the primary contrast's seeds in words, beside how many are planned where more
+    are to come.
+    """
+    planned = len(SEEDS)
+    return (
+        f"{in_words(count)} of {in_words(planned)} planned seeds"
+        if count < planned
+        else seeds(count)
+    )
 
 
 def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
@@ -200,8 +217,8 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
     )
     return (
         f"{opening} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
-        f" {seeds(len(primary.by_prompt))}, on average from {LOW:g} to {primary.high:g} nats of KL,"
-        f" a range fixed in advance{f': {excluded}' if not primary.few else ''}.{ceiling}"
+        f" {of_planned(len(primary.by_prompt))}, on average from {LOW:g} to {primary.high:g} nats"
+        f" of KL, a range fixed in advance{f': {excluded}' if not primary.few else ''}.{ceiling}"
     )
 
 
