@@ -321,10 +321,16 @@ def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
 
 
 class Table:
-    """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML."""
+    """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML.
+
+    A column "method" may hold arms of the study; they are shown in words.
+    """
 
     def __init__(self, rows: Iterable[dict[str, Any]]):
-        self.rows = list(rows)
+        self.rows = [dict(row) for row in rows]
+        for row in self.rows:
+            if "method" in row:
+                row["method"] = ARMS.get(row["method"], row["method"])
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Iterable[Any]) -> str:
