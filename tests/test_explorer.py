@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import serving
+from conftest import keep, serving
 from playwright.sync_api import Page, expect
 
 from warp_lib.interactive import comparisons
@@ -94,16 +94,31 @@ def test_opens_without_torch_and_without_training(store):
 
 
 def test_every_test_row_of_the_study_is_a_point(store):
-    """Guards: an older table beside its exact successor, one left out that has none."""
     found = all_points()
-    files = {file: file.parent.name for file in outcomes.FOLDER.glob("**/*.csv")}
-    exact = {name for file, name in files.items() if outcomes.ROUNDED not in file.parts}
-    shown = [f for f, name in files.items() if outcomes.ROUNDED not in f.parts or name not in exact]
-    assert len(found) == sum((pd.read_csv(file)["split"] == "test").sum() for file in shown)
-    assert len(shown) < len(files) and set(found["rounded"]) == {True, False}
+    folders = [outcomes.FOLDER / name for name in ("primary", "best-of-n", "precision")]
+    older = ("grid", "merges", "averages", "dpo", "reference")
+    folders += [outcomes.FOLDER / "rounded" / name for name in older]
+    files = [file for folder in folders for file in folder.glob("*.csv")]
+    assert len(found) == sum((pd.read_csv(file)["split"] == "test").sum() for file in files)
+    assert set(found.query("rounded")["source"]) == {f"rounded/{name}" for name in older}
     # chose settings, and is reported nowhere else
     assert not (found["seed"] == outcomes.TUNING_SEED).any()
     assert found["address"].is_unique
+
+
+def test_an_older_table_is_shown_until_its_successor_is_whole(folder, store):
+    """Guards: both studies' points side by side, or neither's."""
+    keep(folder, "merges", "warp-m3", 20, [(0, 0), (1, 1)])  # the first of several
+    keep(folder, "rounded/merges", "warp-m3", 5, [(0, 0), (1, 1)])
+    keep(folder, "primary", "warp", 20, [(0, 0), (1, 1)])
+    keep(folder, "rounded/primary", "warp", 5, [(0, 0), (1, 1)])
+    assert set(all_points()["source"]) == {"rounded/merges", "primary"}
+
+
+def test_a_point_without_kept_completions_has_none(mine):
+    """Guards: a KeyError where a unit kept none, as those of `precision`."""
+    one = mine.query("source == 'precision'").index[0]
+    assert completions(mine, one) == []
 
 
 def test_names_are_plain_and_tell_series_apart(mine):
@@ -208,7 +223,7 @@ def test_a_judge_is_asked_where_a_judge_is_shown(mine):
     """Guards: the reward's verdict over a figure of the judge's scores."""
     opened = Explorer(mine)
     opened.controls["show"].value = "judge against KL"
-    opened.controls["to"].value = high = 4  # at 3 nats the study's two scores differ alike
+    opened.controls["to"].value = high = 4
     c = opened.comparison
     assert "judge's score" in c.evidence
     arms = [a for a in plots.ARMS if outcomes.finished_seeds("primary", [a])]

@@ -144,7 +144,9 @@ def test_committed_vectors():
         ][name]["bytes"]
     # the very ones that the study evaluated
     for name, arm, method in (("WARP", "warp", "slerp"), ("REINFORCE", "reinforce", "reinforce")):
-        rows = outcome("primary", arm, said["settings"]["seed"]).rows.query("split == 'test'")
+        rows = outcome("rounded/primary", arm, said["settings"]["seed"]).rows.query(
+            "split == 'test'"
+        )
         row = rows[rows["method"] == method].iloc[-1]
         for score in ("reward", "kl"):
             assert said["vectors"][name][score]["true"] == pytest.approx(

@@ -236,7 +236,8 @@ def study(
     """Run what is left of the study's experiments, and keep it in data/study/.
 
     Args:
-        experiments: of warp_lib/study (default: those of orders 1 to 3, from tuning to dpo)
+        experiments: of warp_lib/study (default: tuning, primary, best-of-n, grid,
+            merges, averages, angles, dpo-tuning, dpo; by name only: anchors, long-run, turnover)
         jobs: units at a time, the processors shared out among them
         unit: ARM-SEED: only this unit of the experiment
     """

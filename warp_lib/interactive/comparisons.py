@@ -17,7 +17,7 @@ from ..runs.results import read_results, read_scores
 from ..study import contrasts, outcomes
 from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, along
-from ..study.outcomes import LOW, ROUNDED, ArmId, outcome
+from ..study.outcomes import LOW, ArmId, outcome
 from .points import OWN
 
 Line = tuple[np.ndarray, np.ndarray]
@@ -84,9 +84,11 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
 
 def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The better WARP against best-of-n from SFT, a ceiling that trains nothing."""
-    arm = _primary("reward", None).arm
-    main = contrasts.over_best_of_n("primary", arm, end or _planned("tuning"), score)
-    seeds = list(main.by_prompt)
+    whole = _primary("reward", None)
+    main = contrasts.over_best_of_n(
+        "primary", whole.arm, end or _planned("tuning"), score, whole.by_prompt
+    )
+    arm, seeds = whole.arm, list(main.by_prompt)
     models = {outcome("primary", arm, seed).record["reward_model"] for seed in seeds}
     best = {
         s: outcome("best-of-n", "sft", s) for s in outcomes.finished_seeds("best-of-n", ["sft"])
@@ -100,10 +102,11 @@ def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison
 
 def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The lines from SFT through SLERP and through LERP of the same two runs."""
-    where, high = (f"{ROUNDED}/merges", "warp-m3"), end or _planned(f"{ROUNDED}/tuning")
+    where = outcomes.place("merges"), "warp-m3"
+    high = end or _planned(outcomes.place("tuning", beside="merges"))
     seeds = outcomes.finished_seeds(where[0], [where[1]])
     if not seeds:
-        raise Explained("`python -m warp_lib study merges` produces the runs compared here.")
+        raise Explained("No SLERP has been compared with LERP yet.")
     by_runs = contrasts.slerp_over_lerp(*where, seeds, high)
     rows = points[(points["source"] == where[0]) & (points["runs"] == 2)]
     sides = [
@@ -123,11 +126,15 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
 
 def dpo(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """WARP on DPO against DPO, and whether WARP gains more over it than over REINFORCE."""
-    pair = (f"{ROUNDED}/dpo", "warp-dpo"), (f"{ROUNDED}/dpo", "dpo")
-    main = contrasts.difference(*pair, end or _planned(f"{ROUNDED}/dpo-tuning"), score)
+    dpo, reinforce, tuning, tuning_dpo = (
+        outcomes.place(experiment, beside="dpo")
+        for experiment in ("dpo", "primary", "tuning", "dpo-tuning")
+    )
+    pair = (dpo, "warp-dpo"), (dpo, "dpo")
+    main = contrasts.difference(*pair, end or _planned(tuning_dpo), score)
     sides = [_arm(points, arm, list(main.by_prompt), score) for arm in pair]
-    gains = (f"{ROUNDED}/primary", "warp"), (f"{ROUNDED}/primary", "reinforce")
-    high = min(main.high, _planned(f"{ROUNDED}/tuning"))
+    gains = (reinforce, "warp"), (reinforce, "reinforce")
+    high = min(main.high, _planned(tuning))
     name = f"its gain over DPO − WARP's over REINFORCE, to {high:g} nats"
     more = {name: contrasts.difference_of_gains(pair, gains, high)} if score == "reward" else {}
     return _study(sides, main, score, more)

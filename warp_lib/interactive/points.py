@@ -67,13 +67,12 @@ def all_points() -> pd.DataFrame:
 
 
 def _units() -> list[Path]:
-    """The records of the study's units: the plan's, and the older ones that these have not yet
-    replaced.
-    """
-    folder = outcomes.FOLDER
-    older = sorted((folder / outcomes.ROUNDED).glob("*/*.json"))
-    now = [unit for unit in folder.glob("*/*.json") if unit.parent.name != outcomes.ROUNDED]
-    return sorted(now) + [unit for unit in older if not (folder / unit.parent.name).exists()]
+    """The records of the study's units that are shown."""
+    units = [
+        *outcomes.FOLDER.glob("*/*.json"),
+        *outcomes.FOLDER.glob(f"{outcomes.ROUNDED}/*/*.json"),
+    ]
+    return sorted(unit for unit in units if _experiment(unit) == outcomes.place(unit.parent.name))
 
 
 def _experiment(file: Path) -> str:
@@ -124,7 +123,7 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
     """What a point writes on the prompts whose completions were kept, beside SFT's completions.
 
     Returns a row for each: prompt, sft, completion, and the prompt's mean r̃ at SFT (sft_reward)
-    and at the point (reward). Empty for a run older than the record of its completions.
+    and at the point (reward). Empty where no completions were kept.
     """
     point = points.loc[index]
     file = Path(point["file"])
@@ -133,6 +132,8 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
     shown: dict[int, list[dict]] = {}
     for row in json.loads(file.with_suffix(".json").read_text())["completions"]:
         shown.setdefault(row["point"], []).append(row)
+    if not shown:  # some units keep none
+        return []
     if file.is_relative_to(outcomes.FOLDER):
         unit = outcomes.outcome(_experiment(file), point["arm"], int(point["seed"]))
         for number, rows in shown.items():

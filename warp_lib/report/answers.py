@@ -211,7 +211,7 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
     }[primary.side]
     ceiling = (
         f" Best-of-n sampling from SFT, which trains nothing, is {plain(-best_of_n.both.mean, 2)}"
-        " above WARP."
+        f" above WARP{cut(best_of_n)}."
         if best_of_n.side < 0
         else ""
     )
@@ -220,6 +220,11 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
         f" {of_planned(len(primary.by_prompt))}, on average from {LOW:g} to {primary.high:g} nats"
         f" of KL, a range fixed in advance{f': {excluded}' if not primary.few else ''}.{ceiling}"
     )
+
+
+def cut(of: Contrast) -> str:
+    """Where a comparison ends on its shortest seed, if that is before where it was to end."""
+    return f" (to {min(of.short.values()):.1f} nats)" if of.short else ""
 
 
 def plain(number: float, digits: int) -> str:
@@ -245,8 +250,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
         (signed(primary.both.mean), f"r̃: WARP − REINFORCE at equal KL, {_ci(primary)}"),
         (
             signed(best_of_n.both.mean, 2),
-            f"r̃: WARP − best-of-n, {_ci(best_of_n)}; best-of-n samples n completions for each it"
-            " returns",
+            f"r̃: WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; best-of-n samples n"
+            " completions for each it returns",
         ),
         (
             smallest,
@@ -398,11 +403,10 @@ def dpo(more: Contrast, own: Contrast) -> str:
         -1: "No: it gains less over DPO than over REINFORCE",
         0: "Not detectably",
     }[more.side]
-    short = f" ({min(own.short.values()):.1f} where a front ends before)" if own.short else ""
     return (
         f"{opening}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g}"
         f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"
-        f" {LOW:g} to {own.high:g} nats{short}."
+        f" {LOW:g} to {own.high:g} nats{cut(own)}."
     )
 
 

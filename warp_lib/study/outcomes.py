@@ -26,9 +26,10 @@ from .fronts import Interval, along, pareto, weights
 FOLDER = Path(os.environ.get("WARP_STUDY") or ROOT / "data" / "study")
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 SEEDS = tuple(range(20, 28))
-# The older study: seeds 0 to 8, trained and measured with weights rounded to bfloat16. Its
-# experiments, such as rounded/grid, are shown until the plan's have ended.
+# The older study, on policies rounded to bfloat16: where its tables lie, and the experiments of
+# which they are still shown. An experiment leaves the list when its exact units have ended.
 ROUNDED = "rounded"
+OLDER = ("grid", "merges", "averages", "angles", "dpo-tuning", "dpo", "reference")
 LOW = 1.0  # nats of KL where the mean of a front begins
 # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are
 # compared
@@ -180,13 +181,25 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
     return Outcome(rows, load_file(scores), record)
 
 
-def waiting() -> list[str]:
-    """What the study asks and has not finished, in words."""
-    questions = []
+def place(experiment: str, beside: str | None = None) -> str:
+    """Where the tables of an experiment lie that are shown: among the plan's, or among the older
+    ones.
+
+    beside: the experiment that it is compared with; both are taken from the same study.
+    """
+    return f"{ROUNDED}/{experiment}" if (beside or experiment) in OLDER else experiment
+
+
+def waiting() -> list[dict[str, str | int]]:
+    """What the study asks and has not finished, for reading: a row for each question, with the
+    command that runs what is left of it.
+    """
+    rows = []
     for name, (words, count) in ASKED.items():
         if left := count - len(list((FOLDER / name).glob("*.json"))):
-            questions.append(words if left == count else f"{words} ({left} of {count} units left)")
-    return questions
+            command = f"python -m warp_lib study {name}"
+            rows.append({"question": words, "units left": left, "of": count, "command": command})
+    return rows
 
 
 def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:

@@ -206,16 +206,13 @@ def defaults() -> list[Unit]:
     ]
 
 
-ROUNDED = (10, 11, 12)  # seeds
-
-
 def precision() -> list[Unit]:
     """What rounding weights to bfloat16 in a pass does to what is measured, and to training:
     trained both ways, measured in float32.
     """
     common = {"learning_rate": 1e-5, "beta": 0.3, "judge_steps": 0, "front_points": 6} | SMALLER
     units = []
-    for seed in ROUNDED:
+    for seed in (10, 11, 12):
         for trained, others in (("split", ("split", "bfloat16")), ("bfloat16", ())):
             settings = settings_of(seed, common | {"precision": trained})
             units.append(
