@@ -144,9 +144,7 @@ def test_committed_vectors():
         ][name]["bytes"]
     # the very ones that the study evaluated
     for name, arm, method in (("WARP", "warp", "slerp"), ("REINFORCE", "reinforce", "reinforce")):
-        rows = outcome("rounded/primary", arm, said["settings"]["seed"]).rows.query(
-            "split == 'test'"
-        )
+        rows = outcome("primary", arm, said["settings"]["seed"]).rows.query("split == 'test'")
         row = rows[rows["method"] == method].iloc[-1]
         for score in ("reward", "kl"):
             assert said["vectors"][name][score]["true"] == pytest.approx(
@@ -187,9 +185,9 @@ def test_record_of_a_packing(monkeypatch, tmp_path, store):
         theta_sft=policy.weights(),
         settings=Settings.profile("smoke"),
         evaluate=evaluate,
-        rewards=lambda progress: {"reward": SimpleNamespace(identity="r")},
     )
-    said = task_vectors.commit(experiment, tuned, Progress())
+    rewards = {"reward": SimpleNamespace(identity="r")}
+    said = task_vectors.commit(experiment, tuned, rewards, Progress())
     assert said == task_vectors.record() and task_vectors.settings() == Settings.profile("smoke")
     assert (
         said["vectors"]["WARP"]["reward"]["packed_minus_true"][0] == 1.0

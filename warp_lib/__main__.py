@@ -256,10 +256,15 @@ def pack(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> int:
     """Pack the task vectors of WARP's and REINFORCE's policies into data/task_vectors/."""
     settings = Settings.profile(profile, **overrides)
     from .experiment import Experiment
+    from .study import kept_reward
     from .tools import task_vectors
 
     experiment, progress = Experiment(settings), TerminalProgress()
-    record = task_vectors.commit(experiment, task_vectors.train(experiment, progress), progress)
+    # the study's, where it is made by the same settings: its policies are then the study's own
+    reward = kept_reward.read(settings) or experiment.reward(progress)
+    rewards = {"reward": reward} | experiment.judges(progress)
+    tuned = task_vectors.train(experiment, reward, progress)
+    record = task_vectors.commit(experiment, tuned, rewards, progress)
     for name, vector in record["vectors"].items():
         size, error = vector["bytes"] / 1e6, vector["relative_error"]
         print(f"{name}: {size:.2f} MB, relative error {error:.2f}")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ..experiment import Experiment
 from ..merging import Weights, geometry, norm, task_vector
+from ..reward import Reward
 from ..runs.errors import Explained
 from ..runs.paths import ROOT
 from ..runs.progress import Progress
@@ -23,23 +24,27 @@ FOLDER = ROOT / "data" / "task_vectors"
 RECORD = FOLDER / "task_vectors.json"
 
 
-def train(experiment: Experiment, progress: Progress) -> dict[str, Weights]:
+def train(experiment: Experiment, reward: Reward, progress: Progress) -> dict[str, Weights]:
     """Name → weights of WARP's policy, its last runs, and REINFORCE's policy of as many steps.
 
     Trained, or from the store. The runs are those of notebooks 03 and 04, or of the study's units,
     with the same settings.
     """
-    align = experiment.aligner(experiment.reward(progress), progress)
+    align = experiment.aligner(reward, progress)
     last = experiment.warp(align)[-1]
     long = experiment.long_run(align, "reinforce", experiment.settings.steps)
     runs = {f"run {m}": run.weights for m, run in enumerate(last.runs, start=1)}
     return {"WARP": last.merged, **runs, "REINFORCE": long.weights}
 
 
-def commit(experiment: Experiment, tuned: dict[str, Weights], progress: Progress) -> dict[str, Any]:
+def commit(
+    experiment: Experiment,
+    tuned: dict[str, Weights],
+    rewards: dict[str, Reward],
+    progress: Progress,
+) -> dict[str, Any]:
     """Pack θ − θ_sft of each policy into `FOLDER`; measure, write and return what that changed."""
-    sft, rewards = experiment.theta_sft, experiment.rewards(progress)
-    vectors, kept = {}, []
+    sft, vectors, kept = experiment.theta_sft, {}, []
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, theta in progress.track(list(tuned.items()), "packing"):
         delta, file = task_vector(sft, theta), f"{name.lower().replace(' ', '-')}.safetensors"
@@ -76,7 +81,7 @@ def commit(experiment: Experiment, tuned: dict[str, Weights], progress: Progress
 
 
 def _measured(
-    experiment: Experiment, theta: Weights, packed: Weights, rewards: dict
+    experiment: Experiment, theta: Weights, packed: Weights, rewards: dict[str, Reward]
 ) -> dict[str, Any]:
     """Rewards and KL on test prompts of a policy and of its packed self, and their difference.
 
