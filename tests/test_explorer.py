@@ -106,13 +106,19 @@ def test_every_test_row_of_the_study_is_a_point(store):
     assert found["address"].is_unique
 
 
-def test_an_older_table_is_shown_until_its_successor_is_whole(folder, store):
-    """Guards: both studies' points side by side, or neither's."""
+def test_an_older_table_is_shown_until_its_successor_is_whole(folder, store, capsys):
+    """Guards: both studies' points side by side, or neither's; what tuning decided taken for a
+    unit.
+    """
     keep(folder, "merges", "warp-m3", 20, [(0, 0), (1, 1)])  # the first of several
     keep(folder, "rounded/merges", "warp-m3", 5, [(0, 0), (1, 1)])
     keep(folder, "primary", "warp", 20, [(0, 0), (1, 1)])
     keep(folder, "rounded/primary", "warp", 5, [(0, 0), (1, 1)])
+    for file in (folder / "tuning.json", folder / "rounded" / "tuning.json"):
+        file.write_text("{}")
     assert set(all_points()["source"]) == {"rounded/merges", "primary"}
+    said = capsys.readouterr()
+    assert said.out == said.err == ""
 
 
 def test_a_point_without_kept_completions_has_none(mine):

@@ -72,7 +72,8 @@ def _units() -> list[Path]:
         *outcomes.FOLDER.glob("*/*.json"),
         *outcomes.FOLDER.glob(f"{outcomes.ROUNDED}/*/*.json"),
     ]
-    return sorted(unit for unit in units if _experiment(unit) == outcomes.place(unit.parent.name))
+    shown = {unit for unit in units if _experiment(unit) == outcomes.place(unit.parent.name)}
+    return sorted(shown - set((outcomes.FOLDER / outcomes.ROUNDED).glob("*.json")))
 
 
 def _experiment(file: Path) -> str:
