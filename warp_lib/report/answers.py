@@ -224,7 +224,8 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
 
 def cut(of: Contrast) -> str:
     """Where a comparison ends on its shortest seed, if that is before where it was to end."""
-    return f" (to {min(of.short.values()):.1f} nats)" if of.short else ""
+    end, asked = (f"{nats:.1f}" for nats in (min(of.ends.values(), default=of.high), of.high))
+    return f" (to {end} nats)" if end != asked else ""
 
 
 def plain(number: float, digits: int) -> str:
