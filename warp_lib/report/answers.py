@@ -404,10 +404,11 @@ def dpo(more: Contrast, own: Contrast) -> str:
         -1: "No: it gains less over DPO than over REINFORCE",
         0: "Not detectably",
     }[more.side]
+    short = f" ({min(own.short.values()):.1f} where a front ends before)" if own.short else ""
     return (
         f"{opening}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g}"
         f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"
-        f" {LOW:g} to {own.high:g} nats{cut(own)}."
+        f" {LOW:g} to {own.high:g} nats{short}."
     )
 
 
