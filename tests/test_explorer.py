@@ -424,7 +424,7 @@ def test_app_shows_the_completions_beside_the_figure_and_marks_the_point(app):
     expect(texts).to_be_visible(timeout=20_000)
     beside, figure = texts.bounding_box(), plot.bounding_box()
     assert beside["x"] >= figure["x"] + figure["width"] - 5
-    assert beside["y"] < 450 and texts.locator("article").count() >= 10
+    assert beside["y"] < 450 and texts.locator("article").count() >= 4
     stars = "gd => gd.data.filter(trace => trace.marker?.symbol === 'star').length === 1"
     assert plot.evaluate(stars)
     if shots := os.environ.get("WARP_SCREENSHOTS"):  # for the README: a folder
@@ -488,8 +488,9 @@ def test_app_keeps_the_view_in_its_address(chromium, address):
 @pytest.mark.parametrize("width", [1400, 420])
 def test_app_fits_its_width_and_reads_in_both_themes(chromium, address, width, scheme):
     """Guards: a page that scrolls sideways, a figure wider than it, text too faint to read."""
+    source = outcomes.place("dpo")
     point = "?compare=WARP-DPO+vs+DPO&point=" + all_points().query(
-        "source == 'dpo' and arm == 'warp-dpo' and method == 'warp'"
+        "source == @source and arm == 'warp-dpo' and method == 'warp'"
     )["address"].iloc[0].replace("/", "%2F")
     size = {"width": width, "height": 900}
     page = opened(chromium, address, point, viewport=size, color_scheme=scheme)
