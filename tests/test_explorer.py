@@ -488,10 +488,9 @@ def test_app_keeps_the_view_in_its_address(chromium, address):
 @pytest.mark.parametrize("width", [1400, 420])
 def test_app_fits_its_width_and_reads_in_both_themes(chromium, address, width, scheme):
     """Guards: a page that scrolls sideways, a figure wider than it, text too faint to read."""
-    source = outcomes.place("dpo")
-    point = "?compare=WARP-DPO+vs+DPO&point=" + all_points().query(
-        "source == @source and arm == 'warp-dpo' and method == 'warp'"
-    )["address"].iloc[0].replace("/", "%2F")
+    points = all_points().query("arm == 'warp-dpo' and method == 'warp'")
+    address_of = points[points["source"] == outcomes.place("dpo")]["address"].iloc[0]
+    point = f"?compare=WARP-DPO+vs+DPO&point={address_of.replace('/', '%2F')}"
     size = {"width": width, "height": 900}
     page = opened(chromium, address, point, viewport=size, color_scheme=scheme)
     expect(page.get_by_role("region", name="completions")).to_be_visible(timeout=30_000)
