@@ -182,12 +182,9 @@ def of_planned(count: int) -> str:
     """A number of the primary contrast's seeds in words, beside how many are planned where more
     are to come.
     """
-    planned = len(SEEDS)
-    return (
-        f"{in_words(count)} of {in_words(planned)} planned seeds"
-        if count < planned
-        else seeds(count)
-    )
+    if count == len(SEEDS):
+        return seeds(count)
+    return f"{in_words(count)} of {in_words(len(SEEDS))} planned seeds"
 
 
 def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
