@@ -970,6 +970,17 @@ def test_figures_show_what_is_compared(folder):
     assert forest.layout.meta == {"finding": "finding", "caption": "caption"}
 
 
+def test_rows_and_tables_speak_in_words():
+    """Guards: an arm's own name in a table, a row that does not say where it ends."""
+    table = plots.Table([{"method": "reinforce-2b"}, {"method": "another"}])
+    assert [row["method"] for row in table.rows] == ["REINFORCE, batch 128", "another"]
+    pair = {seed: np.array([0.1, 0.3]) for seed in range(3)}
+    early = Contrast(pair, "warp", "x", 4.5, ends={0: 3.86, 1: 4.5, 2: 4.5})
+    late = Contrast(pair, "warp", "x", 4.5, ends={0: 4.48, 1: 4.5, 2: 4.5})
+    assert list(answers.rows({"a": early, "b": late})) == ["a (to 3.9 nats)", "b"]
+    assert answers.cut(early, "where a front ends before").startswith(" (to 3.9 where")
+
+
 def test_angles_are_the_models(folder):
     keep(folder, "e", "warp", 0, [(0, 0), (2, 1)])
     row = {"iteration": 1, "a": 1, "b": 2, "degrees": 80.0, "norm_a": 1.0, "norm_b": 2.0}

@@ -260,7 +260,7 @@ def pack(*, profile: Profile = "laptop", **overrides: Unpack[Overrides]) -> int:
     from .tools import task_vectors
 
     experiment, progress = Experiment(settings), TerminalProgress()
-    # the study's, where it is made by the same settings: its policies are then the study's own
+    # where the settings are the study's, its reward model: the policies are then the study's own
     reward = kept_reward.read(settings) or experiment.reward(progress)
     rewards = {"reward": reward} | experiment.judges(progress)
     tuned = task_vectors.train(experiment, reward, progress)

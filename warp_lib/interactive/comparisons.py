@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from ..report.answers import cut
 from ..report.answers import seeds as of_seeds
 from ..report.plots import ARMS, BLUE, COLOURS, GREY, ORANGE
 from ..runs.errors import Explained
@@ -173,7 +174,7 @@ def _study(
     names = ARMS | {"slerp-layer": "SLERP", "lerp": "LERP"}
     arm, rival = (names.get(name, name) for name in (main.arm, main.rival))
     word = SCORES[score][0]
-    less = f" (to {min(main.short.values()):.1f} where a front ends before)" if main.short else ""
+    less = cut(main, "where a front ends before")
     evidence = (
         f"{arm} − {rival} is {main} in mean {word} at equal KL, from {LOW:g} to"
         f" {main.high:g} nats{less}; {of_seeds(len(main.by_prompt))}, test prompts."

@@ -68,12 +68,9 @@ def all_points() -> pd.DataFrame:
 
 def _units() -> list[Path]:
     """The records of the study's units that are shown."""
-    units = [
-        *outcomes.FOLDER.glob("*/*.json"),
-        *outcomes.FOLDER.glob(f"{outcomes.ROUNDED}/*/*.json"),
-    ]
-    shown = {unit for unit in units if _experiment(unit) == outcomes.place(unit.parent.name)}
-    return sorted(shown - set((outcomes.FOLDER / outcomes.ROUNDED).glob("*.json")))
+    # a unit's record is named ARM-SEED, other than what tuning decided
+    records = outcomes.FOLDER.glob("**/*-[0-9]*.json")
+    return sorted(file for file in records if _experiment(file) == outcomes.place(file.parent.name))
 
 
 def _experiment(file: Path) -> str:

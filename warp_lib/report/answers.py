@@ -219,10 +219,15 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
     )
 
 
-def cut(of: Contrast) -> str:
+def cut(of: Contrast, words: str = "nats") -> str:
     """Where a comparison ends on its shortest seed, if that is before where it was to end."""
     end, asked = (f"{nats:.1f}" for nats in (min(of.ends.values(), default=of.high), of.high))
-    return f" (to {end} nats)" if end != asked else ""
+    return f" (to {end} {words})" if end != asked else ""
+
+
+def rows(of: Mapping[str, Contrast]) -> dict[str, Interval]:
+    """Rows of a figure of intervals: each comparison's name, with where it ends early."""
+    return {f"{name}{cut(one)}": one.both for name, one in of.items()}
 
 
 def plain(number: float, digits: int) -> str:
@@ -401,7 +406,7 @@ def dpo(more: Contrast, own: Contrast) -> str:
         -1: "No: it gains less over DPO than over REINFORCE",
         0: "Not detectably",
     }[more.side]
-    short = f" ({min(own.short.values()):.1f} where a front ends before)" if own.short else ""
+    short = cut(own, "where a front ends before")
     return (
         f"{opening}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g}"
         f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"
