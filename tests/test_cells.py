@@ -157,9 +157,8 @@ def test_heights_are_over_the_longest_runs_front(grid):
         and row["over REINFORCE's front"].startswith("+0.600")
     )
     assert rows["REINFORCE, 600 steps"]["over REINFORCE's front"] == ""
-    long_unit(
-        grid, cells.GRID, "reinforce-900", 6, 800
-    )  # on one of two seeds it ends before 4.5 nats
+    # on one of two seeds it ends before 4.5 nats
+    long_unit(grid, cells.GRID, "reinforce-900", 6, 800)
     outcomes.outcome.cache_clear()
     assert (
         cells.warp_cells()[3, 3].height() is None and cells.warp_cells()[2, 3].height() is not None

@@ -424,7 +424,9 @@ def test_app_shows_the_completions_beside_the_figure_and_marks_the_point(app):
     expect(texts).to_be_visible(timeout=20_000)
     beside, figure = texts.bounding_box(), plot.bounding_box()
     assert beside["x"] >= figure["x"] + figure["width"] - 5
-    assert beside["y"] < 450 and texts.locator("article").count() >= 4
+    points, (address_of,) = all_points(), parse_qs(urlsplit(app.url).query)["point"]
+    kept = completions(points, points.index[points["address"] == address_of][0])
+    assert beside["y"] < 450 and texts.locator("article").count() == len(kept) >= 4
     stars = "gd => gd.data.filter(trace => trace.marker?.symbol === 'star').length === 1"
     assert plot.evaluate(stars)
     if shots := os.environ.get("WARP_SCREENSHOTS"):  # for the README: a folder
