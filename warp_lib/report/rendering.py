@@ -3,7 +3,6 @@
 import re
 import threading
 import time
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from plotly.io.base_renderers import PngRenderer
 WIDTH = 900  # of still images, in pixels
 # no button that would send a chart to somebody's cloud
 CONFIG = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
-PATIENCE = 60.0  # seconds for a browser to draw its first image
+PATIENCE = 30.0  # seconds for a browser to draw its first image
 _one_at_a_time = threading.Lock()
 
 
@@ -83,33 +82,42 @@ def _browser() -> bool:
 
 @cache
 def _draws() -> bool:
-    """Start a browser and have it draw an image.
+    """Start a browser and have it draw an image, a second one if the first does not: beside other
+    work a browser now and then never loads its page.
 
-    The browser stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its
-    sandbox, so it works as root in a container, and MathJax is left out, which would come from the
-    network.
+    It stays, and the next images take 0.3 s instead of 3. Kaleido runs it without its sandbox, so
+    it works as root in a container, and MathJax is left out, which would come from the network.
     """
-    drawn: list[bytes] = []
-    with suppress(ChromeNotFoundError):
+    try:
         kaleido.Kaleido(mathjax=False)  # opens nothing; raises where no browser is found
-        # for map tiles only, and a running server warns about them with each image
-        pio.defaults.headers = None  # pyright: ignore[reportAttributeAccessIssue]
-        kaleido.start_sync_server(mathjax=False, silence_warnings=True)
-        # Kaleido waits without end for a browser that was found and does not start. So the trial
-        # has its own thread, and a server that failed is forgotten, through its private name:
-        # closing it at exit would wait as well.
-        server = kaleido._global_server
-        # A plain dict: a Figure looks for arrays of numpy and pandas, which a notebook may be half
-        # through importing.
-        trial = threading.Thread(
-            target=lambda: drawn.append(
-                pio.to_image({"data": [], "layout": {}}, "png", validate=False)
-            ),
-            daemon=True,
-        )
-        trial.start()
-        until = time.monotonic() + PATIENCE
-        while trial.is_alive() and server._thread.is_alive() and time.monotonic() < until:
-            trial.join(0.1)
-        server._initialized = bool(drawn)
+    except ChromeNotFoundError:
+        return False
+    # for map tiles only, and a running server warns about them with each image
+    pio.defaults.headers = None  # pyright: ignore[reportAttributeAccessIssue]
+    return any(_starts() for _ in range(2))
+
+
+def _starts() -> bool:
+    """Whether a browser, started now, draws an image within `PATIENCE`."""
+    drawn: list[bytes] = []
+    kaleido.start_sync_server(mathjax=False, silence_warnings=True)
+    # Kaleido waits without end for a browser that was found and does not start. So the trial has
+    # its own thread, and a server that failed is forgotten, through its private name: closing it
+    # at exit would wait as well, and an image that it draws after all would be taken for the next.
+    server = kaleido._global_server
+    # A plain dict: a Figure looks for arrays of numpy and pandas, which a notebook may be half
+    # through importing.
+    trial = threading.Thread(
+        target=lambda: drawn.append(
+            pio.to_image({"data": [], "layout": {}}, "png", validate=False)
+        ),
+        daemon=True,
+    )
+    trial.start()
+    until = time.monotonic() + PATIENCE
+    while trial.is_alive() and server._thread.is_alive() and time.monotonic() < until:
+        trial.join(0.1)
+    if not drawn:
+        server._initialized, type(server)._instance = False, None
+        kaleido._global_server = type(server)()
     return bool(drawn)
