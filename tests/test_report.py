@@ -19,6 +19,7 @@ from warp_lib.__main__ import main
 from warp_lib.fast import machine
 from warp_lib.report import publish, run
 from warp_lib.report.page import write_page
+from warp_lib.report.rendering import can_draw
 from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.jobs import Ended, Job, run_here
@@ -34,10 +35,14 @@ import os
 import plotly.graph_objects as go
 import plotly.io as pio
 
-pio.renderers.default, arenas = "plotly_mimetype", os.environ["MALLOC_ARENA_MAX"]
+arenas = os.environ["MALLOC_ARENA_MAX"]
+{renderer}
 go.Figure(go.Scatter(y=[1, 3, 2], name="</script><script>alert(1)</script>")).show()
 print("<script>alert('generated')</script>", settings.name, settings.beta, arenas)
 """
+NAMES = ("01_first.ipynb", "02_second.ipynb")
+PLAIN = FIGURE.format(renderer='pio.renderers.default = "plotly_mimetype"')
+STILL = FIGURE.format(renderer="from warp_lib.report.rendering import use_renderer\nuse_renderer()")
 LIVE = """
 from warp_lib.interactive.live import live
 
@@ -63,8 +68,8 @@ def toy(tmp_path_factory):
     """A project of two notebooks in a folder of its own, its report made once."""
     root = tmp_path_factory.mktemp("toy")
     (root / "notebooks").mkdir()
-    nbformat.write(notebook("The `reward` & <b>", FIGURE), root / "notebooks" / "01_first.ipynb")
-    nbformat.write(notebook("Training", FIGURE, LIVE), root / "notebooks" / "02_second.ipynb")
+    nbformat.write(notebook("The `reward` & <b>", STILL), root / "notebooks" / "01_first.ipynb")
+    nbformat.write(notebook("Training", PLAIN, LIVE), root / "notebooks" / "02_second.ipynb")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "NOTEBOOKS", root / "notebooks")
         patch.setattr(paths, "FIGURES", root / "figures")
@@ -72,6 +77,12 @@ def toy(tmp_path_factory):
         patch.setenv("JPY_SESSION_NAME", "started from a notebook")  # whose front end is not theirs
         assert main(["report", "--profile", "smoke", "--name", "toy", "--beta", "0.25"]) == 0
         yield root
+
+
+def test_a_still_image_stands_beside_a_figure(toy):
+    """Guards: figures that viewers without JavaScript do not see, as on GitHub."""
+    kept = [(toy / "runs" / "toy" / "notebooks" / name).read_text() for name in NAMES]
+    assert [text.count('"image/png"') for text in kept] == [1 if can_draw() else 0, 0]
 
 
 @pytest.fixture

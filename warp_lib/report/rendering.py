@@ -38,7 +38,7 @@ def use_renderer() -> None:
 
 
 def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
-    """Write ``stem.html`` and, with Chromium, ``stem.svg`` and ``stem.png``.
+    """Write ``stem.html`` and, with Chromium, ``stem.svg``.
 
     All pages of a folder share the plotly.min.js beside them.
     """
@@ -55,7 +55,6 @@ def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
         if drawn := re.search(r'id="defs-(\w+)"', svg):
             svg = re.sub(rf"(?<=[a-z-]){drawn[1]}", stem, svg)
         (folder / f"{stem}.svg").write_text(svg, encoding="utf-8")
-        (folder / f"{stem}.png").write_bytes(fig.to_image("png", width=WIDTH, scale=2))
 
 
 def can_draw() -> bool:
