@@ -39,12 +39,12 @@ from transformers import (
 from tests.conftest import online, tiny_policy
 from warp_lib.__main__ import main
 from warp_lib.experiment import Experiment
+from warp_lib.models import hub
+from warp_lib.models.model_files import INDEX, SINGLE
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import classifier, untrained
-from warp_lib.runs import hub
 from warp_lib.runs.errors import Explained
-from warp_lib.runs.model_files import INDEX, SINGLE
 from warp_lib.settings import Settings
 
 VOCABULARY = 12

@@ -110,7 +110,9 @@ def test_a_name_that_is_in_use(store, capsys, monkeypatch, words, code):
 
 def test_a_user_that_does_not_exist(monkeypatch):
     """Guards: a traceback of pathlib's from ~nosuchuser."""
-    monkeypatch.setattr("warp_lib.runs.hub.urlopen", lambda *_, **__: _raise(OSError("no network")))
+    monkeypatch.setattr(
+        "warp_lib.models.hub.urlopen", lambda *_, **__: _raise(OSError("no network"))
+    )
     for name in ("policy", "encoder", "reviews"):
         with pytest.raises(ValueError, match=f"^{name}='~nosuchuser/x' is "):
             experiment.Experiment(Settings.profile("smoke", **{name: "~nosuchuser/x"}))

@@ -22,9 +22,10 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from warp_lib.__main__ import main
 from warp_lib.experiment import Experiment
+from warp_lib.models import hub
+from warp_lib.models.model_files import Unfit
 from warp_lib.policy import Policy
-from warp_lib.runs import hub, paths
-from warp_lib.runs.model_files import Unfit
+from warp_lib.runs import paths
 from warp_lib.settings import Settings
 
 

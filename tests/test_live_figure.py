@@ -1,15 +1,14 @@
 """The page's half of a live figure, in Chromium, on models that the test plays."""
 
-from pathlib import Path
+import os
 
 import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
 
 from warp_lib.interactive.live_figure import LiveFigure
 from warp_lib.report.look import label_ends, template, titled
-
-SCRIPT = Path(__file__).parents[1] / "warp_lib" / "interactive" / "live_figure.js"
 
 # A widget manager that has models by name, the module under test, and a figure made as anywidget
 # makes it.
@@ -38,6 +37,12 @@ STAGE = """async ([script, source]) => {
 }"""
 
 
+FOUND = (
+    "Two policies cannot be told apart at equal KL by anybody who reads this on a phone",
+    "Fronts on test prompts: three seeds, faint, and their mean at equal KL with its interval.",
+)
+
+
 def figure(*y: float) -> str:
     return go.Figure(
         go.Scatter(x=list(range(len(y))), y=list(y), customdata=[7, 8, 9][: len(y)], mode="markers")
@@ -54,7 +59,7 @@ def stage(chromium):
     def open_page(source: str = ""):
         page = chromium.new_page(viewport={"width": 800, "height": 900})
         pages.append(page)
-        page.evaluate(STAGE, [SCRIPT.read_text(), source or get_plotlyjs()])
+        page.evaluate(STAGE, [LiveFigure._esm, source or get_plotlyjs()])
         return page
 
     yield open_page
@@ -107,6 +112,29 @@ def test_a_narrow_figure_has_a_legend_and_not_names_beside_its_lines(stage):
     assert named.count() == 0
     assert page.locator("#a .main-svg").first.bounding_box()["width"] < 420
     assert page.locator("#a .modebar-btn[data-title*='hare']").count() == 0
+
+
+def test_panels_of_a_narrow_figure_stand_below_each_other(stage):
+    """Guards: curves of a training a hundred pixels wide, as in Lab's column or on a phone."""
+    page, two = stage(), make_subplots(1, 2, subplot_titles=["left", "right"])
+    for col in (1, 2):
+        two.add_scatter(x=[0, 1], y=[1, 3], row=1, col=col)
+    page.evaluate("(f) => make('a', f)", titled(two, *FOUND).to_json())
+    below = """() => {
+        const [left, right] = [...document.querySelectorAll("#a .scatterlayer .trace .points")]
+            .map((points) => points.getBoundingClientRect());
+        return right.top > left.bottom && Math.abs(right.left - left.left) < 40;
+    }"""
+    assert page.evaluate(below) is False
+    page.set_viewport_size({"width": 420, "height": 900})
+    page.wait_for_function(below)
+    title = page.locator("#a .gtitle").bounding_box()
+    assert title["x"] + title["width"] < 420
+    assert page.locator("#a .main-svg").first.bounding_box()["width"] < 420
+    if shots := os.environ.get("WARP_SCREENSHOTS"):
+        page.screenshot(path=f"{shots}/narrow.png")
+    page.set_viewport_size({"width": 800, "height": 900})
+    page.wait_for_function(f"() => !({below})()")
 
 
 def test_what_changes_while_plotly_is_loading_is_drawn(stage):

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import tiny_policy
 from warp_lib.__main__ import main
 from warp_lib.merging import Weights, geometry, interpolate, layer_of, lerp, slerp
-from warp_lib.runs import hub
+from warp_lib.models import hub
 from warp_lib.runs.progress import Progress
 from warp_lib.tools import merge_folders as module
 from warp_lib.tools.merge_folders import INDEX, SINGLE, RoundingWarning, merge_folders

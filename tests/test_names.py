@@ -24,9 +24,10 @@ from warp_lib import reward as reward_module
 from warp_lib.evaluate import language_loss
 from warp_lib.experiment import Experiment, Point
 from warp_lib.merging import interpolate
+from warp_lib.models import converted
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
-from warp_lib.runs import converted, paths
+from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings

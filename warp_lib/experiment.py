@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from . import encoders, merging
+from . import merging
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .fast import machine
 from .merging import Weights, interpolate
+from .models import encoders
 from .policy import Policy
 from .prompts import CHARACTERS, PROMPT_TOKENS
 from .reinforce import reinforce

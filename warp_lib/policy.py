@@ -22,17 +22,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import NewGELUActivation
 
-from . import loading
 from .fast import cuda_graphs, machine
 from .fast.decoding import NextToken, decoder_of, left_padded, positions, sample_token
 from .fast.dense import multiply_in_parts
 from .merging import Weights
-from .prompts import prompts
-from .runs import converted, hub
+from .models import converted, hub, loading
+from .models.model_files import said_of
+from .prompts import PROMPT_TOKENS, prompts
 from .runs.checkpoint import load, weights_of
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
-from .runs.model_files import said_of
 from .runs.paths import ROOT
 from .runs.progress import Progress
 from .runs.store import digest
@@ -123,7 +122,7 @@ class Policy:
         or cannot be sampled in batches.
         """
         with said_of(f"policy={name!r}"):
-            policy = cls(*loading.open_policy(_folder(name)))
+            policy = cls(*loading.open_policy(_folder(name), PROMPT_TOKENS[1]))
             loading.check_decoding(policy.model)
         return policy
 

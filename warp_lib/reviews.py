@@ -14,9 +14,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .runs import hub, paths
+from .models import hub
+from .models.model_files import POINTER, Unfit, first_line, said_of
+from .runs import paths
 from .runs.errors import reason
-from .runs.model_files import POINTER, Unfit, first_line, said_of
 
 LEAST = 200  # different labelled reviews
 # the largest share of labels other than 0, 1 and −1 that are left out rather than refused

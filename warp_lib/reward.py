@@ -25,14 +25,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import encoders, loading
 from .fast import attention, machine
 from .fast.dense import laid_out, multiply_in_parts
-from .runs import hub
+from .models import encoders, hub, loading
+from .models.model_files import Unfit, first_line, refuse_non_finite, said_of
 from .runs.checkpoint import Checkpoint, load, weights_of
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
-from .runs.model_files import Unfit, first_line, refuse_non_finite, said_of
 from .runs.progress import Progress
 from .runs.seeds import numpy_stream, stream
 from .runs.store import digest, memoise, save_tensors

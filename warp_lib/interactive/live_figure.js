@@ -1,4 +1,4 @@
-// Draws one plotly figure and follows it, in the reader's theme. Made for live_figure.py, which says why it is not plotly's own widget.
+// Behind report/narrow.js: draws one plotly figure and follows it, in the reader's theme. Made for live_figure.py, which says why it is not plotly's own widget.
 
 // One plotly for the page, however many figures, kernels and models of this file there are.
 function plotly(manager, id) {
@@ -41,12 +41,7 @@ async function render({ model, el, signal }) {
       if (isDark()) layout.template = dark;
       wide = el.clientWidth;
       if (wide) layout.width ??= wide;
-      if (wide && wide < narrow) { // no room for names beside lines
-        layout.annotations = (layout.annotations ?? []).filter((a) => a.name !== "end" || !(layout.showlegend = true));
-        if (layout.showlegend && layout.xaxis?.range) layout.xaxis = { ...layout.xaxis, range: undefined, autorange: true };
-        layout.margin = { ...layout.margin, l: 10, r: 10 };
-        layout.font = { ...layout.font, size: 11 };
-      }
+      if (wide && wide < narrow) layOutNarrow(layout);
       const { finding, caption } = layout.meta ?? {};
       place.setAttribute("role", "figure");
       place.setAttribute("aria-label", finding ? `${finding}. ${caption}` : "figure");

@@ -5,51 +5,10 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => look.templates[dark.matches ? "dark" : "light"];
 const drawn = new Set();
 
-// On a phone panels stand below each other, each as wide as the figure, with axes that say what they are.
-function stack(layout) {
-  const keys = (axis) => Object.keys(layout).filter((key) => RegExp(`^${axis}axis\\d*$`).test(key));
-  const centre = ({ domain: [from, to] }) => (from + to) / 2;
-  const panels = keys("x").filter((key) => layout[key].anchor)
-    .map((key) => ({ x: layout[key], y: layout[`yaxis${layout[key].anchor.slice(1)}`] }));
-  if (new Set(panels.map(({ x }) => centre(x))).size < 2) return;
-  const shared = (axis) => keys(axis).map((key) => layout[key].title).find((title) => title?.text);
-  const titles = { x: shared("x"), y: shared("y") };
-  panels.sort((a, b) => b.y.domain[1] - a.y.domain[1] || a.x.domain[0] - b.x.domain[0]);
-  const gap = 0.36 / panels.length, tall = (1 - gap * (panels.length - 1)) / panels.length;
-  layout.height = 330 * panels.length;
-  layout.legend = { ...layout.legend, y: -110 / layout.height };
-  const names = panels.map(({ x, y }) => (layout.annotations ?? []).find(
-    (a) => a.yref === "paper" && Math.abs(a.x - centre(x)) < 0.02 && Math.abs(a.y - y.domain[1]) < 0.02));
-  panels.forEach(({ x, y }, k) => {
-    const top = 1 - k * (tall + gap);
-    if (names[k]) Object.assign(names[k], { x: 0.5, y: top });
-    Object.assign(x, { domain: [0, 1], showticklabels: true, title: x.title?.text ? x.title : titles.x });
-    Object.assign(y, { domain: [top - tall, top], showticklabels: true, title: y.title?.text ? y.title : titles.y });
-  });
-}
-
-// and what is said of an interval takes two lines
-function unfoldRows(layout) {
-  const rows = (layout.annotations ?? []).filter((a) => a.name === "row");
-  const lines = (text) => text.replace(/: (?=[^:]*$)/, ":<br>").replace(/^(.{30,}), (?=[^,]{8,}:<br>)/, (all, name, _, whole) => whole.indexOf(":<br>") > 58 ? `${name},<br>` : all);
-  rows.forEach((a) => Object.assign(a, { text: lines(a.text), align: "left", font: { size: 12 } }));
-  if (rows.length) layout.height *= 1.35;
-}
-
 function draw(plot) {
   const { data, layout } = JSON.parse(plot.closest("figure").querySelector("script").textContent);
   layout.template = theme();
-  if (plot.clientWidth < look.narrow) { // no room for names beside lines
-    layout.annotations = (layout.annotations ?? []).filter((a) => a.name !== "end" || !(layout.showlegend = true));
-    if (layout.showlegend && layout.xaxis?.range) layout.xaxis.autorange = true;
-    stack(layout);
-    unfoldRows(layout);
-    for (const key in layout) // and long names of axes
-      if (key.startsWith("xaxis") && layout[key].title?.text?.length > 50)
-        layout[key].title = { ...layout[key].title, text: layout[key].title.text.replace(/^(.{20,42}) /, "$1<br>") };
-    layout.margin = { ...layout.margin, l: 10, r: 10 };
-    layout.font = { size: 11 };
-  }
+  if (plot.clientWidth < look.narrow) layOutNarrow(layout);
   if (plot.closest("#front") && innerWidth >= 1000) delete layout.height; // the page's
   const buttons = { displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   Plotly.newPlot(plot, data, layout, { responsive: true, ...buttons });

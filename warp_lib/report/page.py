@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from ..runs import paths
 
-HERE = Path(__file__).parent  # page.html.j2, page.css, page.js, and cells.html.j2
+HERE = Path(__file__).parent  # page.html.j2, page.css, narrow.js, page.js, and cells.html.j2
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -59,7 +59,7 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
         title=title,
         style=style,
         plotly=get_plotlyjs() if figures else "",
-        script=(HERE / "page.js").read_text(),
+        script=(HERE / "page.js").read_text() + (HERE / "narrow.js").read_text(),
         look=script_json({"templates": looks, "narrow": NARROW}),
         # a figure stands once on the page: the front's is not repeated in its part
         front="\n".join(front),

@@ -1,3 +1,3 @@
-"""What was computed once and is kept: store, checkpoints, random streams, progress, folders, the
-hub, processes, result tables.
+"""What was computed once and is kept: store, checkpoints, random streams, progress, folders,
+processes, result tables.
 """

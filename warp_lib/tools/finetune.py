@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from ..evaluate import language_loss
 from ..fast.machine import autocast, device, prepare
-from ..loading import open_tokenizer
+from ..models import converted
+from ..models.loading import open_tokenizer
+from ..models.model_files import said_of
 from ..policy import Policy
 from ..reviews import load_reviews
-from ..runs import converted, paths
+from ..runs import paths
 from ..runs.checkpoint import Checkpoint
-from ..runs.model_files import said_of
 from ..runs.progress import Progress, TerminalProgress
 from ..runs.seeds import torch_stream
 from ..runs.store import write_json

@@ -36,8 +36,8 @@ from ..merging import (
     slerp_shares,
     task_vector,
 )
-from ..runs import hub
-from ..runs.model_files import (
+from ..models import hub
+from ..models.model_files import (
     BESIDE,
     INDEX,
     SINGLE,
@@ -48,7 +48,7 @@ from ..runs.model_files import (
     refuse_non_finite,
     said_of,
 )
-from ..runs.model_files import tensors as stored_tensors
+from ..models.model_files import tensors as stored_tensors
 from ..runs.progress import Progress
 
 # of a model that transformers does not know: copied, so that the merged folder opens as the base

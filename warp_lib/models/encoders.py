@@ -9,10 +9,9 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import loading
-from .runs import hub
-from .runs.errors import Explained
-from .runs.model_files import Unfit, first_line, said_of
+from ..runs.errors import Explained
+from . import hub, loading
+from .model_files import Unfit, first_line, said_of
 
 
 def find(encoder: str, layers: int) -> tuple[Path, PreTrainedTokenizerBase, PretrainedConfig]:

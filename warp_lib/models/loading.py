@@ -25,9 +25,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from .fast.decoding import decoder_of, left_padded
-from .prompts import PROMPT_TOKENS
-from .runs.model_files import (
+from ..fast.decoding import decoder_of, left_padded
+from .model_files import (
     Unfit,
     configuration,
     first_line,
@@ -171,8 +170,10 @@ def refuse_vocabulary(tokenizer: PreTrainedTokenizerBase, tokens: int) -> None:
         raise Unfit("has an empty tokenizer: save the model's there (tokenizer.save_pretrained)")
 
 
-def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in float32 and its tokenizer, which fit together. Raises Unfit."""
+def open_policy(folder: Path, prompt: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in float32 and its tokenizer, which fit together, with room for a
+    prompt of so many tokens. Raises Unfit.
+    """
     inspect(folder, causal=True)
     tokenizer = open_tokenizer(folder)
     model, problems = open_model(AutoModelForCausalLM, folder)
@@ -191,9 +192,9 @@ def open_policy(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
                 " correct eos_token_id"
             )
     context = getattr(model.config, "max_position_embeddings", None)
-    if context and 0 < context <= PROMPT_TOKENS[1]:
+    if context and 0 < context <= prompt:
         raise Unfit(
-            f"has a context of {context} tokens, too short for a prompt of {PROMPT_TOKENS[1]} and a"
+            f"has a context of {context} tokens, too short for a prompt of {prompt} and a"
             " completion"
         )
     return model, tokenizer

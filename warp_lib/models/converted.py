@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from .errors import say_once
+from ..runs.errors import say_once
+from ..runs.paths import ROOT
+from ..runs.store import file_digest, memoise, save_tensors
 from .model_files import BESIDE, SINGLE, TORCH_FILE, Unfit, first_line, torch_files
-from .paths import ROOT
-from .store import file_digest, memoise, save_tensors
 
 # SmolLM2-IMDB: what `python -m warp_lib.tools.finetune` adds to the package's SmolLM2
 ADAPTER = ROOT / "data" / "smollm2-imdb"

@@ -1,0 +1,1 @@
+"""Models of other people: found by name, checked, converted, opened, or refused in a sentence."""
