@@ -71,10 +71,10 @@ def test_answers_take_the_side_of_their_numbers():
     short = RUN.assign(kl=RUN.kl.where(RUN.method != "warp", RUN.kl / 2))
     assert "so the merge moves no further than its parts." in answers.warp(short, 2, 2, 40)
     assert answers.plain(-0.004, 2) == "0.00" and answers.plain(-0.4, 1) == "−0.4"
-    assert said()["5"].startswith("No, it lies below.")
+    assert said()["5"].startswith("Not at 4.0 nats.")
     assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]
-    assert said()["6"].startswith("Not detectably.") and "is 0.30 above WARP" in said()["6"]
-    assert "a gain above 0.0" in said()["6"]
+    assert said()["6"].startswith("Not detectably.") and "earns 0.30 more than WARP" in said()["6"]
+    assert "excludes any gain above 0.0" in said()["6"]
     assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")
     assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
     assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
@@ -90,11 +90,13 @@ def test_titles_say_what_is_drawn():
     assert answers.by_end_title(ends).startswith(
         "WARP is ahead of a rival when the comparison ends at 3 nats"
     )
-    assert "up to 2 nats" in answers.by_end_title({"b": {2.0: effect(0.0)}})
+    none = {"WARP − a": {2.0: effect(0.0), 3.0: effect(0.0)}, "WARP − b": {2.0: effect(0.0)}}
+    assert answers.by_end_title(none).endswith("ends, up to 3 nats (2 against b)")
+    assert answers.by_end_title({"WARP − b": none["WARP − b"]}).endswith("up to 2 nats")
     history = [{"reward": k / 10, "kl_anchor": k / 20} for k in range(11)]
     assert (
         answers.curves_title({"run": history})
-        == "Training moves r̃ from 0.00 to 1.00, 0.5 nats from the anchor"
+        == "Training moves r̃ from 0.00 to 1.00 and ends 0.5 nats from the anchor"
     )
 
 
@@ -109,7 +111,7 @@ def test_a_claim_is_reproduced_contradicted_or_neither():
         "contradicted",
     ]
     assert answers.checked(1, none) == "not detectable" and answers.checked(1, None) == "not run"
-    assert answers.checked(0, none) == "no difference detected, as said"
+    assert answers.checked(0, none) == "no difference detected, as claimed"
     assert answers.checked(1, effect(0.3, seeds=2)) == "not detectable"
     row, *_ = answers.compared([("it pays", "yes", "–", 1, up, "r̃")])
     assert row["here (7.6M)"].endswith(" r̃") and row["verdict"] == "reproduced"

@@ -101,8 +101,8 @@ def test_the_tables_are_read(folder, count):
             dict.fromkeys(rounding.LINES, 0.4), abs=1e-4
         )
     said = rounding.answer(measured, shares, effects, level)
-    assert "float32 reads 1.0 nats" in said and "40% (95% CI 40% to 40%) less for WARP" in said
-    assert "read 1.0 nats as 1.0." in said and ("nothing detectably" in said) == (count == 1)
+    assert "at a true 1.0 nats" in said and "40% (95% CI 40% to 40%) less for WARP" in said
+    assert "show 1.0 nats as 1.0." in said and ("no detectable difference" in said) == (count == 1)
     assert len(rounding.table(measured)) == 4 and len(rounding.angles(rounding.seeds())) == 4
     assert len(plots.by_pass(measured, "x").data) == 12
 

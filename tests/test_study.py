@@ -978,7 +978,7 @@ def test_rows_and_tables_speak_in_words():
     early = Contrast(pair, "warp", "x", 4.5, ends={0: 3.86, 1: 4.5, 2: 4.5})
     late = Contrast(pair, "warp", "x", 4.5, ends={0: 4.48, 1: 4.5, 2: 4.5})
     assert list(answers.rows({"a": early, "b": late})) == ["a (to 3.9 nats)", "b"]
-    assert answers.cut(early, "where a front ends before").startswith(" (to 3.9 where")
+    assert answers.cut(early, "where a curve ends there").startswith(" (to 3.9 where")
 
 
 def test_angles_are_the_models(folder):

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where = error.filename or words[0]
         return say(
-            f"{where}: {reason(error)}. What is finished is kept; mend that and run it again.", 1
+            f"{where}: {reason(error)}. What is finished is kept; fix that and run it again.", 1
         )
     if code is None:  # help was shown: asked for, or as there was no command
         sys.exit(0 if words else 2)
@@ -124,7 +124,9 @@ def as_jobs(_: type, tokens: Sequence[Token]) -> int:
 
 Profile = Annotated[
     str,
-    Parameter(help=f"{', '.join(PROFILES)}: what is not given (the defaults below are laptop's)"),
+    Parameter(
+        help=f"{', '.join(PROFILES)}: source of every setting not given (defaults shown: laptop's)"
+    ),
 ]
 # Those that are given; Settings checks them and says what is allowed.
 Overrides = TypedDict(
@@ -198,7 +200,7 @@ def sweep(
         grid: NAME=VALUE,VALUE,…: a parameter and its values; repeatable
         parameter: NAME=VALUE: the same for all jobs; repeatable
         name: folder of the sweep under runs/
-        jobs: jobs at a time, the processors shared out among them
+        jobs: jobs at a time, which share the processors
     """
     from .report.sweep import sweep as run_sweep
 
@@ -237,8 +239,9 @@ def study(
 
     Args:
         experiments: of warp_lib/study (default: tuning, primary, best-of-n, grid,
-            merges, averages, angles, dpo-tuning, dpo; by name only: anchors, long-run, turnover)
-        jobs: units at a time, the processors shared out among them
+            merges, averages, angles, dpo-tuning, dpo; by name only: anchors, long-run, turnover,
+            defaults, precision)
+        jobs: units at a time, which share the processors
         unit: ARM-SEED: only this unit of the experiment
     """
     from .study.run import run as run_study
@@ -283,13 +286,13 @@ def merge(
     per: str = "layer",
     dtype: str | None = None,
 ) -> int:
-    """Merge the runs of a model of your own, folders to folder: base + η · SLERP of the task
+    """Merge runs of your own model, from folders into a folder: base + η · SLERP of the task
     vectors.
 
     Args:
         base: the model the runs began from: a folder of safetensors, or a hub id
         runs: the models trained from it; one alone is interpolated (LITI)
-        out: a folder that is not there yet, or empty
+        out: a new or empty folder
         eta: 0 to 1 is LITI, beyond extrapolates
         merge: slerp or lerp of the task vectors
         per: one angle of SLERP per layer, tensor or model

@@ -46,9 +46,7 @@ class Settings:
     """
 
     name: str = knob("laptop", "folder of this run's pages, tables and models, under runs/")
-    seed: int = knob(
-        0, "the one seed of the whole pipeline; every random stream is derived from it by role", 0
-    )
+    seed: int = knob(0, "the one seed of the whole pipeline; all randomness derives from it", 0)
 
     # What is trained, on what: each a bundled name, a local folder or a hub id.
     policy: str = knob(
@@ -63,11 +61,11 @@ class Settings:
     # The reward model (Bradley–Terry).
     reward_layers: int = knob(6, "the encoder's first layers used by the reward model", 1)
     reward_trained: int = knob(
-        3, "how many of these layers are trained, from the last; the embeddings too if all are", 1
+        3, "how many of the last layers are trained (all: the embeddings too)", 1
     )
     reward_steps: int = knob(
         240,
-        "training steps of the reward model: on 32 + 32 crops, every sixth on 4 + 4 whole reviews"
+        "training steps of the reward model: on 32 + 32 crops; every sixth on 4 + 4 whole reviews"
         " (0: the encoder is a ready classifier of two labels, used as it is)",
         0,
     )
@@ -83,7 +81,7 @@ class Settings:
     max_new_tokens: int = knob(
         53, "tokens in every completion; EOS is masked, so all are this long", 1
     )
-    temperature: float = knob(0.7, "sampling temperature τ; scoring uses the same", 0.01, 10.0)
+    temperature: float = knob(0.7, "sampling temperature τ; also used in scoring", 0.01, 10.0)
 
     # REINFORCE with a moving anchor.
     steps: int = knob(40, "T: optimiser steps of one run", 1)
@@ -95,7 +93,7 @@ class Settings:
         1,
     )
     baseline: str = knob(
-        "leave-one-out", "what is subtracted from each reward", among=("leave-one-out", "none")
+        "leave-one-out", "the baseline subtracted from each reward", among=("leave-one-out", "none")
     )
     learning_rate: float = knob(
         1e-5, "AdamW's learning rate, reached after 10 steps of warm-up", 1e-8, 1.0
@@ -135,7 +133,9 @@ class Settings:
     )
     merge: str = knob("slerp", "how the runs' task vectors are averaged", among=("slerp", "lerp"))
     slerp_per: str = knob(
-        "layer", "what has its own angle in SLERP", among=("layer", "tensor", "model")
+        "layer",
+        "one SLERP angle for each layer, each tensor, or the whole model",
+        among=("layer", "tensor", "model"),
     )
 
     # Evaluation.

@@ -174,7 +174,7 @@ def _study(
     names = ARMS | {"slerp-layer": "SLERP", "lerp": "LERP"}
     arm, rival = (names.get(name, name) for name in (main.arm, main.rival))
     word = SCORES[score][0]
-    less = cut(main, "where a front ends before")
+    less = cut(main, "where a curve ends there")
     evidence = (
         f"{arm} − {rival} is {main} in mean {word} at equal KL, from {LOW:g} to"
         f" {main.high:g} nats{less}; {of_seeds(len(main.by_prompt))}, test prompts."
@@ -220,7 +220,7 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
         return Comparison(sides, "There is no verdict on this run yet", str(why))
     evidence = (
         f"WARP − REINFORCE is {interval} in mean r̃ at equal KL, from {span[0]:g} to {span[1]:.2f}"
-        f" nats; one seed, {interval.n} test prompts. The next seed may come out otherwise."
+        f" nats; one seed, {interval.n} test prompts. The next seed may differ."
     )
     return Comparison(
         sides,

@@ -39,9 +39,9 @@ class Cost:
         if self.stored == self.steps:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
         return (
-            f"{whole}, {self.stored:,} of them stored; the other {self.steps - self.stored:,} take"
+            f"{whole}; {self.stored:,} steps stored, the other {self.steps - self.stored:,} take"
             f" about {duration(self.seconds)} here ({self.pace:.2g} s a step, {self.source}), and"
-            " the evaluation comes after them."
+            " the evaluation comes on top."
         )
 
 

@@ -221,7 +221,7 @@ class Explorer:
         self.controls: dict[str, Any] = {
             "compare": widgets.RadioButtons(options=presets, orientation="horizontal"),
             "show": _dropdown("show", VIEWS),
-            "to": _dropdown("averaged up to, nats", ENDS, "as planned"),
+            "to": _dropdown("average up to (nats)", ENDS, "as planned"),
             "run": _dropdown("run", mine or [""]),
             **free,
             "point": _dropdown("point", [], "none"),
@@ -283,7 +283,7 @@ class Explorer:
             "No verdict: only the comparisons above are made by rules that were fixed in advance."
             " Scores that different reward models gave are not on one scale."
         )
-        return Comparison(sides, "Any points beside any others", why)
+        return Comparison(sides, "Free comparison", why)
 
     @property
     def view(self) -> tuple[str, str]:

@@ -177,7 +177,7 @@ class Panel:
                 self.controls[name].add_class(BAD)
                 self.helps[name].value, self.cost.value = why, ""
             return
-        self.cost.value, self.command.value = "looking into the store …", command(settings)
+        self.cost.value, self.command.value = "checking what is stored …", command(settings)
         if not self.rewards:
             self.cost.value = (
                 "Loading the reward model, sampling from SFT and timing a step: seconds, or minutes"
@@ -227,8 +227,8 @@ class Panel:
         try:
             return await follow(work, progress, view, "WARP")
         except StoppedByHand:
-            again = "Start" if self.rewards else "the cell, run again,"
-            self.ended.value = f"Stopped. What is finished is kept; {again} goes on from there."
+            again = "press Start" if self.rewards else "run the cell again"
+            self.ended.value = f"Stopped. What is finished is kept; {again} to go on."
         except Exception as error:  # whatever it is, it is said here: no cell awaits it
             self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
 

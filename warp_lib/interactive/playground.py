@@ -27,6 +27,7 @@ from ..report.page import script_json
 from ..reward import Reward
 from ..runs.seeds import torch_stream
 from ..runs.store import digest, memoise
+from ..study.fronts import signed
 from .live import front_end
 from .live_figure import LiveFigure
 
@@ -197,19 +198,20 @@ def _paragraph(completion: Completion) -> str:
         # Orange on whatever the page's background is: one hue, and the text keeps the theme's
         # colour.
         colour = f"rgba(213, 94, 0, {0.7 * min(1.0, kl / FULL):.2f})"
-        tip = f"KL {kl:.2f} nats, log π/π_sft {log_ratio:+.2f}"
+        tip = f"KL {kl:.2f} nats, log π/π_sft {signed(log_ratio, 2)}"
         words.append(
             f'<span style="background: {colour}" title="{tip}">{html.escape(piece)}</span>'
         )
         if k in gains:
-            words.append(f' <sub title="what this sentence adds to r̃">{gains[k]:+.2f}</sub>')
+            words.append(f' <sub title="what this sentence adds to r̃">{signed(gains[k], 2)}</sub>')
     furthest = sorted(zip(completion.kl, pieces, strict=True), key=lambda pair: -pair[0])[:NAMED]
     named = [f"“{html.escape(piece.strip())}” {kl:.2f}" for kl, piece in furthest if kl >= 0.005]
     return (
-        f'<p style="line-height: 1.6"><b>r̃ {completion.reward:+.2f} · KL {sum(completion.kl):.2f}'
-        f" nats</b> · furthest from SFT: {', '.join(named) or 'nowhere'}<br>"
+        f'<p style="line-height: 1.6"><b>r̃ {signed(completion.reward, 2)}'
+        f" · KL {sum(completion.kl):.2f}"
+        f" nats</b> · furthest from SFT: {', '.join(named) or 'no word'}<br>"
         f'{html.escape(completion.prompt)} <sub title="r̃ of the prompt alone">'
-        f"{completion.before:+.2f}</sub>{''.join(words)}</p>"
+        f"{signed(completion.before, 2)}</sub>{''.join(words)}</p>"
     )
 
 
@@ -389,7 +391,8 @@ class Desk:
         (reward, reward_half), (kl, kl_half) = _means(written)
         text = html.escape(str(mix))
         self.summary.value = (
-            f"<b>{text}: r̃ {reward:+.2f} ± {reward_half:.2f}, KL {kl:.2f} ± {kl_half:.2f} nats</b>"
+            f"<b>{text}: r̃ {signed(reward, 2)} ± {reward_half:.2f},"
+            f" KL {kl:.2f} ± {kl_half:.2f} nats</b>"
             f" (mean of {len(written)} completions ± 2 standard errors, {took:.1f} s; {READ} of"
             " them:)"
         )

@@ -30,7 +30,7 @@ def cost(settings: Settings, profile: str) -> str:
     point = _seconds(policy, s, s.test_prompts * s.test_samples, "float32", learns=False)
     millions = sum(p.numel() for p in policy.model.parameters()) / 1e6
     small = f"{profile}-small"
-    smaller = f"; --profile {small} is the same in small" if small in PROFILES else ""
+    smaller = f"; --profile {small} is a smaller version" if small in PROFILES else ""
     return (
         f"{s.policy} has {millions:.0f} million parameters. Here {steps:,} steps of {s.batch_size}"
         f" completions take about {duration(steps * step)} ({step:.2g} s a step), and evaluating"

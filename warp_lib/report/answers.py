@@ -22,6 +22,11 @@ def pm(row: Mapping[str, float] | pd.Series, column: str, digits: int = 2) -> st
     return f"{plain(row[column], digits)} ± {2 * row[f'{column}_se']:.{digits}f}"
 
 
+def percent(row: Mapping[str, float] | pd.Series, column: str) -> str:
+    """A share ± 2 standard errors, in percent."""
+    return f"{row[column]:.1%} ± {2 * row[f'{column}_se']:.1%}"
+
+
 # -------------------------------------------------------------------------------- a run's notebooks
 
 
@@ -32,11 +37,11 @@ def reward_model(accuracies: pd.DataFrame, real_positive: Mapping[str, float]) -
         for words in (50, "whole")
     )
     return (
-        f"Yes. On 50-word openings it ranks {pm(opening, 'pairwise', 3)} of held-out"
-        f" (positive, negative) pairs correctly, on whole reviews {pm(whole, 'pairwise', 3)}. Real"
+        f"Yes. On 50-word openings it ranks {percent(opening, 'pairwise')} of held-out (positive,"
+        f" negative) pairs correctly, on whole reviews {percent(whole, 'pairwise')}. Real"
         f" positive openings score r̃ = {real_positive['mean']:.2f} on average and"
-        f" {real_positive['p99']:.2f} at the 99th percentile; a policy beyond that is exploiting"
-        " the reward model."
+        f" {real_positive['p99']:.2f} at the 99th percentile; a policy whose mean exceeds that is"
+        " exploiting the reward model."
     )
 
 
@@ -49,7 +54,7 @@ def trained_reward(history: pd.DataFrame) -> str:
 def policy(loss: float, loss_se: float, sft: Mapping[str, float], temperature: float) -> str:
     """Notebook 2, from `Experiment.openings_loss` and SFT's evaluation."""
     return (
-        "Roughly: read the samples below. On openings that it never saw its loss is"
+        "Roughly; see the samples below. On unseen openings its loss is"
         f" {loss:.2f} ± {2 * loss_se:.2f} nats a token (perplexity {math.exp(loss):.0f}). Sampled"
         f" at τ = {temperature:g}, its entropy is {pm(sft, 'entropy')} nats a token."
     )
@@ -91,7 +96,7 @@ def reinforce(results: pd.DataFrame, steps: int) -> str:
 def samples_title(samples: Mapping[str, Sequence[float]]) -> str:
     """Where some samples of texts lie on average, from `Experiment.compared_with_people`."""
     means = {name: float(np.mean(np.asarray(some))) for name, some in samples.items()}
-    return "On average: " + ", ".join(f"{n} {plain(mean, 2)}" for n, mean in means.items())
+    return "Mean r̃: " + ", ".join(f"{n} {plain(mean, 2)}" for n, mean in means.items())
 
 
 def curves_title(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -103,7 +108,7 @@ def curves_title(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         moved[-1].append(table[-part:].kl_anchor.mean())
     first, last, kl = (sum(column) / len(column) for column in zip(*moved, strict=True))
     moves = f"from {plain(first, 2)} to {plain(last, 2)}"
-    return f"Training moves r̃ {moves}, {plain(kl, 1)} nats from the anchor"
+    return f"Training moves r̃ {moves} and ends {plain(kl, 1)} nats from the anchor"
 
 
 def liti_title(results: pd.DataFrame) -> str:
@@ -144,7 +149,7 @@ def pareto(path: Matched, line: Matched, beyond: Sequence[str]) -> str:
     path: WARP less REINFORCE's path at the largest KL that both reach; line: less its LITI line at
     half of it; beyond: methods that pass the 99th percentile of real positive openings.
     """
-    verdict = _place(path, "No, it lies below", "Yes", "Not detectably")
+    verdict = _place(path, f"Not at {path.kl:.1f} nats", "Yes", "Not detectably")
     exploited = (
         f" {' and '.join(beyond)} pass the 99th percentile of real positive openings, where gains"
         " are the reward model's quirks."
@@ -202,20 +207,21 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
     opening = {1: "Yes.", -1: "No: it earns less.", 0: "Not detectably."}[primary.side]
     both = primary.both
     excluded = {
-        1: f"a gain below {plain(both.low, 3)} is ruled out",
-        -1: f"a loss below {plain(-both.high, 3)} is ruled out",
-        0: f"a gain above {plain(both.high, 3)} is ruled out",
+        1: f"any gain below {plain(both.low, 3)}",
+        -1: f"any loss below {plain(-both.high, 3)}",
+        0: f"any gain above {plain(both.high, 3)}",
     }[primary.side]
     ceiling = (
-        f" Best-of-n sampling from SFT, which trains nothing, is {plain(-best_of_n.both.mean, 2)}"
-        f" above WARP{cut(best_of_n)}."
+        " Best-of-n sampling from SFT, which trains nothing, earns"
+        f" {plain(-best_of_n.both.mean, 2)} more than WARP{cut(best_of_n)}."
         if best_of_n.side < 0
         else ""
     )
     return (
         f"{opening} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
-        f" {of_planned(len(primary.by_prompt))}, on average from {LOW:g} to {primary.high:g} nats"
-        f" of KL, a range fixed in advance{f': {excluded}' if not primary.few else ''}.{ceiling}"
+        f" {of_planned(len(primary.by_prompt))}, averaged over KL from {LOW:g} to"
+        f" {primary.high:g} nats (a range fixed in advance)"
+        f"{f'; the interval excludes {excluded}' if not primary.few else ''}.{ceiling}"
     )
 
 
@@ -236,9 +242,9 @@ def plain(number: float, digits: int) -> str:
 
 
 TRY = """<p><strong>Try it.</strong> In <a href="#08_playground">the playground</a> you slide a
-policy's weights from SFT to WARP and read along. <code>make app</code> opens every point of the
-study with what it writes. To align a policy of your own, begin with <a href="#03_warp">notebook
-3</a>.</p>"""
+policy's weights from SFT to WARP and watch its text change. <code>make app</code> shows every
+policy of the study and what it writes. To align a policy of your own, begin with
+<a href="#03_warp">notebook 3</a>.</p>"""
 
 
 def _ci(effect: Effect) -> str:
@@ -248,17 +254,17 @@ def _ci(effect: Effect) -> str:
 
 def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     """Three numbers and what to try, as HTML for the page's first screen."""
-    smallest = "–" if primary.few else f"{primary.detectable:.3f}"
+    smallest = "–" if primary.few else f"{primary.detectable:.3f} r̃"
     boxes = [
-        (signed(primary.both.mean), f"r̃: WARP − REINFORCE at equal KL, {_ci(primary)}"),
+        (f"{signed(primary.both.mean)} r̃", f"WARP − REINFORCE at equal KL, {_ci(primary)}"),
         (
-            signed(best_of_n.both.mean, 2),
-            f"r̃: WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; best-of-n samples n"
+            f"{signed(best_of_n.both.mean, 2)} r̃",
+            f"WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; best-of-n samples n"
             " completions for each it returns",
         ),
         (
             smallest,
-            f"r̃: the smallest true difference that {seeds(len(primary.by_prompt))} detect with 90%"
+            f"the smallest true difference that {seeds(len(primary.by_prompt))} detect with 90%"
             " power",
         ),
     ]
@@ -279,21 +285,21 @@ def headline(answer: str) -> str:
 
 
 def above_zero(effects: Iterable[Effect]) -> str:
-    """How many of some differences are higher, lower or neither: "2 of 9 higher, none lower"."""
+    """How many of some differences are on which side: "2 of 9 detectably higher, none lower"."""
     sides = [effect.side for effect in effects]
     up, down = sides.count(1), sides.count(-1)
-    return f"{up or 'none'} of {len(sides)} higher, {down or 'none'} lower"
+    return f"{up or 'none'} of {len(sides)} detectably higher, {down or 'none'} lower"
 
 
 def ahead_title(ahead: Mapping[str, Mapping[str, Mapping[float, Effect]]], arm: str) -> str:
     """Whether an arm's reward runs ahead of the judge, at the largest KL that all seeds reach."""
     end = max(ahead["judge"][arm])
     runs_ahead = {
-        1: "runs ahead of the judge's score",
-        0: "rises no more than the judge's score, within error",
-        -1: "rises less than the judge's score",
+        1: "has risen more than the judge's score",
+        0: "has risen no more than the judge's score, within error",
+        -1: "has risen less than the judge's score",
     }[ahead["judge"][arm][end].side]
-    return f"Up to {end:g} nats {ARMS[arm].split(',')[0]}'s r̃ {runs_ahead}"
+    return f"At {end:g} nats {ARMS[arm].split(',')[0]}'s r̃ {runs_ahead}"
 
 
 def judged_title(units: Mapping[str, Sequence[Outcome]], judge: str) -> str:
@@ -353,9 +359,13 @@ def between_title(between: pd.DataFrame) -> str:
 def by_end_title(curves: Mapping[str, Mapping[float, Effect]]) -> str:
     """Whether what a difference says hangs on where it ends."""
     sides = {effect.side for effects in curves.values() for effect in effects.values()}
-    reach = max(end for effects in curves.values() for end in effects)
+    reaches = {name.removeprefix("WARP − "): max(effects) for name, effects in curves.items()}
     if sides == {0}:
-        return f"No detectable difference wherever the comparison ends, up to {reach:g} nats"
+        nearest, furthest = (of(reaches, key=reaches.__getitem__) for of in (min, max))
+        reach, less = reaches[furthest], reaches[nearest]
+        shorter = f" ({less:g} against {nearest})" if less < reach else ""
+        where = f"wherever the comparison ends, up to {reach:g} nats{shorter}"
+        return f"No detectable difference {where}"
     lost = [end for effects in curves.values() for end, e in effects.items() if e.side < 0]
     won = [end for effects in curves.values() for end, e in effects.items() if e.side > 0]
     parts = [
@@ -364,7 +374,7 @@ def by_end_title(curves: Mapping[str, Mapping[float, Effect]]) -> str:
         for word, ends in (("behind a rival", lost), ("ahead of a rival", won))
         if ends
     ]
-    return f"WARP is {' and '.join(parts)} nats, else not detectably different"
+    return f"WARP is {' and '.join(parts)} nats, and not detectably different elsewhere"
 
 
 def checked(expected: int, of: Effect | None) -> str:
@@ -374,7 +384,7 @@ def checked(expected: int, of: Effect | None) -> str:
     if of is None:
         return "not run"
     if of.side == expected and not of.few:
-        return "no difference detected, as said" if expected == 0 else "reproduced"
+        return "no difference detected, as claimed" if expected == 0 else "reproduced"
     return "not detectable" if of.side == 0 else "contradicted"
 
 
@@ -406,7 +416,7 @@ def dpo(more: Contrast, own: Contrast) -> str:
         -1: "No: it gains less over DPO than over REINFORCE",
         0: "Not detectably",
     }[more.side]
-    short = cut(own, "where a front ends before")
+    short = cut(own, "where a curve ends there")
     return (
         f"{opening}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g}"
         f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"

@@ -58,8 +58,8 @@ LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "lerp": ("WARP: LERP of an iteration", BLUE, "diamond", None),
     "liti": ("WARP: LITI, where the next begins", GREEN, "triangle-up", None),
     "warp": ("WARP: final front over η", BLUE, "circle", "solid"),
-    "reinforce": ("REINFORCE along its way", ORANGE, "square", "solid"),
-    "reinforce-liti": ("REINFORCE: its LITI line", ORANGE, "square-open", "dot"),
+    "reinforce": ("REINFORCE checkpoints", ORANGE, "square", "solid"),
+    "reinforce-liti": ("REINFORCE to SFT (LITI)", ORANGE, "square-open", "dot"),
 }
 # ------------------------------------------------------------------------------- parts of figures
 
@@ -248,7 +248,7 @@ def layers(geometry: list[dict[str, Any]], names: Sequence[str], finding: str) -
         )
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title=LAYER, row=2, col=1)
-    caption = "Between each two, in each layer and over the whole model; below, each one's length."
+    caption = "Top: the angle of each pair, by layer and over the whole model. Bottom: lengths."
     return titled(figure, finding, caption)
 
 
@@ -395,7 +395,7 @@ def fronts(
             x=best_of_n.kl(split),
             y=scores.mean(1),
             error_y=_two_errors(scores, GREY),
-            name="best of n from SFT (KL: at most)",
+            name="best-of-n from SFT (KL: upper bound)",
             mode="lines+markers",
             marker=dict(size=6, symbol="x"),
             line=dict(color=GREY, dash="dash"),
@@ -521,10 +521,10 @@ def judged(
         )
     ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
     dotted = dict(color=GREY, dash="dot")
-    figure.add_scatter(x=ends, y=ends, mode="lines", line=dotted, name="both alike")
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=dotted, name="equal scores")
     mark_real_positive(figure, "x", real_positive)
     figure.update_layout(xaxis_title=REWARD, yaxis_title=AXES[judge])
-    caption = "Every point of each seed on test prompts, ± 2 standard errors over them."
+    caption = "All points of all seeds, test prompts; whiskers: ± 2 standard errors over prompts."
     return titled(figure, finding, caption)
 
 
@@ -849,7 +849,7 @@ def variety(outcomes: dict[str, list[Outcome]], finding: str) -> go.Figure:
             )
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(title=KL)
-    caption = "Every point of each seed on test prompts, ± 2 standard errors over them."
+    caption = "All points of all seeds, test prompts; whiskers: ± 2 standard errors over prompts."
     return titled(figure, finding, caption, height=440)
 
 

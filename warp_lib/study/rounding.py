@@ -183,7 +183,9 @@ def training_title(effects: dict[str, tuple[Effect, Effect]], level: Effect) -> 
     """Whether what rounding does to training shows, from `by_training` and `at_equal_kl`."""
     shown = [stage for stage, both in effects.items() if any(e.side for e in both)]
     shown += ["WARP's front"] if level.side else []
-    return f"Training with rounded weights changes {'; '.join(shown) or 'nothing detectably'}"
+    if not shown:
+        return "Training with rounded weights makes no detectable difference"
+    return f"Training with rounded weights changes {'; '.join(shown)}"
 
 
 def answer(
@@ -197,10 +199,10 @@ def answer(
     lines = measured.query("method == 'warp'").sort_values("eta").set_index("passed")["kl"]
     split = float(np.interp(kl, lines["float32"], lines["split"]))
     return (
-        f"It hides KL. Where float32 reads {kl:.1f} nats, passes with rounded weights read"
+        f"Rounding hides KL: at a true {kl:.1f} nats, passes with rounded weights show"
         f" {_span(shares[kl]['reinforce-liti'], '.0%')} less for REINFORCE and"
-        f" {_span(shares[kl]['warp'], '.0%')} less for WARP, and at {low:.1f} nats"
-        f" {_span(shares[low]['reinforce-liti'], '.0%')} and {_span(shares[low]['warp'], '.0%')};"
-        f" two bfloat16 parts read {kl:.1f} nats as {split:.1f}. {training_title(effects, level)}"
+        f" {_span(shares[kl]['warp'], '.0%')} less for WARP; at {low:.1f} nats"
+        f" {_span(shares[low]['reinforce-liti'], '.0%')} and {_span(shares[low]['warp'], '.0%')}."
+        f" Two bfloat16 parts show {kl:.1f} nats as {split:.1f}. {training_title(effects, level)}"
         f" ({len(level.by_prompt)} seeds)."
     )

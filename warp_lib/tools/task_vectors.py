@@ -128,10 +128,10 @@ def rows() -> list[dict[str, Any]]:
     """What packing changed on test prompts, a row a vector: ± 2 standard errors, 95% intervals."""
 
     def pair(values: list[float]) -> str:
-        return f"{values[0]:.2f} ± {2 * values[1]:.2f}"
+        return f"{values[0]:.2f} ± {2 * values[1]:.2f}".replace("-", "−")
 
     def interval(values: list[float]) -> str:
-        return "{:+.2f} ({:+.2f} to {:+.2f})".format(*values)
+        return "{:+.2f} ({:+.2f} to {:+.2f})".format(*values).replace("-", "−")
 
     return [
         {
