@@ -95,7 +95,7 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     assert found.by_seed[0].mean == pytest.approx(0.1) and found.over_seeds.mean == pytest.approx(
         0.2
     )
-    assert found.short == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
+    assert found.ends == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
     # seed 1 had another reward model, seed 4 of best-of-n had it too
     for file in (folder / "x").glob("warp-[12].json"):
         file.write_text(file.read_text().replace("kept", "another"))

@@ -384,13 +384,19 @@ def test_loss_is_in_the_key_and_runs_see_other_orders(store):
         assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
-def test_two_lambdas_are_two_functions(store):
+def test_two_identities_are_two_functions(store):
     """Guards: a loss or a ranking whose results are those of another one of its name."""
+
+    def identified(identity, function):
+        function.identity = identity
+        return function
+
     ranks = (lambda r: best_against_worst(r), lambda r: best_against_worst(r)[:2])
-    first, second = (made(rank=rank) for rank in ranks)
+    first, second = (made(rank=identified(f"rank {k}", rank)) for k, rank in enumerate(ranks))
     assert len(first) > len(second) == 2
     losses = (lambda h, beta: (1 - h).square(), lambda h, beta: (1 + h).square())
-    a, b = (aligned(first, loss=loss, steps=1).weights for loss in losses)
+    of = [identified(f"loss {k}", loss) for k, loss in enumerate(losses)]
+    a, b = (aligned(first, loss=loss, steps=1).weights for loss in of)
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 

@@ -62,7 +62,6 @@ def test_the_settings_merge_is_the_one_that_merges(merge, per):
 
     settings = replace(SETTINGS, merge=merge, slerp_per=per, iterations=1, eta=1.0)
     experiment = SimpleNamespace(settings=settings, theta_sft=base)
-    experiment.merge = Experiment.merge.fget(experiment)
     (iteration,) = Experiment.warp(experiment, align)
     all_of = {
         name: merging.lerp(base, runs) if name == "lerp" else merging.slerp(base, runs, per=name)

@@ -163,7 +163,7 @@ def test_other_settings_have_their_own_test_prompts(toy):
     assert (
         fewer.test_prompts == before[:5]
         and elsewhere.test_prompts != before
-        and experiment.test_prompts is before
+        and experiment.test_prompts == before
     )
     with pytest.raises(ValueError, match="^test_prompts must be at most"):
         experiment.under(dataclasses.replace(experiment.settings, test_prompts=10_000))

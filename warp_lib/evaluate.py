@@ -182,13 +182,8 @@ def measures(
                     -log_q_y.mean(1),
                 ]
             )
-    return dict(
-        zip(
-            ("kl", "kl_k1", "entropy", "nll_sft"),
-            (torch.cat(column).cpu() for column in zip(*parts, strict=True)),
-            strict=True,
-        )
-    )
+    columns = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return dict(zip(("kl", "kl_k1", "entropy", "nll_sft"), columns, strict=True))
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ from .runs.results import write_results
 from .runs.store import digest, memoise, save_tensors, write_json
 from .settings import Settings
 from .tfidf import train_tfidf_scorer
-from .warp import Aligner, Iteration, Map, Merge, Run, RunId, warp
+from .warp import Aligner, Iteration, Map, Run, RunId, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 # of the judge: all layers, and the learning rate at which all of them are trained
@@ -137,11 +137,6 @@ class Experiment:
         other = copy.copy(self)
         other.settings, other.policy = settings, self.policy.clone()
         other.__dict__.pop("sft_texts", None)  # they move with the temperature
-        if (settings.held_out, settings.test_prompts) != (
-            self.settings.held_out,
-            self.settings.test_prompts,
-        ):
-            other.__dict__.pop("test_prompts", None)
         other._check_sizes()
         return other
 
@@ -164,7 +159,7 @@ class Experiment:
         }
         return memoise("prompts", inputs, make).record["prompts"]
 
-    @cached_property
+    @property
     def test_prompts(self) -> list[list[int]]:
         """The first 5 to 15 tokens of the held-out reviews that the settings name, as many as they
         say.
@@ -197,9 +192,10 @@ class Experiment:
         prompts = list(
             self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values()
         )[:SFT_COMPLETIONS]
-        return self.policy.texts(
-            self._evaluate(self.theta_sft, {}, prompts, "train", 1, "float32", progress).rollouts
+        seen = self.evaluate(
+            self.theta_sft, {}, "train", progress=progress, prompts=prompts, samples=1
         )
+        return self.policy.texts(seen.rollouts)
 
     def reward(self, progress: Progress) -> Reward:
         """The reward model, trained on its half of the labels or taken from the store,
@@ -380,6 +376,7 @@ class Experiment:
         `merged` is its policy. map: see `warp.warp`.
         """
         s = self.settings
+        merge = merging.lerp if s.merge == "lerp" else partial(merging.slerp, per=s.slerp_per)
         return list(
             warp(
                 self.theta_sft,
@@ -387,7 +384,7 @@ class Experiment:
                 iterations=s.iterations,
                 runs=s.runs,
                 eta=s.eta,
-                merge=self.merge,
+                merge=merge,
                 seed=s.seed,
                 map=map,
             )
@@ -401,15 +398,6 @@ class Experiment:
         steps = s.iterations * s.runs * each
         return align(self.theta_sft, RunId(s.seed, method), steps=steps, keep_every=each)
 
-    @property
-    def merge(self) -> Merge:
-        """The settings' way of averaging runs."""
-        return (
-            merging.lerp
-            if self.settings.merge == "lerp"
-            else partial(merging.slerp, per=self.settings.slerp_per)
-        )
-
     def evaluate(
         self,
         theta: Weights,
@@ -417,32 +405,22 @@ class Experiment:
         split: str | None = None,
         precision: str = "float32",
         progress: Progress | None = None,
+        prompts: list[list[int]] | None = None,
+        samples: int | None = None,
     ) -> Evaluation:
-        """θ on the prompts of a held-out split, of the settings' own unless given."""
-        split = split or self.settings.held_out
-        prompts = list(self.held_out_prompts(split).values())
-        return self._evaluate(
-            theta, rewards, prompts, split, self.settings.test_samples, precision, progress
-        )
-
-    def _evaluate(
-        self,
-        theta: Weights,
-        rewards: dict[str, Reward],
-        prompts: list[list[int]],
-        split: str,
-        samples: int,
-        precision: str,
-        progress: Progress | None,
-    ) -> Evaluation:
-        s = self.settings
+        """θ on the prompts of a held-out split, of the settings' own unless given; or on other
+        `prompts`, of which `split` is the name.
+        """
+        s, split = self.settings, split or self.settings.held_out
+        if prompts is None:
+            prompts = list(self.held_out_prompts(split).values())
         return evaluate(
             theta,
             policy=self.policy,
             sft=self.sft,
             prompts=prompts,
             split=split,
-            samples=samples,
+            samples=samples or s.test_samples,
             new=s.max_new_tokens,
             temperature=s.temperature,
             rewards=rewards,

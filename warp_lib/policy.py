@@ -31,7 +31,7 @@ from .models.model_files import said_of
 from .prompts import PROMPT_TOKENS, prompts
 from .runs.checkpoint import load, weights_of
 from .runs.errors import Explained
-from .runs.identities import tokenizer_identity
+from .runs.identities import config_of, tokenizer_identity
 from .runs.paths import ROOT
 from .runs.progress import Progress
 from .runs.store import digest
@@ -308,14 +308,9 @@ class Policy:
     @cached_property
     def identity(self) -> str:
         """A digest of architecture and tokenizer, for keys; the weights have their own."""
-        config = {
-            k: v
-            for k, v in self.model.config.to_diff_dict().items()
-            if not k.startswith(("_", "transformers"))
-        }
         # BOS is said where there is one: what is stored of other policies keeps its name
         bos = [self.bos_ids] if self.bos_ids else []
-        return digest(config, tokenizer_identity(self.tokenizer), self.eos_ids, *bos)
+        return digest(config_of(self.model), tokenizer_identity(self.tokenizer), self.eos_ids, *bos)
 
 
 def _folder(name: str) -> Path:

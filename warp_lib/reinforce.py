@@ -85,15 +85,10 @@ def reinforce(
             progress.check()
             with torch.no_grad():
                 kl = log_pi - anchor.step_log_probs(y, s.temperature).sum(1)
-                numbers = (
-                    {}
-                    if t % SFT_EVERY
-                    else {
-                        "kl_sft": (
-                            (log_pi - sft.step_log_probs(y, s.temperature).sum(1)).mean().item()
-                        )
-                    }
-                )
+                numbers = {}
+                if t % SFT_EVERY == 0:
+                    log_sft = sft.step_log_probs(y, s.temperature).sum(1)
+                    numbers = {"kl_sft": (log_pi - log_sft).mean().item()}
         progress.check()
         value = policy_gradient_loss(
             log_pi,

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from .models import hub
-from .models.model_files import POINTER, Unfit, first_line, said_of
+from .models.model_files import Unfit, first_line, refuse_pointer, said_of
 from .runs import paths
 from .runs.errors import reason
 
@@ -217,10 +217,7 @@ def _columns(file: Path) -> list[str]:
             first = opened.readline(100_000)
     except OSError as error:
         raise Unfit(f"cannot be read: {file.name}: {reason(error)}") from error
-    if first.startswith(POINTER):
-        raise Unfit(
-            f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder"
-        )
+    refuse_pointer(file, first)
     if not first.strip():
         raise Unfit(
             f"has an empty first line in {file.name}: name the columns there"

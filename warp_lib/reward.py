@@ -31,7 +31,7 @@ from .models import encoders, hub, loading
 from .models.model_files import Unfit, first_line, refuse_non_finite, said_of
 from .runs.checkpoint import Checkpoint, load, weights_of
 from .runs.errors import Explained
-from .runs.identities import tokenizer_identity
+from .runs.identities import config_of, tokenizer_identity
 from .runs.progress import Progress
 from .runs.seeds import numpy_stream, stream
 from .runs.store import digest, memoise, save_tensors
@@ -92,12 +92,8 @@ class Reward:
             cls(raw, **moments)  # which refuses what nothing can be divided by, before it is kept
             return moments
 
-        return cls(
-            raw,
-            **memoise(
-                "standard", {"scorer": raw.identity, "texts": digest(list(sft_texts))}, make
-            ).record,
-        )
+        inputs = {"scorer": raw.identity, "texts": digest(list(sft_texts))}
+        return cls(raw, **memoise("standard", inputs, make).record)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return (self.raw(texts) - self.mean) / self.sd
@@ -127,15 +123,10 @@ class EncoderScorer:
         multiply_in_parts(self.model)
         longest = min(LONGEST, encoders.positions(self.model), tokenizer.model_max_length)
         self.longest = int(longest)
-        kept = {
-            k: v
-            for k, v in self.model.config.to_diff_dict().items()
-            if not k.startswith(("_", "transformers"))
-        }
         self.identity = digest(
             weights_of(self.model),
             self.longest,
-            kept,
+            config_of(self.model),
             self.tokenizer.get_vocab(),
             *_beyond_vocabulary(tokenizer),
         )

@@ -255,19 +255,15 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
                 f"{f.name} must be {' or '.join(allowed['among']) or 'a name'}, not {value!r}."
             )
         return value
-    whole = f.type is int
-    number = (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-    )
-    number = number and (not whole or value == int(value))
+    whole, least, most = f.type is int, allowed["least"], allowed["most"]
     if (
-        not number
-        or value < (least := allowed["least"])
-        or ((most := allowed["most"]) is not None and value > most)
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not abs(value) < math.inf
+        or (whole and value != int(value))
+        or not least <= value <= (math.inf if most is None else most)
     ):
         kind = "a whole number" if whole else "a number"
-        least = allowed["least"]
-        most = allowed["most"]
         span = f"from {least:g} to {most:g}" if most is not None else f"of at least {least:g}"
         raise Explained(f"{f.name} must be {kind} {span}, not {value!r}.")
     if abs(value) > (largest := 2**63 - 1 if f.name == "seed" else LARGEST):

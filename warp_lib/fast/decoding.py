@@ -3,7 +3,6 @@
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -120,8 +119,8 @@ def decode_gpt2(
         cache = torch.empty(2, n, heads, prompt + new, width // heads, dtype=dtype, device=device)
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         dense = [of_layer(layer, n) for layer in layers]
-        blocks.append((norm(block.ln_1), norm(block.ln_2), block.mlp.act, cache, *dense))
-    last, of_token, of_place = norm(body.ln_f), body.wte.weight, body.wpe.weight
+        blocks.append((block.ln_1.forward, block.ln_2.forward, block.mlp.act, cache, *dense))
+    last, of_token, of_place = body.ln_f.forward, body.wte.weight, body.wpe.weight
     head = of_layer(model.lm_head, n)
 
     def next_logits(ids: Tensor, at: Tensor, start: int, hidden: Tensor) -> Tensor:
@@ -229,17 +228,6 @@ def joined(*layers: nn.Linear) -> nn.Linear:
         whole = nn.Linear(weight.shape[1], len(weight), bias=False)
     whole.weight = nn.Parameter(weight, requires_grad=False)
     return whole
-
-
-def norm(layer: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
-    """The layer norm of float32 x, in float32."""
-    return partial(
-        torch.layer_norm,
-        normalized_shape=layer.normalized_shape,
-        weight=layer.weight,
-        bias=layer.bias,
-        eps=layer.eps,
-    )
 
 
 def is_plain_gpt2(model: PreTrainedModel) -> bool:

@@ -342,14 +342,14 @@ def _turn(control: Any, texts: list[str]) -> None:
 
 
 def export(comparison: Comparison, view: tuple[str, str]) -> list[Path]:
-    """Write the figure as HTML, SVG and PNG, and its points as CSV, to runs/explorer.
+    """Write the figure as HTML and SVG, and its points as CSV, to runs/explorer.
 
     The HTML stands on its own and fetches nothing. Returns the files.
     """
     folder = paths.folder("explorer")
     figure = titled(comparison, view)
     export_figure(figure, folder, "explorer")
-    page, kinds = folder / "explorer.html", ("html", "svg", "png", "csv")
+    page, kinds = folder / "explorer.html", ("html", "svg", "csv")
     figure.write_html(page, include_plotlyjs=True, config={"displaylogo": False})
     rows = pd.concat([side.points.assign(side=side.name) for side in comparison.sides])
     rows = rows.drop(columns="file").dropna(axis="columns", how="all")

@@ -166,10 +166,6 @@ class Loop:
     ended: float | None = None
     points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
-    def seconds(self) -> float:
-        """Seconds since the loop began, or that it took."""
-        return (self.ended or time.monotonic()) - self.began
-
     def to_go(self) -> float | None:
         """Seconds to go at the pace after the first step, which warms up; None until the second."""
         if self.first is None or self.latest is None or self.latest == self.first:
@@ -182,7 +178,8 @@ class Loop:
         """Where the loop is, in one line of text."""
         if self.before == self.total:
             return f"{self.title}: {self.total}/{self.total}, from an earlier run"
-        text = f"{self.title}: {self.done}/{self.total} in {duration(self.seconds())}"
+        took = (self.ended or time.monotonic()) - self.began
+        text = f"{self.title}: {self.done}/{self.total} in {duration(took)}"
         if self.ended is None and (to_go := self.to_go()) is not None:
             text += f", about {duration(to_go)} to go"
         latest = self.points[-1][1] if self.points else {}

@@ -86,14 +86,11 @@ class Playground:
             for name, delta in deltas.items()
         }
 
-    def target(self, mix: Mix) -> Weights:
-        """The weights at η = 1."""
-        first, second = self.tuned[mix.first], self.tuned[mix.second]
-        return between(self.experiment.theta_sft, first, second, mix.share)
-
     def theta(self, mix: Mix) -> Weights:
         """The weights of a mix."""
-        return interpolate(self.experiment.theta_sft, self.target(mix), mix.eta)
+        sft = self.experiment.theta_sft
+        whole = between(sft, self.tuned[mix.first], self.tuned[mix.second], mix.share)
+        return interpolate(sft, whole, mix.eta)
 
     def layers(self, mix: Mix) -> list[dict[str, Any]]:
         """`merging.geometry` of the mix's two policies (1 and 2) and of its own weights (3)."""

@@ -84,7 +84,7 @@ def read_json(file: Path) -> Any:
         raw = file.read_bytes()
     except OSError as error:
         raise Unfit(f"cannot be read: {file.name}: {reason(error)}") from error
-    _refuse_pointer(file, raw)
+    refuse_pointer(file, raw)
     try:
         return json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -98,7 +98,8 @@ def read_json(file: Path) -> Any:
         raise Unfit(f"has a damaged {file.name}: it is not valid JSON ({where})") from error
 
 
-def _refuse_pointer(file: Path, raw: bytes) -> None:
+def refuse_pointer(file: Path, raw: bytes) -> None:
+    """Raise Unfit if a file's first bytes are those of a Git LFS pointer."""
     if raw.startswith(POINTER):
         raise Unfit(
             f"has a Git LFS pointer in place of {file.name}: run `git lfs pull` in its folder"
@@ -176,7 +177,7 @@ def _header(file: Path) -> dict[str, Stored]:
     try:
         with file.open("rb") as opened:
             size, begin = file.stat().st_size, opened.read(8)
-            _refuse_pointer(file, begin + opened.read(len(POINTER) - 8))
+            refuse_pointer(file, begin + opened.read(len(POINTER) - 8))
             length = int.from_bytes(begin, "little")
             if size < 8 or (length <= LARGEST_HEADER and 8 + length > size):
                 raise Unfit(

@@ -129,18 +129,13 @@ def judge_title(results: pd.DataFrame, judge: str) -> str:
     return f"From SFT to WARP r̃ rises by {rise['reward']} and the judge's score by {rise[judge]}"
 
 
-def _place(matched: Matched, below: str, above: str, same: str) -> str:
-    return {1: above, -1: below, 0: same}[matched.difference.side]
-
-
 def pareto_title(path: Matched) -> str:
     """Where WARP's front lies beside REINFORCE's path, on one seed."""
-    return _place(
-        path,
-        f"At {path.kl:.1f} nats WARP earns less than REINFORCE on this seed",
-        f"At {path.kl:.1f} nats WARP earns more than REINFORCE on this seed",
-        "WARP and REINFORCE cannot be told apart on this seed",
-    )
+    return {
+        1: f"At {path.kl:.1f} nats WARP earns more than REINFORCE on this seed",
+        -1: f"At {path.kl:.1f} nats WARP earns less than REINFORCE on this seed",
+        0: "WARP and REINFORCE cannot be told apart on this seed",
+    }[path.difference.side]
 
 
 def pareto(path: Matched, line: Matched, beyond: Sequence[str]) -> str:
@@ -149,7 +144,8 @@ def pareto(path: Matched, line: Matched, beyond: Sequence[str]) -> str:
     path: WARP less REINFORCE's path at the largest KL that both reach; line: less its LITI line at
     half of it; beyond: methods that pass the 99th percentile of real positive openings.
     """
-    verdict = _place(path, f"Not at {path.kl:.1f} nats", "Yes", "Not detectably")
+    sides = {1: "Yes", -1: f"Not at {path.kl:.1f} nats", 0: "Not detectably"}
+    verdict = sides[path.difference.side]
     exploited = (
         f" {' and '.join(beyond)} pass the 99th percentile of real positive openings, where gains"
         " are the reward model's quirks."

@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from ..study import rounding
 from ..study.cells import Cell
 from ..study.fronts import Effect, Interval
-from ..study.outcomes import LOW, MERGES, Outcome, averaged_out, mean_front
+from ..study.outcomes import LOW, MEASURES, MERGES, Outcome, averaged_out, mean_front
 from .look import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, YELLOW, label_ends, titled
 
 REWARD = "reward r̃ (SFT standard deviations)"
@@ -350,15 +350,7 @@ class Table:
 
 def summary_table(results: pd.DataFrame) -> Table:
     """The results ± 2 standard errors, a row a checkpoint, for reading."""
-    columns = {
-        "reward r̃ ± 2 s.e.": "reward",
-        "KL, nats": "kl",
-        "judge": "judge",
-        "TF-IDF judge": "judge_tfidf",
-        "entropy, nats a token": "entropy",
-        "distinct-2": "distinct2",
-        "SFT's perplexity": "perplexity",
-    }
+    columns = {"reward r̃ ± 2 s.e.": "reward", "KL, nats": "kl"} | MEASURES
 
     def pair(row: dict[str, Any], column: str) -> str:
         return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"

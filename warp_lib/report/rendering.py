@@ -57,20 +57,16 @@ def export_figure(fig: go.Figure, folder: Path, stem: str) -> None:
         (folder / f"{stem}.svg").write_text(svg, encoding="utf-8")
 
 
+@cache
 def can_draw() -> bool:
     """Whether Chromium draws an image here; the first time that it does not, a sentence says so."""
     drawn = _browser()
     if not drawn:
-        _say_that_there_is_none()
+        print(
+            "No Chromium or Chrome draws images here: figures are interactive only, without PNG and"
+            " SVG."
+        )
     return drawn
-
-
-@cache
-def _say_that_there_is_none() -> None:
-    print(
-        "No Chromium or Chrome draws images here: figures are interactive only, without PNG and"
-        " SVG."
-    )
 
 
 def _browser() -> bool:

@@ -81,15 +81,9 @@ class Checkpoint:
         """Raise NotFinite if anything that the optimiser is about to learn from is not a finite
         number: the last place where nothing of the step remains. A gradient whose norm overflows
         counts: Adam would square it."""
-        of = next(
-            (
-                f"its {name.replace('_', ' ')} is {value}"
-                for name, value in numbers.items()
-                if not math.isfinite(value)
-            ),
-            None,
-        )
-        if of is None:
+        odd = [name for name, value in numbers.items() if not math.isfinite(value)]
+        of = f"its {odd[0].replace('_', ' ')} is {numbers[odd[0]]}" if odd else ""
+        if not of:
             gradients = [
                 p.grad
                 for o in self.optimisers

@@ -213,14 +213,9 @@ def _intact(folder: Path) -> dict | None:
     """
     try:
         record = _read_record(folder)
-        return (
-            record
-            if record
-            and all(
-                file_digest(folder / name) == expected for name, expected in record["files"].items()
-            )
-            else None
-        )
+        files = record["files"].items() if record else ()
+        whole = all(file_digest(folder / name) == expected for name, expected in files)
+        return record if whole else None
     except FileNotFoundError:
         return None
     except OSError as error:

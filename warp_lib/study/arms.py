@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
-
-import numpy as np
 
 from ..dpo import MakePairs, Pairs, for_all_runs
 from ..experiment import Experiment, Point, reinforce_points, warp_points
@@ -45,16 +44,9 @@ def by_warp(experiment: Experiment, reward: Reward, progress: Progress) -> Train
 def by_warp_beside_one_run(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """WARP, and the line from SFT through its very first run: that is REINFORCE of T steps."""
     iterations = experiment.warp(experiment.aligner(reward, progress))
-    s, sft, run = experiment.settings, experiment.theta_sft, iterations[0].runs[0]
-
-    def points() -> Iterator[Point]:
-        yield from warp_points(sft, iterations, s)
-        for eta in np.linspace(0, 1, s.front_points):
-            yield Point(
-                "reinforce-liti", interpolate(sft, run.weights, eta), s.steps, run.seconds, eta=eta
-            )
-
-    return points(), _angles(iterations)
+    s, sft = experiment.settings, experiment.theta_sft
+    line = reinforce_points(sft, iterations[0].runs[0], s)  # it kept no checkpoints
+    return chain(warp_points(sft, iterations, s), line), _angles(iterations)
 
 
 def _warp_of(experiment: Experiment, align: Aligner) -> Trained:

@@ -64,11 +64,6 @@ class Contrast(Effect):
     high: float
     ends: dict[int, float]
 
-    @property
-    def short(self) -> dict[int, float]:
-        """Those of `ends` that are less than `high`."""
-        return {seed: end for seed, end in self.ends.items() if end < self.high}
-
 
 # ------------------------------------------------------------------------------------------- fronts
 

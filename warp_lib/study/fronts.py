@@ -1,7 +1,5 @@
 """Reward/KL fronts: their points, their mean reward over KL, differences and their intervals.
 
-from ..runs.errors import Explained
-
 A front is read linearly between its points and never beyond them. Reading it needs no torch.
 """
 
@@ -252,16 +250,6 @@ class Effect:
         if self.few:
             return {f"{name}, seed {seed} (over prompts)": i for seed, i in self.by_seed.items()}
         return {name: self.both}
-
-    def named(self, name: str) -> dict[str, Interval]:
-        """For a figure: its intervals over prompts, over seeds and over both, or as `rows`."""
-        if self.few:
-            return self.rows(name)
-        return {
-            f"{name}, over prompts": self.over_prompts,
-            f"{name}, over seeds": self.over_seeds,
-            f"{name}, over both": self.both,
-        }
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ ASKED = {
     "long-run": ("the long run", 6),
     "turnover": ("an anchor that turns over five times", 4),
 }
+MEASURES = {  # of a checkpoint beside r̃ and KL, in words
+    "judge": "judge",
+    "TF-IDF judge": "judge_tfidf",
+    "entropy, nats a token": "entropy",
+    "distinct-2": "distinct2",
+    "SFT's perplexity": "perplexity",
+}
 # the paper's first
 MERGES = {
     "slerp-layer": "an angle a layer",
@@ -93,9 +100,9 @@ class Outcome:
         """The same unit, its front of fewer points."""
         return replace(self, where=where)
 
-    def along_eta(self, method: str) -> pd.DataFrame:
-        """The rows of a line over η on test prompts, by increasing η."""
-        rows = self.of("test")
+    def along_eta(self, method: str, split: str = "test") -> pd.DataFrame:
+        """The rows of a line over η on the prompts of a split, by increasing η."""
+        rows = self.of(split)
         return rows[rows["method"] == method].sort_values("eta")
 
     def kl(self, split: str) -> np.ndarray:
@@ -343,15 +350,7 @@ def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list
     """Each unit's point of largest KL on test prompts: reward, judges and the texts' variety, ± 2
     standard errors.
     """
-    columns = {
-        "KL, nats": "kl",
-        "r̃": "reward",
-        "judge": "judge",
-        "TF-IDF judge": "judge_tfidf",
-        "entropy, nats a token": "entropy",
-        "distinct-2": "distinct2",
-        "SFT's perplexity": "perplexity",
-    }
+    columns = {"KL, nats": "kl", "r̃": "reward"} | MEASURES
     rows = []
     for seed, arm in product(seeds, arms):
         points = outcome(experiment, arm, seed).points("test")

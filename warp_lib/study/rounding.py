@@ -47,7 +47,7 @@ def by_pass(among: Iterable[int]) -> pd.DataFrame:
     units, rows = {seed: trained("split", seed) for seed in among}, []
     for method, passed in product(LINES, PASSES):
         split = "test" if passed == "float32" else f"test in {passed}"
-        lines = {seed: _along(unit.of(split), method) for seed, unit in units.items()}
+        lines = {seed: unit.along_eta(method, split) for seed, unit in units.items()}
         for k, eta in enumerate(next(iter(lines.values()))["eta"]):
             points = {seed: line.iloc[k] for seed, line in lines.items()}
             row: dict[str, Any] = {"method": method, "eta": eta, "passed": passed}
@@ -98,7 +98,7 @@ def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
     kls = {}
     for method, seed, split in product(LINES, among, ("test", "test in bfloat16")):
         unit = trained("split", seed)
-        points = _along(unit.of(split), method).index
+        points = unit.along_eta(method, split).index
         kls[method, seed, split] = unit.scores[f"{split}.kl"][points]
     reach = min(float(kl.mean(1).max()) for (_, _, split), kl in kls.items() if split == "test")
 
@@ -146,10 +146,6 @@ def table(measured: pd.DataFrame) -> list[dict[str, Any]]:
             row[f"KL to the pass: {PASSES[passed]}"] = f"{by[passed]['pass_kl']:.3f}"
         rows.append(row)
     return rows
-
-
-def _along(rows: pd.DataFrame, method: str) -> pd.DataFrame:
-    return rows[rows["method"] == method].sort_values("eta")
 
 
 def _mean(unit: Outcome, method: str, iteration: int, score: str) -> np.ndarray:
