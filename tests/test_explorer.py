@@ -481,8 +481,8 @@ def test_app_keeps_the_view_in_its_address(app, address):
     expect(texts).to_be_visible(timeout=60_000)
     assert app.url == kept and texts.inner_text() == said
     expect(app.get_by_label("WARP-DPO vs DPO", exact=True)).to_be_checked()
-    app.errors.clear()
-    app.goto(f"{address}?compare=nonsense&to=1e99&point=%3Cscript%3E")
+    app.goto(f"{address}?compare=nonsense&to=1e99&point=%3Cscript%3E", wait_until="commit")
+    app.errors.clear()  # those of the page that was left
     app.locator(".scatterlayer .point").first.wait_for(timeout=120_000)
     expect(app.get_by_label("WARP vs REINFORCE", exact=True)).to_be_checked()
     assert app.errors == []
@@ -500,6 +500,9 @@ def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
     for width, scheme in product((1400, 420), ("light", "dark")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
+        if (width, scheme) == (420, "dark"):  # as it opens there, and not only as it changes
+            page.reload()
+            expect(region).to_be_visible(timeout=60_000)
         # names stand beside the lines where there is room
         expect(legend).to_have_count(int(width == 420))
         page.wait_for_function("document.querySelector('.js-plotly-plot .annotation-text')")
@@ -597,6 +600,7 @@ def _gone(kernel: psutil.Process) -> bool:
 def test_app_hands_out_its_points(app):
     fresh(app)
     app.get_by_role("button", name="Export").click()
+    app.locator("a[download='explorer.svg']").wait_for(timeout=60_000)
     link = app.locator("a[download='explorer.csv']")
     link.wait_for(timeout=60_000)
     with app.expect_download() as given:

@@ -48,7 +48,7 @@ def named(h, beta):
 
 def test_a_function_of_ones_own_needs_an_identity():
     """Guards: two lambdas under one key; a name that stays when the function changes."""
-    for loss in (Loss(), named, lambda h, beta: h, partial(sigmoid_loss)):
+    for loss in (Loss(), named, lambda h, beta: h, partial(sigmoid_loss), dict.fromkeys):
         with pytest.raises(ValueError, match=r"needs an attribute `identity`.*\.$"):
             function_identity(loss)
     named.identity = "mine"

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import plotly.graph_objects as go
 import pytest
 import torch
 from nbformat import v4
@@ -19,7 +20,7 @@ from warp_lib.__main__ import main
 from warp_lib.fast import machine
 from warp_lib.report import publish, run
 from warp_lib.report.page import write_page
-from warp_lib.report.rendering import can_draw
+from warp_lib.report.rendering import can_draw, export_figure
 from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.jobs import Ended, Job, run_here
@@ -83,6 +84,19 @@ def test_a_still_image_stands_beside_a_figure(toy):
     """Guards: figures that viewers without JavaScript do not see, as on GitHub."""
     kept = [(toy / "runs" / "toy" / "notebooks" / name).read_text() for name in NAMES]
     assert [text.count('"image/png"') for text in kept] == [1 if can_draw() else 0, 0]
+
+
+@pytest.mark.skipif(not can_draw(), reason="there is no browser")
+def test_a_figure_is_the_same_file_twice(tmp_path):
+    """Guards: an SVG that differs by plotly.js's random names, and so in every commit; a PNG that
+    nobody asked for.
+    """
+    drawn = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        export_figure(go.Figure(go.Scatter(y=[1, 3, 2], fill="tozeroy")), folder, "front")
+        assert {file.suffix for file in folder.iterdir()} == {".html", ".svg", ".js"}
+        drawn.append((folder / "front.svg").read_text())
+    assert drawn[0] == drawn[1] and "<svg" in drawn[0]
 
 
 @pytest.fixture

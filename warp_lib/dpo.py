@@ -226,17 +226,19 @@ def dpo(
         run_id: names the order in which the run sees the pairs, each once before any comes again.
         policy: lends its architecture and tokenizer; its weights are overwritten.
         pairs: from θ_init and the run's name, made anew (see `for_all_runs`) or always the same.
+        loss: `sigmoid_loss`, `hinge_loss`, `ipo_loss`, or your own (see `function_identity`).
         settings: temperature, batch_size, learning_rate, beta, mu, precision; steps unless given.
         keep_every: keep the weights along the way every so many steps.
 
-    Raises ValueError for β = 0.
+    Raises ValueError for β = 0, and for a loss that has no identity.
     """
     s = settings
     if not s.beta:
         raise Explained("beta must be above 0 for DPO: at 0 no pair is worth anything.")
+    named = function_identity(loss)  # before pairs are made, which takes minutes
     preferences, count = pairs(theta_init, run_id), steps or s.steps
     used = {name: getattr(s, name) for name in ("temperature", "batch_size", "beta", "precision")}
-    inputs = used | {"pairs": preferences.identity, "loss": function_identity(loss)}
+    inputs = used | {"pairs": preferences.identity, "loss": named}
 
     def rows(t: int) -> list[int]:
         return batch(range(len(preferences)), s.batch_size // 2, 1, run_id, t)

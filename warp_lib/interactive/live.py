@@ -393,7 +393,11 @@ def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
     rows = -(-len(titles) // columns) or 1
     above = [html.escape(title) for title in titles]
     gap = 90 / (230 * rows)  # of the height, where a title stands
-    figure = make_subplots(rows, columns, subplot_titles=above, vertical_spacing=gap)
+    places = [[{} for _ in range(columns)] for _ in range(rows)]
+    for empty in range(max(len(titles), 1), rows * columns):
+        places[-1][empty % columns] = None
+    around: dict[str, Any] = {"subplot_titles": above, "vertical_spacing": gap}
+    figure = make_subplots(rows, columns, specs=places, **around)
     figure.update_annotations(font_size=13)
     margin = {"l": 10, "r": 10, "t": 40, "b": 20}
     legend = {"y": -30 / (230 * rows), "yanchor": "top"}

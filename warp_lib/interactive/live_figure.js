@@ -1,4 +1,4 @@
-// Behind report/narrow.js: draws one plotly figure and follows it, in the reader's theme. Made for live_figure.py, which says why it is not plotly's own widget.
+// Stands after report/narrow.js, whose layOutNarrow it calls. Draws one plotly figure and follows it, in the reader's theme. Made for live_figure.py, which says why it is not plotly's own widget.
 
 // One plotly for the page, however many figures, kernels and models of this file there are.
 function plotly(manager, id) {

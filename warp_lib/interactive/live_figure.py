@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from ..report import look
 
-NARROW = Path(look.__file__).with_name("narrow.js")  # the report's page has it, too
+SHARED = Path(look.__file__).with_name("narrow.js")  # the report's page has it, too
 Figure = go.Figure | dict[str, Any]
 """plotly's, or its JSON, which is not checked."""
 
@@ -46,7 +46,7 @@ class LiveFigure(anywidget.AnyWidget):
             passed over.
     """
 
-    _esm = NARROW.read_text() + Path(__file__).with_suffix(".js").read_text()
+    _esm = SHARED.read_text() + Path(__file__).with_suffix(".js").read_text()
     _plotly = traitlets.Unicode().tag(sync=True)  # the models' ids
     _content = traitlets.Unicode().tag(sync=True)
     _looks = traitlets.Dict().tag(sync=True)  # what the page may choose: see live_figure.js

@@ -34,7 +34,10 @@ function unfoldRows(layout) {
 function unfoldTitle(layout) {
   const { title, meta, margin } = layout;
   if (!title?.text || !meta?.finding) return;
-  const lines = (text, pixels) => text.match(RegExp(`(.{1,${Math.floor((layout.width - 30) / pixels)}}|\\S+)(?= |$)`, "g")).map((line) => line.trim());
+  const lines = (text, pixels) => {
+    const most = Math.max(8, Math.floor((layout.width - 30) / pixels));
+    return (text.match(RegExp(`(.{1,${most}}|\\S+)(?= |$)`, "g")) ?? [text]).map((line) => line.trim());
+  };
   const finding = lines(meta.finding, 9), caption = lines(meta.caption, 7);
   const more = (now, before) => now.length - before.split("<br>").length;
   const taller = 23 * more(finding, title.text) + 17 * more(caption, title.subtitle.text);

@@ -104,7 +104,7 @@ def _starts() -> bool:
     # through importing.
     trial = threading.Thread(
         target=lambda: drawn.append(
-            pio.to_image({"data": [], "layout": {}}, "png", validate=False)
+            server.call_function("calc_fig", {"data": [], "layout": {}}, opts={"format": "png"})
         ),
         daemon=True,
     )

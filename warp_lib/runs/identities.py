@@ -1,6 +1,4 @@
-"""What a tokenizer and a person's own function are, for keys of the store: two that do different
-things never share one.
-"""
+"""What tokenizers, configurations, losses and rankings are called in keys of the store."""
 
 import json
 from collections.abc import Callable
@@ -52,7 +50,7 @@ def function_identity(function: Callable) -> str:
     if isinstance(identity := getattr(function, "identity", None), str):
         return identity
     name = getattr(function, "__qualname__", "")
-    if getattr(function, "__module__", "").startswith(PACKAGE) and name.isidentifier():
+    if (getattr(function, "__module__", None) or "").startswith(PACKAGE) and name.isidentifier():
         return name  # at the top of a module: neither a lambda nor within another function
     raise Explained(
         f"{name or type(function).__name__} as a loss or a ranking needs an attribute `identity`, a"
