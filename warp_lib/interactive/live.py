@@ -393,7 +393,7 @@ def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
     rows = -(-len(titles) // columns) or 1
     above = [html.escape(title) for title in titles]
     gap = 90 / (230 * rows)  # of the height, where a title stands
-    places = [[{} for _ in range(columns)] for _ in range(rows)]
+    places: list[list[dict | None]] = [[{} for _ in range(columns)] for _ in range(rows)]
     for empty in range(max(len(titles), 1), rows * columns):
         places[-1][empty % columns] = None
     around: dict[str, Any] = {"subplot_titles": above, "vertical_spacing": gap}
