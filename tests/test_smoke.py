@@ -29,7 +29,7 @@ def run(command: list[str], runs) -> str:
         "OMP_NUM_THREADS": "2",  # two notebooks side by side, as on most machines
         # the processors are other tests', too: threads that wait must not keep them busy
         "OMP_WAIT_POLICY": "passive",
-        # no still images, which are a third of a report's time: tests/test_report.py has them drawn
+        # no still images, most of notebook 6's time: tests/test_report.py has them drawn
         "BROWSER_PATH": str(runs / "no-browser"),
     }
     done = subprocess.run(

@@ -16,7 +16,7 @@ from ..runs.paths import ROOT
 from ..runs.progress import Progress
 from ..runs.store import digest, save_tensors, write_json
 from ..settings import Settings
-from ..study.fronts import Interval
+from ..study.fronts import Interval, signed
 from ..study.units import COMMIT
 from .deltas import pack, unpack
 
@@ -131,7 +131,8 @@ def rows() -> list[dict[str, Any]]:
         return f"{values[0]:.2f} ± {2 * values[1]:.2f}".replace("-", "−")
 
     def interval(values: list[float]) -> str:
-        return "{:+.2f} ({:+.2f} to {:+.2f})".format(*values).replace("-", "−")
+        mean, low, high = (signed(value, 2) for value in values)
+        return f"{mean} ({low} to {high})"
 
     return [
         {
