@@ -10,6 +10,7 @@ import pytest
 from warp_lib.report import answers
 from warp_lib.study.contrasts import Contrast
 from warp_lib.study.fronts import Effect, Interval, Matched
+from warp_lib.study.outcomes import Outcome
 
 SPREAD = np.linspace(-0.1, 0.1, 40)
 
@@ -51,7 +52,11 @@ def said() -> dict[str, str]:
         "3": answers.warp(RUN, 2, 2, 40),
         "4": answers.reinforce(RUN.assign(method="reinforce"), 160),
         "5": answers.pareto(path, line, []),
-        "6": answers.primary(contrast(0.0), contrast(-0.3)),
+        "6": answers.primary(
+            contrast(0.0),
+            contrast(-0.3),
+            answers.why({"i": effect(0.0)}, {100: effect(0.3)}, {100: effect(0.4)}),
+        ),
         "7": answers.dpo(contrast(0.0), contrast(0.2)),
     }
 
@@ -80,6 +85,29 @@ def test_answers_take_the_side_of_their_numbers():
     assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
     titles = [answers.primary_title(contrast(mean), contrast(-0.3)) for mean in (0, 0.2, -0.2)]
     assert ["told apart" in titles[0], "more" in titles[1], "less" in titles[2]] == [True] * 3
+
+
+def test_the_cause_takes_the_side_of_its_numbers():
+    """Guards: a rival's gain told as WARP's alone, a checkpoint that only one of them has, merging
+    judged by one iteration.
+    """
+    gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
+    shared = answers.why({"1": none}, {50: gain, 100: gain}, {100: effect(0.4)})
+    assert "beat REINFORCE stopped after 100 steps, by +0.300 (95% CI" in shared
+    assert (
+        "but so does REINFORCE's own LITI line, by +0.400" in shared
+        and "gains nothing detectable" in shared
+    )
+    assert "which REINFORCE's own LITI line does not (" in answers.why(
+        {"1": none}, {100: gain}, {100: none}
+    )
+    assert answers.why({"1": none, "2": gain}, {9: none}, {9: gain}).endswith(
+        "; merging runs gains reward at equal KL."
+    )
+    assert "in one iteration and loses it" in answers.why(
+        {"1": loss, "2": gain}, {9: none}, {9: gain}
+    )
+    assert "above 1 of REINFORCE's 2" in answers.why_title([gain, none], [gain, gain])
 
 
 def test_titles_say_what_is_drawn():
@@ -122,3 +150,12 @@ def test_key_numbers_are_the_contrasts():
     assert all(text in shown for text in ("−0.010", "−0.30", f"{contrast(-0.01).detectable:.3f}"))
     few = replace(contrast(-0.01), by_prompt={0: SPREAD})
     assert "nan" not in answers.key_numbers(few, contrast(-0.3))
+
+
+def test_ends_are_those_of_largest_kl():
+    """Guards: the largest reward in place of the largest KL's, a count over arms."""
+    rows = pd.DataFrame({"split": "test", "method": "x", "kl": [5.0, 1.0], "reward": [1.2, 2.0]})
+    low, high = (Outcome(rows.assign(reward=rows.reward + more), {}, {}) for more in (0, 0.4))
+    text = answers.ends({"warp": [low, high], "reinforce": [low]}, {"p99": 1.4})
+    assert "WARP averages 1.40 and passes it on 1 of 2 seeds" in text
+    assert "batch 64 averages 1.20 and passes it on none of 1 seeds" in text

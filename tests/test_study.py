@@ -31,7 +31,7 @@ from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
 from warp_lib.study import arms, contrasts, kept_reward, outcomes, plan, run, units
 from warp_lib.study.contrasts import Contrast, contrast
-from warp_lib.study.fronts import Interval
+from warp_lib.study.fronts import Interval, bootstrap
 from warp_lib.study.outcomes import (
     angle_rows,
     finished_seeds,
@@ -1069,27 +1069,69 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
         rows.loc[rows["split"] == "validation", "reward"] += 5
         rows.to_csv(file, index=False)
     found = contrasts.averages("x", "warp", ["rival"], [0, 1])
-    assert list(found) == [
-        "iteration 1: single runs",
-        "iteration 1: their SLERP",
-        "iteration 1: LITI, where the next begins",
-        "iteration 2: their SLERP",
-    ]
-    heights = [effect["height over rival"].both.mean for effect in found.values()]
+    assert list(found) == [(1, "run"), (1, "slerp"), (1, "liti"), (2, "slerp")]
+    heights = [effect["rival"].both.mean for effect in found.values()]
     assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-6)
-    merged = found["iteration 1: their SLERP"]
+    merged = found[1, "slerp"]
     assert merged["r̃"].both.mean == pytest.approx(1.1) and merged["KL, nats"].both.mean == 2
     for seed in (0, 1):
         keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
-    assert (
-        "height over near"
-        not in contrasts.averages("x", "warp", ["near"], [0, 1])["iteration 1: single runs"]
-    )  # one of them is at 3 nats
-    height = merged["height over rival"]
+    # one of them is at 3 nats
+    assert "near" not in contrasts.averages("x", "warp", ["near"], [0, 1])[1, "run"]
+    height = merged["rival"]
     assert height.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
     # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left
     # of that.
     assert height.over_prompts.high == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_gap_counts_that_kl_is_a_mean_over_the_same_prompts():
+    """Against a bootstrap over prompts. Guards: the front's KL or the policy's taken as known."""
+    rng = np.random.default_rng(0)
+    # prompts on which KL is larger earn more, on every policy
+    prompt = rng.normal(size=(1, 400))
+    kl = np.array([[0.0], [1.0], [3.0]]) * (1 + 0.3 * prompt + 0.1 * rng.normal(size=(3, 400)))
+    reward = np.array([[0.0], [0.8], [1.2]]) + 0.2 * prompt + 0.1 * rng.normal(size=(3, 400))
+    rows = pd.DataFrame({"split": "test", "method": "warp", "kl": kl.mean(1)})
+    rows = pd.concat([rows, rows.assign(split="validation")])
+    scores = {"test.reward": reward, "test.kl": kl, "validation.reward": reward}
+    own_kl, own = 2.0 * (1 + 0.6 * prompt[0]), 0.9 + 0.2 * rng.normal(size=400)
+    gap = outcomes.Outcome(rows, scores, {}).gap(own, own_kl)
+    assert gap is not None
+
+    def number(share: np.ndarray) -> float:
+        front = float(np.interp(own_kl @ share, kl @ share, reward @ share))
+        return float(own @ share) - front
+
+    drawn, found = bootstrap(number, 400), Interval.of(gap)
+    assert found.mean == pytest.approx(drawn.mean)
+    assert found.high - found.low == pytest.approx(drawn.high - drawn.low, rel=0.05)
+    known = Interval.of(own - np.array([0, 0.5, 0.5]) @ reward)
+    assert abs((known.high - known.low) / (drawn.high - drawn.low) - 1) > 0.1
+    assert outcomes.Outcome(rows, scores, {}).gap(own, own_kl + 2) is None
+
+
+def test_early_checkpoints_lie_below_a_front_and_below_reinforces_own_line(folder):
+    """Guards: the sign, the last checkpoint among the early ones, checkpoints in the own line's
+    front, one beyond the front's end.
+    """
+    points = [(0, 0), (1, 0.4), (2, 0.9), (4, 2.0), (0, 0), (2, 1.0), (4, 2.0)]
+    methods = ["sft", *["reinforce"] * 3, *["reinforce-liti"] * 3]
+    steps = [0, 100, 200, 300, 300, 300, 300]
+    for seed in (0, 1, 2):
+        keep(folder, "x", "reinforce", seed, points)
+        file = folder / "x" / f"reinforce-{seed}.csv"
+        rows = pd.read_csv(file).assign(method=methods * 2, steps=steps * 2)
+        rows.to_csv(file, index=False)
+        keep(folder, "x", "warp", seed, [(0, 0), (1.5, 1.5)])
+    line = contrasts.over_checkpoints("x", "reinforce", "reinforce", [0, 1, 2], contrasts.LITI_LINE)
+    assert {steps: one.both.mean for steps, one in line.items()} == pytest.approx(
+        {100: 0.1, 200: 0.1}, abs=1e-6
+    )
+    above = contrasts.over_checkpoints("x", "warp", "reinforce", [0, 1, 2])
+    assert {steps: one.both.mean for steps, one in above.items()} == pytest.approx(
+        {100: 0.6}, abs=1e-6
+    )
 
 
 def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):

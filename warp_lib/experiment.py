@@ -558,7 +558,7 @@ def warp_points(
 def reinforce_points(
     theta_sft: Weights, run: Run, settings: Settings, method: str = "reinforce"
 ) -> Iterator[Point]:
-    """One long run along its way, and its own LITI line to SFT."""
+    """One long run along its way, and its own LITI line."""
     pace = run.seconds / len(run.history)
     for steps, theta in run.checkpoints.items():
         yield Point(method, theta, steps, steps * pace)

@@ -76,7 +76,7 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
         "primary", main.arm, _finished("reinforce"), main.high, score, seeds
     )
     differences = {
-        f"− {ARMS[rival]}{', plain line to SFT' if which else ''}": one
+        f"− {ARMS[rival]}{', its LITI line' if which else ''}": one
         for (rival, which), one in each.items()
     }
     sides = [_arm(points, ("primary", arm), seeds, score) for arm in arms]

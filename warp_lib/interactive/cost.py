@@ -38,10 +38,10 @@ class Cost:
         whole = f"{self.steps:,} steps in {self.runs} {'runs' if self.runs > 1 else 'run'}"
         if self.stored == self.steps:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
+        stored = f", {self.stored:,} of them stored" if self.stored else ""
         return (
-            f"{whole}; {self.stored:,} steps stored, the other {self.steps - self.stored:,} take"
-            f" about {duration(self.seconds)} here ({self.pace:.2g} s a step, {self.source}), and"
-            " the evaluation comes on top."
+            f"{whole}{stored}: about {duration(self.seconds)} here ({self.pace:.2g} s a step,"
+            f" {self.source}), and the evaluation comes on top."
         )
 
 

@@ -112,7 +112,7 @@ def curves_title(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def liti_title(results: pd.DataFrame) -> str:
-    """What WARP's line to SFT keeps halfway."""
+    """What WARP's LITI line keeps halfway."""
     line = results.query("method == 'warp'").sort_values("eta")
     sft = results.query("method == 'sft'").iloc[0]
     half = line.iloc[(line.eta - 0.5).abs().argmin()]
@@ -198,8 +198,8 @@ def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
     return finding + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
 
 
-def primary(primary: Contrast, best_of_n: Contrast) -> str:
-    """The study's answer: the primary contrast, and the ceiling."""
+def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
+    """The study's answer: the primary contrast, its cause (see `why`), and the ceiling."""
     opening = {1: "Yes.", -1: "No: it earns less.", 0: "Not detectably."}[primary.side]
     both = primary.both
     excluded = {
@@ -208,16 +208,57 @@ def primary(primary: Contrast, best_of_n: Contrast) -> str:
         0: f"any gain above {plain(both.high, 3)}",
     }[primary.side]
     ceiling = (
-        " Best-of-n sampling from SFT, which trains nothing, earns"
+        "Best-of-n sampling from SFT, which trains nothing, earns"
         f" {plain(-best_of_n.both.mean, 2)} more than WARP{cut(best_of_n)}."
         if best_of_n.side < 0
         else ""
     )
-    return (
+    finding = (
         f"{opening} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
         f" {of_planned(len(primary.by_prompt))}, averaged over KL from {LOW:g} to"
         f" {primary.high:g} nats (a range fixed in advance)"
-        f"{f'; the interval excludes {excluded}' if not primary.few else ''}.{ceiling}"
+        f"{f'; the interval excludes {excluded}' if not primary.few else ''}."
+    )
+    return " ".join(part for part in (finding, why, ceiling) if part)
+
+
+def why(
+    merging: Mapping[str, Effect], early: Mapping[int, Effect], line: Mapping[int, Effect]
+) -> str:
+    """What WARP's averages are worth at equal KL, in a sentence.
+
+    merging: SLERP less the runs that it merges. early, line: what WARP's front and REINFORCE's own
+    LITI line earn more than REINFORCE's checkpoints (see `contrasts.over_checkpoints`).
+    """
+    steps = min(early.keys() & line.keys())
+    ours, own = early[steps], line[steps]
+    stopped = f"REINFORCE stopped after {steps} steps"
+    its_line = "REINFORCE's own LITI line"
+    if ours.side < 1:
+        finding = f"WARP − {stopped} is {ours}"
+    elif own.side < 1:
+        finding = f"WARP does beat {stopped}, by {ours}, which {its_line} does not ({own})"
+    else:
+        finding = f"WARP does beat {stopped}, by {ours}, but so does {its_line}, by {own}"
+    return f"{finding}; merging runs {_merging(merging)} at equal KL."
+
+
+def _merging(merging: Mapping[str, Effect]) -> str:
+    sides = {effect.side for effect in merging.values()} - {0}
+    if not sides:
+        return "gains nothing detectable"
+    if len(sides) > 1:
+        return "gains reward in one iteration and loses it in another"
+    return {1: "gains reward", -1: "loses reward"}[sides.pop()]
+
+
+def why_title(early: Iterable[Effect], line: Iterable[Effect]) -> str:
+    """Whether stepping back pays, and for whom."""
+    above = [[effect.side == 1 for effect in some] for some in (early, line)]
+    ours, own = map(sum, above)
+    return (
+        f"WARP's front is above {ours} of REINFORCE's {len(above[0])} early checkpoints,"
+        f" REINFORCE's own LITI line above {own}"
     )
 
 
@@ -317,6 +358,23 @@ def variety_title(units: Mapping[str, Sequence[Outcome]]) -> str:
     return f"Entropy {moves} by {abs(slope):.2f} nats a token per nat of KL"
 
 
+def ends(units: Mapping[str, Sequence[Outcome]], real_positive: Mapping[str, float]) -> str:
+    """Where each arm's policies of largest KL lie beside real positive openings."""
+    beside = []
+    for arm, of_arm in units.items():
+        points = [unit.points("test") for unit in of_arm]
+        rewards = [float(some.loc[some["kl"].idxmax(), "reward"]) for some in points]
+        past = sum(reward > real_positive["p99"] for reward in rewards)
+        beside.append(
+            f"{ARMS[arm]} averages {plain(float(np.mean(rewards)), 2)} and passes it on"
+            f" {past or 'none'} of {len(rewards)} seeds"
+        )
+    return (
+        "The 99th percentile of real positive openings is r̃ ="
+        f" {plain(real_positive['p99'], 2)}. At its largest KL {'; '.join(beside)}."
+    )
+
+
 def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
     """Where WARP's cells lie beside REINFORCE's longest run."""
     gaps = [gap for cell in warp.values() if (gap := cell.height())]
@@ -328,7 +386,7 @@ def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
 
 
 def bend_title(bends: Mapping[str, Effect]) -> str:
-    """The shape of WARP's line to SFT."""
+    """The shape of WARP's LITI line."""
     shapes = {1: "concave", -1: "convex", 0: "straight within error"}
     kl, reward = (shapes[bends[score].side] for score in ("kl", "reward"))
     return f"Along η WARP's KL is {kl}, its reward {reward}"

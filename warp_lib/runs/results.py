@@ -18,7 +18,7 @@ from .paths import folder, write_whole
 
 # What the tables hold. method: sft; run (one of an iteration's M), slerp or lerp (their merge),
 # liti (where the next iteration begins), warp (the final front: η from SFT to the last merge);
-# reinforce (along the baseline's way), reinforce-liti (its own line to SFT). In the study also dpo
+# reinforce (along the baseline's way), reinforce-liti (its LITI line). In the study also dpo
 # and dpo-liti, and for lines through other merges lerp and slerp-layer, slerp-tensor, slerp-model.
 COLUMNS = {
     "method": "what was evaluated",

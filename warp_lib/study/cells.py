@@ -44,9 +44,8 @@ class Cell:
 
     def less(self, other: "Cell") -> dict[str, Effect]:
         """What it has over another cell in r̃ and in KL, paired, on the seeds that both have."""
-        seeds = shared_by([self, other])
         pairs = (("r̃", self.reward, other.reward), ("KL, nats", self.kl, other.kl))
-        return {name: Effect({s: a[s] - b[s] for s in seeds}) for name, a, b in pairs}
+        return {name: Effect(mine) - Effect(its) for name, mine, its in pairs}
 
     def height(self) -> Effect | None:
         """Its r̃ less that of the longest run's front at the same KL, on the seeds that both have.
@@ -55,11 +54,9 @@ class Cell:
         """
         rivals = _units(LONGEST)
         seeds = sorted(self.reward.keys() & rivals.keys())
-        lines = {s: rivals[s].front_at([self.kl[s].mean()]) for s in seeds}
-        reached = {s: line for s, line in lines.items() if line is not None}
-        if not lines or len(reached) < len(lines):
-            return None
-        return Effect({s: self.reward[s] - line[0] for s, line in reached.items()})
+        gaps = {s: rivals[s].gap(self.reward[s], self.kl[s]) for s in seeds}
+        reached = {s: gap for s, gap in gaps.items() if gap is not None}
+        return Effect(reached) if gaps and len(reached) == len(gaps) else None
 
 
 def shared_by(cells: Iterable[Cell]) -> list[int]:

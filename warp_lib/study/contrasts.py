@@ -118,7 +118,7 @@ def against_each(
     scorer: str = "reward",
     among: Iterable[int] | None = None,
 ) -> dict[tuple[str, str], Contrast]:
-    """An arm against each rival's whole front, "", and against its plain line from SFT, "LITI":
+    """An arm against each rival's whole front, "", and against its LITI line, "LITI":
     (rival, which) → the contrast.
     """
     among = None if among is None else list(among)
@@ -414,33 +414,55 @@ def bend(experiment: str, arm: str, method: str, score: str, seeds: Iterable[int
 
 def averages(
     experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[int]
-) -> dict[str, dict[str, Effect]]:
-    """What WARP's averages do: r̃, KL and height of each kind of point of each iteration.
+) -> dict[tuple[int, str], dict[str, Effect]]:
+    """What WARP's averages do: (iteration, one of `STAGES`) → r̃, KL and gap to each rival.
 
-    The height is r̃ less a rival front's at the same KL (see `Outcome.line`; `height over <rival>`).
-    A step back towards SFT lowers both r̃ and KL; only the height says whether it was worth it. It
-    is left out where a seed's KL is beyond the rival's.
+    The gap is r̃ less the rival's front at the same KL (see `Outcome.gap`), under the rival's name.
+    A step back towards SFT lowers both r̃ and KL; only the gap says whether it was worth it. It is
+    left out where a seed's KL is beyond the rival's.
     """
     seeds, rivals = list(seeds), list(rivals)
     rows = {seed: outcome(experiment, arm, seed).of("test") for seed in seeds}
-    iterations = sorted(pd.concat(rows.values())["iteration"].dropna().unique())
+    iterations = sorted({int(i) for of in rows.values() for i in of["iteration"].dropna()})
     effects = {}
     for iteration, method in product(iterations, STAGES):
         numbers: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         for seed in seeds:
             at = (rows[seed]["iteration"] == iteration) & (rows[seed]["method"] == method)
-            points = rows[seed][at]
-            if points.empty:
+            if not at.any():
                 continue
             scores = outcome(experiment, arm, seed).scores
-            reward, kl = (scores[f"test.{s}"][points.index].mean(0) for s in ("reward", "kl"))
-            numbers["r̃"][seed], numbers["KL, nats"][seed] = reward, kl
+            reward, kl = (scores[f"test.{s}"][rows[seed].index[at]] for s in ("reward", "kl"))
+            numbers["r̃"][seed], numbers["KL, nats"][seed] = reward.mean(0), kl.mean(0)
             for rival in rivals:
-                front = outcome(experiment, rival, seed).front_at(points["kl"])
-                if front is not None:
-                    numbers[f"height over {rival}"][seed] = reward - front.mean(0)
+                unit = outcome(experiment, rival, seed)
+                gaps = [unit.gap(*policy) for policy in zip(reward, kl, strict=True)]
+                if reached := [gap for gap in gaps if gap is not None]:
+                    if len(reached) == len(gaps):
+                        numbers[rival][seed] = np.mean(reached, axis=0)
         if numbers:
-            effects[f"iteration {iteration:.0f}: {STAGES[method]}"] = {
+            effects[iteration, method] = {
                 name: Effect(by) for name, by in numbers.items() if len(by) == len(seeds)
             }
     return effects
+
+
+def over_checkpoints(
+    experiment: str, arm: str, rival: str, seeds: Iterable[int], where: str | None = None
+) -> dict[int, Effect]:
+    """What an arm's front earns more than REINFORCE stopped early, at the same KL: steps → r̃.
+
+    Every checkpoint but the last, if the front reaches its KL on all seeds. where: see
+    `difference`, but of the arm. With `LITI_LINE`, and the rival as the arm, it is what stepping
+    back is worth to REINFORCE.
+    """
+    seeds, above = list(seeds), defaultdict(dict)
+    for seed in seeds:
+        unit, other = outcome(experiment, arm, seed), outcome(experiment, rival, seed)
+        unit = unit.only(where) if where else unit
+        passed = other.of("test").query("method == 'reinforce'").sort_values("steps")
+        for k, steps in passed["steps"].iloc[:-1].items():
+            gap = unit.gap(*(other.scores[f"test.{score}"][k] for score in ("reward", "kl")))
+            if gap is not None:
+                above[int(steps)][seed] = -gap
+    return {steps: Effect(by) for steps, by in above.items() if len(by) == len(seeds)}

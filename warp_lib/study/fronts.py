@@ -187,6 +187,11 @@ class Effect:
 
     by_prompt: dict[int, np.ndarray]
 
+    def __sub__(self, other: "Effect") -> "Effect":
+        """Paired by prompt, on the seeds that both have."""
+        shared = sorted(self.by_prompt.keys() & other.by_prompt.keys())
+        return Effect({s: self.by_prompt[s] - other.by_prompt[s] for s in shared})
+
     @property
     def by_seed(self) -> dict[int, Interval]:
         """Seed → its interval over prompts."""

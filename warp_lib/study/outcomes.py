@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from safetensors.numpy import load_file
 
 from ..runs.errors import Explained
@@ -151,13 +150,27 @@ class Outcome:
             return [*front, int(kl.argmax())], [*front, front[-1]]
         return front, front
 
-    def front_at(self, kl: ArrayLike) -> np.ndarray | None:
-        """r̃ of each prompt on the front at these KLs, (KLs, prompts), on test prompts.
+    def gap(self, reward: np.ndarray, own_kl: np.ndarray) -> np.ndarray | None:
+        """What a policy earns more than this front at the policy's KL, on each test prompt,
+        (prompts,).
 
-        None where one of them is beyond the front.
+        Its variance over prompts is that of a gap between means over the same prompts: to first
+        order (the delta method) a prompt on which the policy's KL exceeds the front's by more than
+        on average counts less, by the front's slope. None where the policy's KL is beyond the
+        front.
+
+        reward, own_kl: the policy's r̃ and KL on each test prompt, (prompts,).
         """
-        own, line = self.line("test")
-        return weights(own, kl).T @ line if np.max(kl) <= own[-1] else None
+        kl, front = self.line("test")
+        at = own_kl.mean()
+        if at > kl[-1]:
+            return None
+        front_kl = self.reward("test", "kl")[self._of_line("test")[0]]
+        share = weights(kl, [at])[:, 0]
+        below = np.clip(np.searchsorted(kl, at) - 1, 0, len(kl) - 2)
+        rise, run = front.mean(1)[[below, below + 1]], kl[[below, below + 1]]
+        slope = np.diff(rise)[0] / np.diff(run)[0]
+        return reward - share @ front - slope * (own_kl - share @ front_kl)
 
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,
