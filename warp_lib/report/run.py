@@ -1,9 +1,11 @@
 """The report: the notebooks executed, and one page made of them."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Collection
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from .page import shown_outputs, write_page
 # nothing of each other.
 AFTER = {"05_pareto": ("03_warp", "04_reinforce_baseline")}
 DEAD_KERNEL = 138  # papermill's exit code
+MACHINE = "machine.json"  # in a run's folder: where it was made, and in how many seconds
 
 
 def run_report(
@@ -71,11 +74,24 @@ def run_report(
     threads = torch.get_num_threads()
     at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
     with paths.locked(settings.name, "report"):
-        runner(jobs, tell, at_once, threads)
+        try:
+            runner(jobs, tell, at_once, threads)
+        finally:
+            _note_machine(folder / MACHINE, time.monotonic() - began)
     page = folder / "report.html"
     write_page([*targets.values()], page, f"WARP, checked: {settings.name}")
     print(f"The report: {page}\n{paths.size_line()}")
     return page
+
+
+def _note_machine(file: Path, seconds: float) -> None:
+    """Write where and when a report was made, of which commit, and how long all its calls took."""
+    from ..fast import machine
+    from ..runs.commit import COMMIT
+
+    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    made = machine.describe() | {"commit": COMMIT, "date": date.today().isoformat()}
+    paths.write_whole(file, json.dumps(made | {"seconds": before + seconds}))
 
 
 def notebook_job(

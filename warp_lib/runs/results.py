@@ -125,13 +125,13 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def read_results(name: str) -> pd.DataFrame:
-    """The table of the run called `name`. Raises ValueError where a notebook of it has not run."""
-    file, parts = folder(name) / "results.csv", ("03_warp", "04_reinforce_baseline")
-    if missing := [n for n in parts if not (folder(name) / "results" / f"{n}.csv").exists()]:
+def read_results(run: Path) -> pd.DataFrame:
+    """The table of the run in a folder. Raises ValueError where a notebook of it has not run."""
+    file, parts = run / "results.csv", ("03_warp", "04_reinforce_baseline")
+    if missing := [n for n in parts if not (run / "results" / f"{n}.csv").exists()]:
         raise Explained(
-            f"name={name!r} has no results of {' and '.join(missing)} yet: run these notebooks (or"
-            " `make report`) first."
+            f"name={run.name!r} has no results of {' and '.join(missing)} yet: run these notebooks"
+            " (or `make report`) first."
         )
     try:
         return read_table(file)[0]
@@ -142,7 +142,7 @@ def read_results(name: str) -> pd.DataFrame:
         ) from None
 
 
-def read_scores(name: str) -> dict[str, np.ndarray]:
+def read_scores(run: Path) -> dict[str, np.ndarray]:
     """What `fronts.matched` compares: reward and kl of each test prompt, (rows, prompts).
 
     The rows are those of `read_results`. Raises Explained when a notebook ran before these were
@@ -150,13 +150,12 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
     """
     # those whose rows are in the table
     rows = {
-        file: len(of_file)
-        for file, of_file, _ in readable(sorted((folder(name) / "results").glob("*.csv")))
+        file: len(of_file) for file, of_file, _ in readable(sorted((run / "results").glob("*.csv")))
     }
     tables = list(rows)
     if old := [table.stem for table in tables if not table.with_suffix(".safetensors").exists()]:
         why = "was made before rewards were kept prompt by prompt, which comparing methods needs"
-        raise Explained(f"name={name!r} {why}: run {' and '.join(old)} again.")
+        raise Explained(f"name={run.name!r} {why}: run {' and '.join(old)} again.")
     parts = []
     for file in (table.with_suffix(".safetensors") for table in tables):
         try:
@@ -168,7 +167,8 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
     if len({part["reward"].shape[1] for part in parts}) > 1:
         again = " and ".join(table.stem for table in tables)
         raise Explained(
-            f"name={name!r} has results on different numbers of test prompts: run {again} again."
+            f"name={run.name!r} has results on different numbers of test prompts: run {again}"
+            " again."
         )
     return {
         score: np.concatenate([part[score] for part in parts]).astype(float)
@@ -176,9 +176,9 @@ def read_scores(name: str) -> dict[str, np.ndarray]:
     }
 
 
-def real_positive(name: str) -> dict[str, float]:
+def real_positive(run: Path) -> dict[str, float]:
     """Mean and p99 of real positive reviews, r̃, as `Experiment.real_positive` wrote them."""
-    file = folder(name) / "real_positive.json"
+    file = run / "real_positive.json"
     try:
         return {key: float(value) for key, value in json.loads(file.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -311,3 +311,31 @@ def matched(
                 f" {at:.2f}."
             )
     return Matched(at, bootstrap(difference, prompts))
+
+
+def over_kl(
+    results: pd.DataFrame,
+    scores: Mapping[str, np.ndarray],
+    first: str,
+    second: str,
+    low: float,
+    high: float | None = None,
+) -> tuple[Interval, tuple[float, float]]:
+    """The mean difference of two methods' rewards over KL, on one seed, over its test prompts; and
+    from where to where it goes, nats.
+
+    Both are read straight between all their points, SFT the first, for there are no other prompts
+    to choose a front on. It goes from `low`, or from SFT where they do not get as far, to `high`,
+    or as far as both reach.
+
+    results, scores, first, second: see `matched`.
+    """
+    lines = []
+    for method in (first, second):
+        of = results["method"].isin(["sft", method]).to_numpy()
+        order = np.argsort(kl := scores["kl"][of].mean(1), kind="stable")
+        lines.append((kl[order], scores["reward"][of][order], scores["kl"][of][order]))
+    end = min(high or math.inf, *(kl[-1] for kl, _, _ in lines))
+    start = low if end > low else 0.0
+    a, b = (along(kl, reward, start, end, own_kl) for kl, reward, own_kl in lines)
+    return Interval.of(a - b), (start, float(end))

@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from ..runs.commit import COMMIT
 from ..runs.jobs import MARK, Ended, Job, Runner, run_here
 from ..runs.progress import Progress
 from ..runs.store import write_json
@@ -79,5 +80,5 @@ def _run_side_by_side(waiting: list[Unit], at_once: int, runner: Runner) -> None
 def _job(unit: Unit) -> Job:
     """The command that runs one unit, and what it must know where there is no repository."""
     words = ["-m", "warp_lib", "study", unit.experiment, "--unit", unit.file.stem]
-    env = {"WARP_STUDY": str(outcomes.FOLDER), "WARP_COMMIT": units.COMMIT}
+    env = {"WARP_STUDY": str(outcomes.FOLDER), "WARP_COMMIT": COMMIT}
     return Job(unit.title, [sys.executable, *words], env, brings=[outcomes.FOLDER])

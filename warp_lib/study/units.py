@@ -3,10 +3,7 @@ data/study/.
 """
 
 import math
-import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -25,7 +22,8 @@ from ..experiment import Experiment, Point
 from ..fast import machine
 from ..merging import Weights, geometry
 from ..reward import Reward
-from ..runs.paths import ROOT, write_whole
+from ..runs.commit import COMMIT
+from ..runs.paths import write_whole
 from ..runs.progress import Progress
 from ..runs.results import COLUMNS
 from ..runs.seeds import torch_stream
@@ -39,22 +37,6 @@ from .outcomes import SEEDS, TUNING_SEED
 # prompts whose completions are kept, and of the first seed
 SHOWN, SHOWN_OF_FIRST = 4, 20
 BEST_OF, SAMPLED_AT_ONCE = 128, 8  # completions of a prompt that best-of-n chooses from, at most
-
-
-def _commit() -> str:
-    """The repository's commit, with a + where files were changed since; "unknown" outside a
-    repository.
-    """
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-# of the code that is loaded, for the files may change while it runs; or of where it was sent from
-COMMIT = os.environ.get("WARP_COMMIT") or _commit()
 
 
 @dataclass(frozen=True)
@@ -325,7 +307,7 @@ def run_unit(unit: Unit, progress: Progress) -> None:
         "seconds": time.perf_counter() - began,
         "date": date.today().isoformat(),
         "commit": COMMIT,
-        "machine": _machine(),
+        "machine": machine.describe(),
         "command": shlex.join(["python", "-m", "warp_lib", *sys.argv[1:]]),
     }
     write_json(unit.file, record)
@@ -362,14 +344,3 @@ def _compared_with(unit: Unit) -> dict[str, dict[str, str | None]]:
                 made_with["dtype"] = record["machine"]["dtype"]
                 others[f"{file.parent.name}/{file.stem}"] = made_with
     return others
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "device": machine.device_name(),
-        "dtype": str(machine.fast_dtype()),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from ..experiment import Experiment
 from ..merging import Weights, geometry, norm, task_vector
 from ..reward import Reward
+from ..runs.commit import COMMIT
 from ..runs.errors import Explained
 from ..runs.paths import ROOT
 from ..runs.progress import Progress
 from ..runs.store import digest, save_tensors, write_json
 from ..settings import Settings
 from ..study.fronts import Interval, signed
-from ..study.units import COMMIT
 from .deltas import pack, unpack
 
 FOLDER = ROOT / "data" / "task_vectors"
