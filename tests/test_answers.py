@@ -152,6 +152,29 @@ def test_key_numbers_are_the_contrasts():
     assert "nan" not in answers.key_numbers(few, contrast(-0.3))
 
 
+class Larger:
+    """A kept run of which only the difference is known."""
+
+    title = "larger, seed 30"
+
+    def __init__(self, difference: Interval):
+        self.over = lambda rival: (difference, (0.0, 2.0))
+
+
+def test_a_larger_policy_agrees_or_not():
+    """Guards: agreement where the sides differ, one seed told as several."""
+    none, up = Interval(0.0, -0.1, 0.1, 60), Interval(0.3, 0.1, 0.5, 60)
+    small = contrast(0.0)
+    assert answers.scale([Larger(none)], small).startswith("Yes, as far as one seed of one policy")
+    assert answers.scale([Larger(up)], small).startswith("No, as far as one seed")
+    both = answers.scale([Larger(none), Larger(up)], small)
+    assert both.startswith("In part, as far as two seeds") and both.count("larger, seed 30") == 2
+    assert "earns more than REINFORCE from 0 to 2.0 nats" in answers.scale_title(Larger(up))
+    shape = {"iterations": 2, "runs": 2, "steps": 9, "batch_size": 4, "policy": "p"}
+    row = answers.scale_row(small, contrast(0.2), shape)
+    assert row["WARP − its LITI line"].startswith("+0.200") and "T = 9" in row["size"]
+
+
 def test_ends_are_those_of_largest_kl():
     """Guards: the largest reward in place of the largest KL's, a count over arms."""
     rows = pd.DataFrame({"split": "test", "method": "x", "kl": [5.0, 1.0], "reward": [1.2, 2.0]})

@@ -67,7 +67,11 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
         "reinforce": "reinforce's",
         "reinforce-liti": "reinforce-liti's",
     }
+    written = one.samples(prompts=3)
+    assert [row["completion"] for row in written] == ["sft's", "warp's", "reinforce's"]
+    assert written[1]["policy"] == "tiny, seed 3: WARP" and written[1]["prompt"] == "a"
     (row,) = kept.rows([one])
+    assert row["size"] == "I = 2, M = 2, T = 1, batch 8"
     assert row["WARP − REINFORCE"].startswith("+0.150") and row["test prompts"] == "3"
     assert row["WARP − REINFORCE"].endswith("1 to 2.0 nats")
 

@@ -6,6 +6,7 @@ Each answer is at most three sentences; tables and figures hold the rest.
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from ..study.cells import Cell
 from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, Matched, signed
 from ..study.outcomes import LOW, SEEDS, Outcome
+from .kept import Kept, size
 from .plots import ARMS
 
 
@@ -476,6 +478,43 @@ def dpo(more: Contrast, own: Contrast) -> str:
         f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"
         f" {LOW:g} to {own.high:g} nats{short}."
     )
+
+
+def scale(runs: Sequence[Kept], small: Contrast) -> str:
+    """Notebook 10: runs of a larger policy beside the primary contrast of the small one."""
+    found = [run.over("reinforce") for run in runs]
+    alike = [difference.side == small.side for difference, _ in found]
+    opening = "Yes" if all(alike) else "In part" if any(alike) else "No"
+    each = "; ".join(
+        f"{difference} r̃ on {run.title}, from {low:g} to {high:.1f} nats"
+        for run, (difference, (low, high)) in zip(runs, found, strict=True)
+    )
+    return (
+        f"{opening}, as far as {seeds(len(runs))} of one policy can say. WARP − REINFORCE is {each}"
+        f" (95% CI over test prompts). On the small policy it is {small}, to {small.high:g} nats."
+    )
+
+
+def scale_title(run: Kept) -> str:
+    """Where a larger policy's WARP ends beside its REINFORCE."""
+    difference, (low, high) = run.over("reinforce")
+    says = {1: "earns more than", -1: "earns less than", 0: "cannot be told apart from"}
+    where = f"from {low:g} to {high:.1f} nats"
+    return f"{run.title}: WARP {says[difference.side]} REINFORCE {where}"
+
+
+def scale_row(small: Contrast, line: Contrast, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The study's row beneath `kept.rows`. settings: those of the arm chosen."""
+    to = f"{LOW:g} to {small.high:g} nats"
+    first = next(iter(small.by_prompt.values()))
+    return {
+        "policy": f"{settings['policy']}, {seeds(len(small.by_prompt))}",
+        "size": size(settings),
+        "test prompts": str(len(first)),
+        "WARP − REINFORCE": f"{small}, {to}",
+        "WARP − its LITI line": f"{line}, {to}",
+        "made on": "",
+    }
 
 
 def gains_title(more: Contrast) -> str:

@@ -4,6 +4,7 @@ machine, and its figures.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def keep(name: str) -> Path:
     Raises Explained, and copies nothing, where a notebook has not run or left something damaged.
     """
     run, kept = paths.RUNS / name, FOLDER / name
-    read_results(run), read_scores(run), real_positive(run)  # whole, or refused
+    for read in (read_results, read_scores, real_positive):  # whole, or refused
+        read(run)
     files = [run / file for file in ("results.csv", SETTINGS, BAND, MACHINE)]
     files += [run / "figures" / figure for figure in FIGURES]
     if missing := [file.name for file in files if not file.exists()]:
@@ -66,6 +68,24 @@ class Kept:
     def over(self, rival: str) -> tuple[Interval, tuple[float, float]]:
         """WARP less a rival, mean r̃ over KL (see `fronts.over_kl`)."""
         return over_kl(self.results, self.scores, "warp", rival, LOW)
+
+    def samples(self, prompts: int) -> list[dict[str, str | float]]:
+        """For reading: what SFT and each method's last policy wrote to the first test prompts."""
+        last = {"sft": "SFT", "warp": "WARP", "reinforce": "REINFORCE"}
+        ends = [
+            self.completions.query("method == @method").groupby("prompt", sort=False).last()
+            for method in last
+        ]
+        return [
+            {
+                "policy": f"{self.title}: {name}",
+                "prompt": prompt,
+                "completion": of.completion[prompt],
+                "reward r̃": float(of.reward[prompt]),
+            }
+            for prompt in ends[0].index[:prompts]
+            for name, of in zip(last.values(), ends, strict=True)
+        ]
 
     @property
     def title(self) -> str:
@@ -106,11 +126,15 @@ def rows(runs: list[Kept]) -> list[dict[str, str]]:
     """For reading: what was run, and WARP less REINFORCE over its test prompts."""
     table = []
     for run in runs:
-        s = run.settings
-        size = f"I = {s['iterations']}, M = {s['runs']}, T = {s['steps']}, batch {s['batch_size']}"
-        row = {"policy": run.title, "size": size, "test prompts": str(run.scores["kl"].shape[1])}
+        prompts = str(run.scores["kl"].shape[1])
+        row = {"policy": run.title, "size": size(run.settings), "test prompts": prompts}
         for rival, words in (("reinforce", "REINFORCE"), ("reinforce-liti", "its LITI line")):
             difference, (low, high) = run.over(rival)
             row[f"WARP − {words}"] = f"{difference}, {low:g} to {high:.1f} nats"
         table.append(row | {"made on": run.made_on})
     return table
+
+
+def size(s: Mapping[str, Any]) -> str:
+    """How much settings train, in words."""
+    return f"I = {s['iterations']}, M = {s['runs']}, T = {s['steps']}, batch {s['batch_size']}"
