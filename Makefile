@@ -41,7 +41,7 @@ report: setup ## run the whole report
 # Without an accelerator: make scale SCALE=smollm2-small SEEDS=30
 SCALE ?= smollm2
 SEEDS ?= 30 31 32
-scale: smollm2 ## align SmolLM2-135M, a report for each of SEEDS, and keep what they measured in data/scale (SCALE: the profile)
+scale: smollm2 ## align SmolLM2-135M on each of SEEDS, and keep the results in data/scale
 	for seed in $(SEEDS); do \
 	    $(BIN)/python -m warp_lib report --profile $(SCALE) --name $(SCALE)-$$seed --seed $$seed && \
 	    $(BIN)/python -m warp_lib keep $(SCALE)-$$seed || exit; \

@@ -55,7 +55,7 @@ def said() -> dict[str, str]:
         "6": answers.primary(
             contrast(0.0),
             contrast(-0.3),
-            answers.why({"i": effect(0.0)}, {100: effect(0.3)}, {100: effect(0.4)}),
+            answers.why([effect(0.0)], {100: effect(0.3)}, {100: effect(0.4)}, "REINFORCE"),
         ),
         "7": answers.dpo(contrast(0.0), contrast(0.2)),
     }
@@ -88,26 +88,22 @@ def test_answers_take_the_side_of_their_numbers():
 
 
 def test_the_cause_takes_the_side_of_its_numbers():
-    """Guards: a rival's gain told as WARP's alone, a checkpoint that only one of them has, merging
-    judged by one iteration.
+    """Guards: a rival's gain told as WARP's alone, a checkpoint that only one of them reaches,
+    merging judged by one iteration.
     """
     gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
-    shared = answers.why({"1": none}, {50: gain, 100: gain}, {100: effect(0.4)})
-    assert "beat REINFORCE stopped after 100 steps, by +0.300 (95% CI" in shared
-    assert (
-        "but so does REINFORCE's own LITI line, by +0.400" in shared
-        and "gains nothing detectable" in shared
-    )
-    assert "which REINFORCE's own LITI line does not (" in answers.why(
-        {"1": none}, {100: gain}, {100: none}
-    )
-    assert answers.why({"1": none, "2": gain}, {9: none}, {9: gain}).endswith(
-        "; merging runs gains reward at equal KL."
-    )
-    assert "in one iteration and loses it" in answers.why(
-        {"1": loss, "2": gain}, {9: none}, {9: gain}
-    )
-    assert "above 1 of REINFORCE's 2" in answers.why_title([gain, none], [gain, gain])
+    early, line = {50: loss, 100: gain, 200: none}, {100: effect(0.4), 200: effect(0.2)}
+    shared = answers.why([none], early, line, "REINFORCE")
+    assert "WARP earns more than the early checkpoints of REINFORCE, by +0.150 (95%" in shared
+    assert ", but so does its own LITI line, by +0.300 (95%" in shared
+    assert shared.endswith("; merging runs gains nothing detectable.")
+    alone = answers.why([none, gain], {9: gain}, {9: none}, "REINFORCE")
+    assert "), its LITI line by +0.000" in alone
+    assert alone.endswith("; merging runs earns more in 1 of 2 comparisons, less in 0.")
+    unweighed = answers.why([], {}, {9: gain}, "x")
+    assert unweighed == "At equal KL merging runs could not be weighed."
+    title = answers.why_title([early, {}], [line, line])
+    assert "above 1 of REINFORCE's 2 early" in title and title.endswith("LITI line above 2")
 
 
 def test_titles_say_what_is_drawn():
@@ -152,27 +148,15 @@ def test_key_numbers_are_the_contrasts():
     assert "nan" not in answers.key_numbers(few, contrast(-0.3))
 
 
-class Larger:
-    """A kept run of which only the difference is known."""
-
-    title = "larger, seed 30"
-
-    def __init__(self, difference: Interval):
-        self.over = lambda rival: (difference, (0.0, 2.0))
-
-
 def test_a_larger_policy_agrees_or_not():
-    """Guards: agreement where the sides differ, one seed told as several."""
-    none, up = Interval(0.0, -0.1, 0.1, 60), Interval(0.3, 0.1, 0.5, 60)
+    """Guards: agreement where the small policy's number lies outside, runs that are not there."""
     small = contrast(0.0)
-    assert answers.scale([Larger(none)], small).startswith("Yes, as far as one seed of one policy")
-    assert answers.scale([Larger(up)], small).startswith("No, as far as one seed")
-    both = answers.scale([Larger(none), Larger(up)], small)
-    assert both.startswith("In part, as far as two seeds") and both.count("larger, seed 30") == 2
-    assert "earns more than REINFORCE from 0 to 2.0 nats" in answers.scale_title(Larger(up))
-    shape = {"iterations": 2, "runs": 2, "steps": 9, "batch_size": 4, "policy": "p"}
-    row = answers.scale_row(small, contrast(0.2), shape)
-    assert row["WARP − its LITI line"].startswith("+0.200") and "T = 9" in row["size"]
+    agrees = answers.scale({"larger": effect(0.01, seeds=1)}, small)
+    assert agrees.startswith("Nothing contradicts it. WARP − REINFORCE's LITI line is +0.010 (95%")
+    assert agrees.endswith("r̃, which lies within that interval.") and "r̃ on larger." in agrees
+    both = {"larger": effect(0.01, seeds=1), "largest": effect(0.5, seeds=3)}
+    assert answers.scale(both, small).startswith("Not as measured here.")
+    assert answers.scale({}, small).startswith("No larger policy has been run yet")
 
 
 def test_ends_are_those_of_largest_kl():
@@ -180,5 +164,5 @@ def test_ends_are_those_of_largest_kl():
     rows = pd.DataFrame({"split": "test", "method": "x", "kl": [5.0, 1.0], "reward": [1.2, 2.0]})
     low, high = (Outcome(rows.assign(reward=rows.reward + more), {}, {}) for more in (0, 0.4))
     text = answers.ends({"warp": [low, high], "reinforce": [low]}, {"p99": 1.4})
-    assert "WARP averages 1.40 and passes it on 1 of 2 seeds" in text
-    assert "batch 64 averages 1.20 and passes it on none of 1 seeds" in text
+    assert "average: WARP 1.40 (above it on 1 of two seeds)" in text
+    assert text.endswith("batch 64 1.20 (above it on none of one seed).")

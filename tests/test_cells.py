@@ -140,12 +140,12 @@ def test_claims_are_paired_by_seed_and_prompt(grid):
     assert found["I = 3 less I = 1, M = 2"]["r̃"].both.mean == pytest.approx(1.0, abs=1e-6)
 
 
-def test_heights_are_over_the_longest_runs_front(grid):
+def test_gaps_are_to_the_longest_runs_front(grid):
     """Guards: another run's front, an interval that leaves out the seeds that lie beyond it, a
-    height of REINFORCE over itself.
+    gap of REINFORCE to itself.
     """
     warp = cells.warp_cells()
-    assert {s: i.mean for s, i in warp[2, 3].height().by_seed.items()} == pytest.approx(
+    assert {s: i.mean for s, i in warp[2, 3].gap().by_seed.items()} == pytest.approx(
         {5: 0.3, 6: 0.9}, abs=1e-6
     )
     rows = {row["policy"]: row for row in cells.rows(warp, cells.reinforce_cells())}
@@ -160,9 +160,7 @@ def test_heights_are_over_the_longest_runs_front(grid):
     # on one of two seeds it ends before 4.5 nats
     long_unit(grid, cells.GRID, "reinforce-900", 6, 800)
     outcomes.outcome.cache_clear()
-    assert (
-        cells.warp_cells()[3, 3].height() is None and cells.warp_cells()[2, 3].height() is not None
-    )
+    assert cells.warp_cells()[3, 3].gap() is None and cells.warp_cells()[2, 3].gap() is not None
 
 
 def test_what_has_ended_is_shown(folder):
@@ -179,9 +177,7 @@ def test_what_has_ended_is_shown(folder):
     assert list(cells.claims(warp, {})) == [
         f"I = {i} less I = 1, M = {m}" for m in (1, 3) for i in (2, 3)
     ]
-    assert warp[1, 3].height() is None and cells.shared_by(warp.values()) == [] == cells.shared_by(
-        []
-    )
+    assert warp[1, 3].gap() is None and cells.shared_by(warp.values()) == [] == cells.shared_by([])
 
 
 def test_the_figure_has_the_shared_seeds(grid):

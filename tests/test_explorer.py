@@ -41,7 +41,7 @@ FAINT = (Path(__file__).parent / "faint.js").read_text()
 def write_run(name: str, kls: dict[str, list[float]], gains: dict[str, float]) -> None:
     """A run of one's own, seed 7, 30 prompts: each method's KLs, and r̃ at 1 nat."""
     draws = np.random.default_rng(0)
-    parts = {"warp": "03_warp", "reinforce": "04_reinforce_baseline"}
+    parts = {"warp": "03_warp", "reinforce": "04_reinforce_baseline", "reinforce-liti": "04_line"}
     for method, of_method in kls.items():
         rows, scores = [], {"reward": [], "kl": []}
         for k, kl in enumerate(of_method):
@@ -63,7 +63,8 @@ def write_run(name: str, kls: dict[str, list[float]], gains: dict[str, float]) -
 def mine(store) -> pd.DataFrame:
     """All points, with runs of one's own beside the study."""
     both = {"warp": [0.0, 1.0, 2.0, 3.0], "reinforce": [0.5, 1.5, 2.5]}
-    write_run(f"mine{EVIL[:1]}", both, {"warp": 0.9, "reinforce": 0.5})
+    both["reinforce-liti"] = [0.5, 1.5, 2.5]
+    write_run(f"mine{EVIL[:1]}", both, {"warp": 0.9, "reinforce": 0.1, "reinforce-liti": 0.5})
     write_run("alone", {"warp": [0.0, 0.4]}, {"warp": 0.9})
     write_run("silent", {"warp": [0.0, 0.4]}, {"warp": 0.9})
     (store / "silent" / "results" / "03_warp.json").unlink()
@@ -262,7 +263,7 @@ def test_own_run_is_compared_over_its_prompts(mine):
         results.read_results(paths.RUNS / "mine<"),
     )
     lines = []
-    for method in ("warp", "reinforce"):
+    for method in ("warp", "reinforce-liti"):
         rows = table["method"].isin(["sft", method]).to_numpy()
         kl = scores["kl"][rows].mean(1)
         lines.append((kl, scores["reward"][rows], scores["kl"][rows]))

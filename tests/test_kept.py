@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from warp_lib.__main__ import main
-from warp_lib.report import kept
+from warp_lib.report import answers, kept
 from warp_lib.runs import paths
 from warp_lib.runs.results import write_results
 
-# KL, r̃ on each of three prompts: WARP earns 0.2 more than REINFORCE at every KL, its LITI line 0.1
-WARP = {"sft": (0.0, 0.0), "warp": (2.0, 1.2)}
-REINFORCE = {"reinforce": (2.0, 1.0), "reinforce-liti": (2.0, 1.1)}
+# method → KL, r̃ of its points. WARP's LITI line lies 0.1 above REINFORCE's at 2 nats, 0.05 at 1.
+WARP = {"sft": [(0.0, 0.0)], "warp": [(0.0, 0.0), (2.0, 1.2)]}
+REINFORCE = {"reinforce": [(2.0, 1.0)], "reinforce-liti": [(0.0, 0.0), (2.0, 1.1)]}
 MACHINE = {"device": "cpu", "threads": 2, "dtype": "torch.bfloat16", "seconds": 5400.0}
 
 
@@ -24,12 +24,18 @@ def run(store, monkeypatch, tmp_path):
     for part, points in (("03_warp", WARP), ("04_reinforce_baseline", REINFORCE)):
         rows = [
             {"method": method, "reward": reward, "kl": kl, "eta": 1.0, "steps": 4}
-            for method, (kl, reward) in points.items()
+            for method, ends in points.items()
+            for kl, reward in ends
         ]
         kl, reward = (np.array([[row[name]] * 3 for row in rows]) for name in ("kl", "reward"))
         reward[:, 1] += 0.3  # a prompt on which all earn more
         shown = [
-            {"point": k, "prompt": "a", "completion": f"{row['method']}'s", "reward": 0.0}
+            {
+                "point": k,
+                "prompt": "a",
+                "completion": f"{row['method']} at {row['kl']}",
+                "reward": 0,
+            }
             for k, row in enumerate(rows)
         ]
         write_results("mine", part, rows, {"kl": kl, "reward": reward}, shown, {})
@@ -42,38 +48,53 @@ def run(store, monkeypatch, tmp_path):
     ):
         (folder / file).write_text(json.dumps(content))
     (folder / "figures").mkdir()
-    for figure in kept.FIGURES:
-        (folder / "figures" / figure).write_text("<svg/>")
+    (folder / "figures" / "pareto.svg").write_text("<svg/>")
+    (folder / "results" / "03_warp.csv.tmp").write_text("half")
     return folder
 
 
 def test_a_kept_run_reads_as_it_was(run, capsys):
-    """Guards: a sign turned round, completions of another point, hours for seconds, a second copy
-    that mixes with the first.
+    """Guards: a sign turned round, a checkpoint in place of the LITI line, completions of another
+    point, hours for seconds, a second copy that mixes with the first.
     """
-    for _ in range(2):
-        assert main(["keep", "mine"]) == 0
-        (kept.FOLDER / "mine" / "left.csv").write_text("of an earlier copy")
+    assert main(["keep", "mine"]) == 0
+    (kept.FOLDER / "mine" / "left.csv").write_text("of an earlier copy")
     assert main(["keep", "mine"]) == 0
     assert "kept/mine" in capsys.readouterr().out
-    assert not (kept.FOLDER / "mine" / "left.csv").exists()
+    copied = {file.name for file in (kept.FOLDER / "mine").rglob("*.*")}
+    assert {"pareto.svg", "results.csv", "03_warp.safetensors", "machine.json"} <= copied
+    assert not {"left.csv", "03_warp.csv.tmp"} & copied
     (one,) = kept.kept()
-    assert one.title == "tiny, seed 3" and one.made_on == "2 threads, bfloat16; 1.5 h"
-    assert one.over("reinforce")[0].mean == pytest.approx(0.15)  # from 1 to 2 nats
-    assert one.over("reinforce-liti")[0].mean == pytest.approx(0.075)
-    assert one.completions.set_index("method")["completion"].to_dict() == {
-        "sft": "sft's",
-        "warp": "warp's",
-        "reinforce": "reinforce's",
-        "reinforce-liti": "reinforce-liti's",
-    }
+    assert one.title == "tiny (I = 2, M = 2, T = 1, batch 8), seed 3"
+    assert one.made_on == "2 threads, bfloat16; 1.5 h"
     written = one.samples(prompts=3)
-    assert [row["completion"] for row in written] == ["sft's", "warp's", "reinforce's"]
-    assert written[1]["policy"] == "tiny, seed 3: WARP" and written[1]["prompt"] == "a"
+    assert [row["completion"] for row in written] == [
+        "sft at 0.0",
+        "warp at 2.0",
+        "reinforce at 2.0",
+    ]
+    assert written[1]["policy"] == f"{one.title}: WARP" and written[1]["prompt"] == "a"
     (row,) = kept.rows([one])
-    assert row["size"] == "I = 2, M = 2, T = 1, batch 8"
-    assert row["WARP − REINFORCE"].startswith("+0.150") and row["test prompts"] == "3"
-    assert row["WARP − REINFORCE"].endswith("1 to 2.0 nats")
+    assert row["WARP − REINFORCE's LITI line"].startswith("+0.075")  # from 1 to 2 nats
+    assert row["over KL, nats"] == "1 to 2.0" and row["test prompts"] == "3"
+    assert answers.scale_title(one) == (
+        "tiny: WARP is above REINFORCE's LITI line from 1 to 2.0 nats"
+    )
+
+
+def test_seeds_of_one_size_are_taken_together(run):
+    """Guards: runs that differ in more than their seed pooled, the last of them alone counted."""
+    for name, changes in (("b", {"seed": 4}), ("c", {"seed": 5, "batch_size": 16})):
+        shutil.copytree(run, run.with_name(name))
+        settings = json.loads((run / "settings.json").read_text()) | {"name": name} | changes
+        (run.with_name(name) / "settings.json").write_text(json.dumps(settings))
+    for name in ("mine", "b", "c"):
+        kept.keep(name)
+    pooled = kept.together(kept.kept())
+    assert {name: sorted(of.by_prompt) for name, of in pooled.items()} == {
+        "tiny (I = 2, M = 2, T = 1, batch 8)": [3, 4],
+        "tiny (I = 2, M = 2, T = 1, batch 16)": [5],
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,8 +102,8 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
     [
         ("results/04_reinforce_baseline.csv", "has no results of 04_reinforce_baseline yet"),
         ("results/03_warp.safetensors", "was made before rewards were kept prompt by prompt"),
-        ("machine.json", "runs/mine has no machine.json: run `python -m warp_lib report --name"),
-        ("figures/pareto.svg", "runs/mine has no pareto.svg"),
+        ("machine.json", "machine.json is missing or damaged: run this run's report"),
+        ("settings.json", "settings.json is missing or damaged"),
     ],
 )
 def test_half_a_run_is_not_kept(run, capsys, lost, sentence):
@@ -92,6 +113,15 @@ def test_half_a_run_is_not_kept(run, capsys, lost, sentence):
     (run / lost).unlink()
     assert main(["keep", "mine"]) == 1 and sentence in capsys.readouterr().err
     assert sorted(kept.FOLDER.rglob("*")) == [kept.FOLDER / "mine", *before]
+
+
+def test_a_damaged_part_is_not_kept(run, capsys):
+    """Guards: scores of fewer rows than the table has."""
+    part = run / "results" / "03_warp.csv"
+    part.write_text(part.read_text()[:-9])
+    assert main(["keep", "mine"]) == 1 and "mine: a table of results is damaged" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_name_is_a_name(run, capsys):

@@ -1047,8 +1047,8 @@ def test_single_runs_are_not_on_the_front(folder):
     assert len(outcome("e", "a", 0).kl("test")) == 0
 
 
-def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
-    """Guards: the height over a point instead of the line, runs counted one by one, iterations
+def test_gaps_are_to_the_rivals_front_at_the_same_kl(folder):
+    """Guards: the gap to a point instead of the line, runs counted one by one, iterations
     mixed, test and validation mixed.
     """
     for seed, up in ((0, 0.0), (1, 0.2)):
@@ -1070,19 +1070,19 @@ def test_heights_are_over_the_rivals_front_at_the_same_kl(folder):
         rows.to_csv(file, index=False)
     found = contrasts.averages("x", "warp", ["rival"], [0, 1])
     assert list(found) == [(1, "run"), (1, "slerp"), (1, "liti"), (2, "slerp")]
-    heights = [effect["rival"].both.mean for effect in found.values()]
-    assert heights == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-6)
+    gaps = [effect["rival"].both.mean for effect in found.values()]
+    assert gaps == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-6)
     merged = found[1, "slerp"]
     assert merged["r̃"].both.mean == pytest.approx(1.1) and merged["KL, nats"].both.mean == 2
     for seed in (0, 1):
         keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
     # one of them is at 3 nats
     assert "near" not in contrasts.averages("x", "warp", ["near"], [0, 1])[1, "run"]
-    height = merged["rival"]
-    assert height.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
+    gap = merged["rival"]
+    assert gap.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
     # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left
     # of that.
-    assert height.over_prompts.high == pytest.approx(0.1, abs=1e-6)
+    assert gap.over_prompts.high == pytest.approx(0.1, abs=1e-6)
 
 
 def test_a_gap_counts_that_kl_is_a_mean_over_the_same_prompts():

@@ -18,7 +18,7 @@ from ..runs.errors import Explained
 from ..runs.results import read_results, read_scores
 from ..study import contrasts, outcomes
 from ..study.contrasts import Contrast
-from ..study.fronts import Effect, over_kl
+from ..study.fronts import Effect, Interval, over_kl
 from ..study.outcomes import LOW, ArmId, outcome
 from .points import OWN
 
@@ -77,7 +77,7 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
         "primary", main.arm, _finished("reinforce"), main.high, score, seeds
     )
     differences = {
-        f"− {ARMS[rival]}{', its LITI line' if which else ''}": one
+        f"− {'the LITI line of ' if which else ''}{ARMS[rival]}": one
         for (rival, which), one in each.items()
     }
     sides = [_arm(points, ("primary", arm), seeds, score) for arm in arms]
@@ -199,17 +199,18 @@ def _finding(arm: str, rival: str, score: str, side: int) -> str:
 
 
 def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Comparison:
-    """One's own run: its WARP against its REINFORCE, over the prompts of its one seed.
+    """One's own run: WARP's LITI line against REINFORCE's, over the prompts of its one seed.
 
     Both are read straight between their points, for there are no others to choose a front on.
+    REINFORCE's checkpoints are shown, and not read: too few lie between SFT and the first.
     """
     if not name:
         raise Explained("You have no run yet: `make lab` opens the notebooks that make one.")
     rows = points[points["source"] == OWN + name]
-    methods = {"warp": ("WARP", BLUE), "reinforce": ("REINFORCE", ORANGE)}
+    methods = {"warp": ("WARP", BLUE), "reinforce-liti": ("REINFORCE", ORANGE)}
     sides = []
     for method, (title, colour) in methods.items():
-        mine = rows[rows["method"] == method]
+        mine = rows[rows["method"].isin([method, method.removesuffix("-liti")])]
         line = rows[rows["method"].isin(["sft", method])].dropna(subset=[score]).sort_values("kl")
         lines = [(line["kl"].to_numpy(), line[score].to_numpy())] if len(mine) else []
         sides.append(Side(title, colour, mine, lines))
@@ -217,13 +218,14 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
         if score != "reward":
             raise Explained("Judges' scores of a run are not kept prompt by prompt.")
         run = paths.RUNS / name
-        compared = ("warp", "reinforce")
-        interval, span = over_kl(read_results(run), read_scores(run), *compared, LOW, end)
+        difference, span = over_kl(read_results(run), read_scores(run), *methods, LOW, end)
     except Explained as why:
         return Comparison(sides, "There is no verdict on this run yet", str(why))
+    interval = Interval.of(difference)
     evidence = (
-        f"WARP − REINFORCE is {interval} in mean r̃ at equal KL, from {span[0]:g} to {span[1]:.2f}"
-        f" nats; one seed, {interval.n} test prompts. The next seed may differ."
+        f"WARP − REINFORCE, each on its LITI line, is {interval} in mean r̃ at equal KL, from"
+        f" {span[0]:g} to {span[1]:.2f} nats; one seed, {interval.n} test prompts. The next seed"
+        " may differ."
     )
     return Comparison(
         sides,

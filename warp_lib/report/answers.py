@@ -1,12 +1,11 @@
 """What the notebooks say: their answers and the titles of figures whose finding depends on numbers.
 
-Each answer is at most three sentences; tables and figures hold the rest.
+Each answer is at most three sentences after its first words; tables and figures hold the rest.
 """
 
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from ..study.cells import Cell
 from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, Matched, signed
 from ..study.outcomes import LOW, SEEDS, Outcome
-from .kept import Kept, size
+from .kept import Kept
 from .plots import ARMS
 
 
@@ -225,42 +224,48 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
 
 
 def why(
-    merging: Mapping[str, Effect], early: Mapping[int, Effect], line: Mapping[int, Effect]
+    merging: Iterable[Effect], early: Mapping[int, Effect], line: Mapping[int, Effect], rival: str
 ) -> str:
     """What WARP's averages are worth at equal KL, in a sentence.
 
-    merging: SLERP less the runs that it merges. early, line: what WARP's front and REINFORCE's own
-    LITI line earn more than REINFORCE's checkpoints (see `contrasts.over_checkpoints`).
+    merging: see `contrasts.merging`. early, line: how much more WARP's front and the rival's own
+    LITI line earn than the rival's checkpoints (see `contrasts.over_checkpoints`).
     """
-    steps = min(early.keys() & line.keys())
-    ours, own = early[steps], line[steps]
-    stopped = f"REINFORCE stopped after {steps} steps"
-    its_line = "REINFORCE's own LITI line"
-    if ours.side < 1:
-        finding = f"WARP − {stopped} is {ours}"
-    elif own.side < 1:
-        finding = f"WARP does beat {stopped}, by {ours}, which {its_line} does not ({own})"
-    else:
-        finding = f"WARP does beat {stopped}, by {ours}, but so does {its_line}, by {own}"
-    return f"{finding}; merging runs {_merging(merging)} at equal KL."
+    sides = [effect.side for effect in merging]
+    worth = (
+        f"merging runs earns more in {sides.count(1)} of {len(sides)} comparisons, less in"
+        f" {sides.count(-1)}"
+        if any(sides)
+        else "merging runs gains nothing detectable"
+        if sides
+        else "merging runs could not be weighed"
+    )
+    if not (shared := sorted(early.keys() & line.keys())):
+        return f"At equal KL {worth}."
+    ours, own = (Effect.mean_of(of[steps] for steps in shared) for of in (early, line))
+    compared = {
+        1: f"earns more than the early checkpoints of {rival}, by {ours}",
+        -1: f"earns less than the early checkpoints of {rival}, by {ours}",
+        0: f"cannot be told apart from the early checkpoints of {rival} ({ours})",
+    }[ours.side]
+    link = "but so does its own LITI line, by" if ours.side == own.side == 1 else "its LITI line by"
+    return f"At equal KL WARP {compared}, {link} {own}; {worth}."
 
 
-def _merging(merging: Mapping[str, Effect]) -> str:
-    sides = {effect.side for effect in merging.values()} - {0}
-    if not sides:
-        return "gains nothing detectable"
-    if len(sides) > 1:
-        return "gains reward in one iteration and loses it in another"
-    return {1: "gains reward", -1: "loses reward"}[sides.pop()]
+def why_title(early: Iterable[Mapping[int, Effect]], line: Iterable[Mapping[int, Effect]]) -> str:
+    """How many early checkpoints lie below WARP's front and below REINFORCE's own LITI line.
 
-
-def why_title(early: Iterable[Effect], line: Iterable[Effect]) -> str:
-    """Whether stepping back pays, and for whom."""
-    above = [[effect.side == 1 for effect in some] for some in (early, line)]
-    ours, own = map(sum, above)
+    early, line: for each rival, see `contrasts.over_checkpoints`.
+    """
+    pairs = [
+        (ours[steps].side == 1, own[steps].side == 1)
+        for ours, own in zip(early, line, strict=True)
+        for steps in ours.keys() & own.keys()
+    ]
+    above, own_above = (sum(side) for side in zip(*pairs, strict=True)) if pairs else (0, 0)
     return (
-        f"WARP's front is above {ours} of REINFORCE's {len(above[0])} early checkpoints,"
-        f" REINFORCE's own LITI line above {own}"
+        f"WARP's front is above {above} of REINFORCE's {len(pairs)} early checkpoints, REINFORCE's"
+        f" own LITI line above {own_above}"
     )
 
 
@@ -368,18 +373,19 @@ def ends(units: Mapping[str, Sequence[Outcome]], real_positive: Mapping[str, flo
         rewards = [float(some.loc[some["kl"].idxmax(), "reward"]) for some in points]
         past = sum(reward > real_positive["p99"] for reward in rewards)
         beside.append(
-            f"{ARMS[arm]} averages {plain(float(np.mean(rewards)), 2)} and passes it on"
-            f" {past or 'none'} of {len(rewards)} seeds"
+            f"{ARMS[arm]} {plain(float(np.mean(rewards)), 2)} (above it on {past or 'none'} of"
+            f" {seeds(len(rewards))})"
         )
     return (
         "The 99th percentile of real positive openings is r̃ ="
-        f" {plain(real_positive['p99'], 2)}. At its largest KL {'; '.join(beside)}."
+        f" {plain(real_positive['p99'], 2)}. At their largest KL the methods average:"
+        f" {'; '.join(beside)}."
     )
 
 
 def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
     """Where WARP's cells lie beside REINFORCE's longest run."""
-    gaps = [gap for cell in warp.values() if (gap := cell.height())]
+    gaps = [gap for cell in warp.values() if (gap := cell.gap())]
     sides = [gap.widest.side for gap in gaps]
     if not any(sides):
         return "WARP's cells lie along REINFORCE's curve"
@@ -480,41 +486,27 @@ def dpo(more: Contrast, own: Contrast) -> str:
     )
 
 
-def scale(runs: Sequence[Kept], small: Contrast) -> str:
-    """Notebook 10: runs of a larger policy beside the primary contrast of the small one."""
-    found = [run.over("reinforce") for run in runs]
-    alike = [difference.side == small.side for difference, _ in found]
-    opening = "Yes" if all(alike) else "In part" if any(alike) else "No"
-    each = "; ".join(
-        f"{difference} r̃ on {run.title}, from {low:g} to {high:.1f} nats"
-        for run, (difference, (low, high)) in zip(runs, found, strict=True)
-    )
+def scale(differences: Mapping[str, Effect], small: Contrast) -> str:
+    """Notebook 10, from `kept.together` and the small policy's WARP less its rival's LITI line."""
+    if not differences:
+        return "No larger policy has been run yet: `make scale` does."
+    intervals = [effect.widest for effect in differences.values()]
+    inside = all(i.low <= small.both.mean <= i.high for i in intervals)
+    each = "; ".join(f"{effect} r̃ on {name}" for name, effect in differences.items())
     return (
-        f"{opening}, as far as {seeds(len(runs))} of one policy can say. WARP − REINFORCE is {each}"
-        f" (95% CI over test prompts). On the small policy it is {small}, to {small.high:g} nats."
+        f"{'Nothing contradicts it' if inside else 'Not as measured here'}. WARP − REINFORCE's LITI"
+        f" line is {each}. On the small policy it is {small} r̃, which"
+        f" {'lies within' if inside else 'lies outside of'} that interval."
     )
 
 
 def scale_title(run: Kept) -> str:
     """Where a larger policy's WARP ends beside its REINFORCE."""
-    difference, (low, high) = run.over("reinforce")
-    says = {1: "earns more than", -1: "earns less than", 0: "cannot be told apart from"}
+    difference, (low, high) = run.over_line()
+    says = {1: "is above", -1: "is below", 0: "cannot be told apart from"}
     where = f"from {low:g} to {high:.1f} nats"
-    return f"{run.title}: WARP {says[difference.side]} REINFORCE {where}"
-
-
-def scale_row(small: Contrast, line: Contrast, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The study's row beneath `kept.rows`. settings: those of the arm chosen."""
-    to = f"{LOW:g} to {small.high:g} nats"
-    first = next(iter(small.by_prompt.values()))
-    return {
-        "policy": f"{settings['policy']}, {seeds(len(small.by_prompt))}",
-        "size": size(settings),
-        "test prompts": str(len(first)),
-        "WARP − REINFORCE": f"{small}, {to}",
-        "WARP − its LITI line": f"{line}, {to}",
-        "made on": "",
-    }
+    side = Interval.of(difference).side
+    return f"{run.settings['policy']}: WARP {says[side]} REINFORCE's LITI line {where}"
 
 
 def gains_title(more: Contrast) -> str:

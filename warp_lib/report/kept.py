@@ -14,48 +14,24 @@ import pandas as pd
 
 from ..runs import paths
 from ..runs.errors import Explained
-from ..runs.results import read_results, read_scores, read_table, real_positive
-from ..study.fronts import Interval, over_kl
+from ..runs.results import MACHINE, read_results, read_scores, read_table, real_positive
+from ..study.fronts import Effect, Interval, over_kl
 from ..study.outcomes import LOW
-from .run import MACHINE
 
 FOLDER = paths.ROOT / "data" / "scale"
-FIGURES = ("pareto.svg", "liti.svg", "judge.svg")
-SETTINGS, BAND = "settings.json", "real_positive.json"
-
-
-def keep(name: str) -> Path:
-    """Copy what was measured in ``runs/<name>`` into ``data/scale/<name>``, which it replaces, and
-    return that folder.
-
-    Raises Explained, and copies nothing, where a notebook has not run or left something damaged.
-    """
-    run, kept = paths.RUNS / name, FOLDER / name
-    for read in (read_results, read_scores, real_positive):  # whole, or refused
-        read(run)
-    files = [run / file for file in ("results.csv", SETTINGS, BAND, MACHINE)]
-    files += [run / "figures" / figure for figure in FIGURES]
-    if missing := [file.name for file in files if not file.exists()]:
-        raise Explained(
-            f"runs/{name} has no {missing[0]}: run `python -m warp_lib report --name {name}` to its"
-            " end first."
-        )
-    files += [file for file in (run / "results").iterdir() if file.suffix != ".lock"]
-    part = kept.with_name(f"{name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for file in files:
-        copy = part / file.relative_to(run)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    shutil.rmtree(kept, ignore_errors=True)
-    part.rename(kept)
-    return kept
+ONE_RUN = ("name", "seed")  # settings that tell runs apart that are looked at together
+COPIED = (".csv", ".json", ".safetensors", ".svg")
+PARTS = ("*.*", "results/*.*", "figures/pareto.svg", "figures/liti.svg", "figures/judge.svg")
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """A run that is kept: its table; score → each row's on each test prompt, (rows, prompts); where
-    real positive openings lie; its settings; the machine and the seconds that its report took.
+    """A run that is kept.
+
+    Attributes:
+        results, scores, band: see `read_results`, `read_scores` and `real_positive`.
+        machine: where its report was made, and in how many seconds.
+        completions: of its first test prompts, with the method, η and steps that wrote them.
     """
 
     results: pd.DataFrame
@@ -65,9 +41,11 @@ class Kept:
     machine: dict[str, Any]
     completions: pd.DataFrame
 
-    def over(self, rival: str) -> tuple[Interval, tuple[float, float]]:
-        """WARP less a rival, mean r̃ over KL (see `fronts.over_kl`)."""
-        return over_kl(self.results, self.scores, "warp", rival, LOW)
+    def over_line(self) -> tuple[np.ndarray, tuple[float, float]]:
+        """WARP's LITI line less REINFORCE's: mean r̃ over KL on each test prompt, (prompts,), and
+        from where to where, nats.
+        """
+        return over_kl(self.results, self.scores, "warp", "reinforce-liti", LOW)
 
     def samples(self, prompts: int) -> list[dict[str, str | float]]:
         """For reading: what SFT and each method's last policy wrote to the first test prompts."""
@@ -88,9 +66,13 @@ class Kept:
         ]
 
     @property
+    def size(self) -> str:
+        """Its policy, and how much it trained."""
+        return size(self.settings)
+
+    @property
     def title(self) -> str:
-        """Its policy and seed."""
-        return f"{self.settings['policy']}, seed {self.settings['seed']}"
+        return f"{self.size}, seed {self.settings['seed']}"
 
     @property
     def made_on(self) -> str:
@@ -100,41 +82,83 @@ class Kept:
         return f"{where}, {m['dtype'].removeprefix('torch.')}; {m['seconds'] / 3600:.1f} h"
 
 
+def keep(name: str) -> Path:
+    """Copy what was measured in ``runs/<name>`` into ``data/scale/<name>``, which it replaces, and
+    return that folder.
+
+    Raises Explained, and copies nothing, where a notebook has not run or left something damaged.
+    """
+    run, kept = paths.RUNS / name, FOLDER / name
+    _read(run)
+    part = kept.with_name(f"{name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for file in (file for pattern in PARTS for file in run.glob(pattern)):
+        if file.suffix in COPIED:
+            copy = part / file.relative_to(run)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    shutil.rmtree(kept, ignore_errors=True)
+    part.rename(kept)
+    return kept
+
+
 def kept() -> list[Kept]:
     """All runs that are kept, by name. Raises Explained for one that is damaged."""
     return [_read(folder) for folder in sorted(FOLDER.glob("*/")) if folder.suffix != ".part"]
 
 
 def _read(run: Path) -> Kept:
-    settings, machine = (json.loads((run / file).read_text()) for file in (SETTINGS, MACHINE))
+    results, scores, band = read_results(run), read_scores(run), real_positive(run)
+    if len(results) != len(scores["kl"]):
+        raise Explained(f"{run.name}: a table of results is damaged; run its notebook again.")
+    records = []
+    for file in (run / "settings.json", run / MACHINE):
+        try:
+            records.append(json.loads(file.read_text()))
+        except (OSError, ValueError):
+            raise Explained(
+                f"{file} is missing or damaged: run this run's report to its end first."
+            ) from None
     shown = []
     for table in sorted((run / "results").glob("*.csv")):
         rows, record = read_table(table)
         places = rows[["method", "eta", "steps"]].reset_index(names="point")
         shown.append(pd.DataFrame(record["completions"]).merge(places, on="point"))
-    return Kept(
-        read_results(run),
-        read_scores(run),
-        real_positive(run),
-        settings,
-        machine,
-        pd.concat(shown, ignore_index=True),
-    )
+    return Kept(results, scores, band, *records, pd.concat(shown, ignore_index=True))
+
+
+def together(runs: list[Kept]) -> dict[str, Effect]:
+    """Policy and size → WARP's LITI line less REINFORCE's (see `Kept.over_line`), over the seeds of
+    runs that differ in nothing else.
+    """
+    groups: dict[str, dict[int, np.ndarray]] = {}
+    titles: dict[str, str] = {}
+    for run in runs:
+        alike = json.dumps({k: v for k, v in run.settings.items() if k not in ONE_RUN})
+        titles[alike] = run.size
+        groups.setdefault(alike, {})[run.settings["seed"]] = run.over_line()[0]
+    return {titles[alike]: Effect(by_prompt) for alike, by_prompt in groups.items()}
 
 
 def rows(runs: list[Kept]) -> list[dict[str, str]]:
-    """For reading: what was run, and WARP less REINFORCE over its test prompts."""
+    """For reading: what was run, on what, and WARP's LITI line less REINFORCE's."""
     table = []
     for run in runs:
-        prompts = str(run.scores["kl"].shape[1])
-        row = {"policy": run.title, "size": size(run.settings), "test prompts": prompts}
-        for rival, words in (("reinforce", "REINFORCE"), ("reinforce-liti", "its LITI line")):
-            difference, (low, high) = run.over(rival)
-            row[f"WARP − {words}"] = f"{difference}, {low:g} to {high:.1f} nats"
-        table.append(row | {"made on": run.made_on})
+        difference, (low, high) = run.over_line()
+        table.append(
+            {
+                "policy": run.size,
+                "seed": str(run.settings["seed"]),
+                "test prompts": str(len(difference)),
+                "WARP − REINFORCE's LITI line": str(Interval.of(difference)),
+                "over KL, nats": f"{low:g} to {high:.1f}",
+                "made on": run.made_on,
+            }
+        )
     return table
 
 
 def size(s: Mapping[str, Any]) -> str:
-    """How much settings train, in words."""
-    return f"I = {s['iterations']}, M = {s['runs']}, T = {s['steps']}, batch {s['batch_size']}"
+    """A policy and how much settings train it, in words."""
+    many = f"I = {s['iterations']}, M = {s['runs']}, T = {s['steps']}"
+    return f"{s['policy']} ({many}, batch {s['batch_size']})"

@@ -59,7 +59,7 @@ LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
     "liti": ("WARP: LITI, where the next begins", GREEN, "triangle-up", None),
     "warp": ("WARP: final front over η", BLUE, "circle", "solid"),
     "reinforce": ("REINFORCE checkpoints", ORANGE, "square", "solid"),
-    "reinforce-liti": ("REINFORCE to SFT (LITI)", ORANGE, "square-open", "dot"),
+    "reinforce-liti": ("REINFORCE's LITI line", ORANGE, "square-open", "dot"),
 }
 # ------------------------------------------------------------------------------- parts of figures
 

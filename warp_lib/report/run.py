@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import nbformat
 
 from ..runs import paths
+from ..runs.commit import COMMIT
 from ..runs.errors import Explained
 from ..runs.jobs import Ended, Job, Runner, run_here
 from ..runs.progress import duration
+from ..runs.results import MACHINE
 from ..settings import Settings
 from .page import shown_outputs, write_page
 
@@ -22,7 +25,6 @@ from .page import shown_outputs, write_page
 # nothing of each other.
 AFTER = {"05_pareto": ("03_warp", "04_reinforce_baseline")}
 DEAD_KERNEL = 138  # papermill's exit code
-MACHINE = "machine.json"  # in a run's folder: where it was made, and in how many seconds
 
 
 def run_report(
@@ -87,11 +89,13 @@ def run_report(
 def _note_machine(file: Path, seconds: float) -> None:
     """Write where and when a report was made, of which commit, and how long all its calls took."""
     from ..fast import machine
-    from ..runs.commit import COMMIT
 
-    before = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+    before = 0.0
+    with suppress(OSError, ValueError, KeyError):  # there is none yet, or it is damaged
+        before = json.loads(file.read_text())["seconds"]
     made = machine.describe() | {"commit": COMMIT, "date": date.today().isoformat()}
-    paths.write_whole(file, json.dumps(made | {"seconds": before + seconds}))
+    with suppress(OSError):  # a report is more than a note on it
+        paths.write_whole(file, json.dumps(made | {"seconds": before + seconds}))
 
 
 def notebook_job(

@@ -46,6 +46,8 @@ COLUMNS = {
     "seconds": "training time to get there, runs one after the other, pauses left out",
 }
 
+MACHINE = "machine.json"  # in a run's folder: where its report was made, and in how many seconds
+
 
 def write_results(
     name: str,

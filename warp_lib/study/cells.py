@@ -47,7 +47,7 @@ class Cell:
         pairs = (("r̃", self.reward, other.reward), ("KL, nats", self.kl, other.kl))
         return {name: Effect(mine) - Effect(its) for name, mine, its in pairs}
 
-    def height(self) -> Effect | None:
+    def gap(self) -> Effect | None:
         """Its r̃ less that of the longest run's front at the same KL, on the seeds that both have.
 
         None where there is none, or where a seed's KL is beyond its front.
@@ -132,12 +132,12 @@ def claims(
 
 
 def rows(warp: dict[tuple[int, int], Cell], reinforce: dict[int, Cell]) -> list[dict[str, Any]]:
-    """For reading: each policy's cost and place, and WARP's height over REINFORCE's longest run."""
+    """For reading: each policy's cost and place, and WARP's gap to REINFORCE's longest run."""
 
-    def row(name: str, cell: Cell, height: Effect | None = None) -> dict[str, Any]:
+    def row(name: str, cell: Cell, gap: Effect | None = None) -> dict[str, Any]:
         numbers = {column: str(effect) for column, effect in cell.over(cell.reward).items()}
         cost = {"steps": cell.steps, "depth": cell.depth, "completions": f"{cell.completions:,}"}
-        return {"policy": name} | cost | numbers | {"over REINFORCE's front": str(height or "")}
+        return {"policy": name} | cost | numbers | {"over REINFORCE's front": str(gap or "")}
 
-    merged = [row(f"WARP, I = {i}, M = {m}", c, c.height()) for (i, m), c in warp.items()]
+    merged = [row(f"WARP, I = {i}, M = {m}", c, c.gap()) for (i, m), c in warp.items()]
     return merged + [row(f"REINFORCE, {t} steps", cell) for t, cell in reinforce.items()]

@@ -227,8 +227,8 @@ def ahead_of_judge(
     end = min(kl[-1] for (kl, _), _ in lines.values())
 
     def rise(at: float, seed: int) -> np.ndarray:
-        (kl, reward), (_, score) = lines[seed]
-        return (weights(kl, [at]) - weights(kl, [0]))[:, 0] @ (reward - score)
+        unit, ((_, reward), (_, score)) = outcome(experiment, arm, seed), lines[seed]
+        return unit.at(at, reward - score) - unit.at(0, reward - score)
 
     levels = np.arange(0.5, end, 0.5).tolist()
     return {at: Effect({seed: rise(at, seed) for seed in lines}) for at in levels}
@@ -437,9 +437,9 @@ def averages(
             for rival in rivals:
                 unit = outcome(experiment, rival, seed)
                 gaps = [unit.gap(*policy) for policy in zip(reward, kl, strict=True)]
-                if reached := [gap for gap in gaps if gap is not None]:
-                    if len(reached) == len(gaps):
-                        numbers[rival][seed] = np.mean(reached, axis=0)
+                reached = [gap for gap in gaps if gap is not None]
+                if len(reached) == len(gaps):
+                    numbers[rival][seed] = np.mean(reached, axis=0)
         if numbers:
             effects[iteration, method] = {
                 name: Effect(by) for name, by in numbers.items() if len(by) == len(seeds)
@@ -447,14 +447,28 @@ def averages(
     return effects
 
 
+def merging(
+    averages: dict[tuple[int, str], dict[str, Effect]], rivals: Iterable[str]
+) -> dict[tuple[int, str], Effect]:
+    """What merging is worth at equal KL: (iteration, rival) → the gap of a SLERP to the rival's
+    front less that of the runs that it merges, where both are within the front (see `averages`).
+    """
+    return {
+        (iteration, rival): found[rival] - averages[iteration, "run"][rival]
+        for (iteration, stage), found in averages.items()
+        for rival in rivals
+        if stage == "slerp" and rival in found and rival in averages[iteration, "run"]
+    }
+
+
 def over_checkpoints(
     experiment: str, arm: str, rival: str, seeds: Iterable[int], where: str | None = None
 ) -> dict[int, Effect]:
-    """What an arm's front earns more than REINFORCE stopped early, at the same KL: steps → r̃.
+    """How much more an arm's front earns than REINFORCE stopped early, at the same KL: steps → r̃.
 
-    Every checkpoint but the last, if the front reaches its KL on all seeds. where: see
-    `difference`, but of the arm. With `LITI_LINE`, and the rival as the arm, it is what stepping
-    back is worth to REINFORCE.
+    Every checkpoint but the last, if the front reaches its KL on all seeds. where: a condition on
+    the arm's points. With `LITI_LINE`, and the rival as the arm, it is what REINFORCE earns by
+    training on and stepping back, for more compute.
     """
     seeds, above = list(seeds), defaultdict(dict)
     for seed in seeds:

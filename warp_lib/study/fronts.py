@@ -4,7 +4,7 @@ A front is read linearly between its points and never beyond them. Reading it ne
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,6 +192,13 @@ class Effect:
         shared = sorted(self.by_prompt.keys() & other.by_prompt.keys())
         return Effect({s: self.by_prompt[s] - other.by_prompt[s] for s in shared})
 
+    @classmethod
+    def mean_of(cls, effects: Iterable["Effect"]) -> "Effect":
+        """The mean of several numbers of the same seeds and prompts."""
+        first, *others = effects
+        added = {s: sum([e.by_prompt[s] for e in others], x) for s, x in first.by_prompt.items()}
+        return cls({seed: x / (1 + len(others)) for seed, x in added.items()})
+
     @property
     def by_seed(self) -> dict[int, Interval]:
         """Seed → its interval over prompts."""
@@ -320,22 +327,26 @@ def over_kl(
     second: str,
     low: float,
     high: float | None = None,
-) -> tuple[Interval, tuple[float, float]]:
-    """The mean difference of two methods' rewards over KL, on one seed, over its test prompts; and
-    from where to where it goes, nats.
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """The mean difference of two methods' rewards over KL, on each test prompt of one seed,
+    (prompts,); and from where to where it goes, nats.
 
     Both are read straight between all their points, SFT the first, for there are no other prompts
-    to choose a front on. It goes from `low`, or from SFT where they do not get as far, to `high`,
-    or as far as both reach.
+    to choose a front on: their points should lie equally close, as two LITI lines' do. It goes from
+    `low`, or from SFT where less than half a nat would be left, to `high`, or as far as both reach.
 
     results, scores, first, second: see `matched`.
+
+    Raises ValueError where one of them has no points.
     """
     lines = []
     for method in (first, second):
+        if not (results["method"] == method).any():
+            raise Explained(f"there are no points of {method} to compare.")
         of = results["method"].isin(["sft", method]).to_numpy()
         order = np.argsort(kl := scores["kl"][of].mean(1), kind="stable")
         lines.append((kl[order], scores["reward"][of][order], scores["kl"][of][order]))
-    end = min(high or math.inf, *(kl[-1] for kl, _, _ in lines))
-    start = low if end > low else 0.0
+    end = min(math.inf if high is None else high, *(kl[-1] for kl, _, _ in lines))
+    start = low if end >= low + 0.5 else 0.0
     a, b = (along(kl, reward, start, end, own_kl) for kl, reward, own_kl in lines)
-    return Interval.of(a - b), (start, float(end))
+    return a - b, (start, float(end))

@@ -150,27 +150,39 @@ class Outcome:
             return [*front, int(kl.argmax())], [*front, front[-1]]
         return front, front
 
-    def gap(self, reward: np.ndarray, own_kl: np.ndarray) -> np.ndarray | None:
-        """What a policy earns more than this front at the policy's KL, on each test prompt,
-        (prompts,).
+    def at(self, kl: float, values: np.ndarray) -> np.ndarray:
+        """A score of the front's points read at one KL, on each test prompt, (prompts,).
 
-        Its variance over prompts is that of a gap between means over the same prompts: to first
-        order (the delta method) a prompt on which the policy's KL exceeds the front's by more than
-        on average counts less, by the front's slope. None where the policy's KL is beyond the
-        front.
+        The points' KL are means over the same prompts, so a prompt also counts by how it moves them
+        (to first order, as in `fronts.along`).
+
+        values: the score of each point of `line` on each test prompt, (points, prompts).
+        """
+        own_kl = self.reward("test", "kl")[self._of_line("test")[0]]
+        share = weights(own_kl.mean(1), [kl])[:, 0]
+        return share @ values - self._slope(kl, values) * (share @ own_kl - kl)
+
+    def gap(self, reward: np.ndarray, own_kl: np.ndarray) -> np.ndarray | None:
+        """How much more a policy earns than this front at the same KL, on each test prompt,
+        (prompts,); None where its KL is beyond the front.
+
+        Its variance over prompts counts that the policy's KL and the front's are means over the
+        same prompts: a prompt on which the policy's KL exceeds the front's counts less, by the
+        front's slope times the excess.
 
         reward, own_kl: the policy's r̃ and KL on each test prompt, (prompts,).
         """
-        kl, front = self.line("test")
-        at = own_kl.mean()
+        (kl, front), at = self.line("test"), own_kl.mean()
         if at > kl[-1]:
             return None
-        front_kl = self.reward("test", "kl")[self._of_line("test")[0]]
-        share = weights(kl, [at])[:, 0]
-        below = np.clip(np.searchsorted(kl, at) - 1, 0, len(kl) - 2)
-        rise, run = front.mean(1)[[below, below + 1]], kl[[below, below + 1]]
-        slope = np.diff(rise)[0] / np.diff(run)[0]
-        return reward - share @ front - slope * (own_kl - share @ front_kl)
+        return reward - self.at(at, front) - self._slope(at, front) * (own_kl - at)
+
+    def _slope(self, at: float, values: np.ndarray) -> float:
+        """How quickly a score of the front's points rises with KL, at one KL, a nat."""
+        kl, _ = self.line("test")
+        below = int(np.clip(np.searchsorted(kl, at) - 1, 0, len(kl) - 2))
+        (low, high), means = kl[below : below + 2], values.mean(1)
+        return float((means[below + 1] - means[below]) / (high - low))
 
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,
