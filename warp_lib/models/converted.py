@@ -4,6 +4,7 @@ other folder.
 
 import importlib.util
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def merged(base: Path, adapter: Path) -> PreTrainedModel:
     from peft import PeftModel  # pyright: ignore[reportMissingImports]  # of the extra smollm2
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with warnings.catch_warnings():  # peft asks transformers by a name that is going out
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def from_torch(folder: Path, name: str) -> Path:
