@@ -14,6 +14,7 @@ from warp_lib.policy import Policy
 from warp_lib.report import ahead
 from warp_lib.report import run as report_run
 from warp_lib.runs.errors import Explained
+from warp_lib.runs.progress import a_step
 from warp_lib.settings import Settings
 from warp_lib.warp import Iteration, Run
 
@@ -81,3 +82,12 @@ def test_it_is_said_first(store, monkeypatch, capsys):
     monkeypatch.undo()
     with pytest.raises(Explained, match="^policy='/no/such' is not there"):
         report_run.run_report(Settings.profile("smoke", policy="/no/such"), "smoke", {}, runner)
+
+
+def test_a_step_is_told_to_two_digits_and_no_exponent():
+    assert [a_step(seconds) for seconds in (153.2, 15.31, 1.52, 0.2)] == [
+        "150 s a step",
+        "15 s a step",
+        "1.5 s a step",
+        "0.2 s a step",
+    ]

@@ -12,7 +12,7 @@ from ..experiment import Experiment
 from ..merging import Weights
 from ..reward import Reward
 from ..runs.checkpoint import steps_done
-from ..runs.progress import Progress, Stopped, duration
+from ..runs.progress import Progress, Stopped, a_step, duration
 from ..runs.store import NotStored, memoise, only_stored, records, surroundings
 from ..warp import Run, RunId
 
@@ -40,7 +40,7 @@ class Cost:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
         stored = f", {self.stored:,} of them stored" if self.stored else ""
         return (
-            f"{whole}{stored}: about {duration(self.seconds)} here ({self.pace:.2g} s a step,"
+            f"{whole}{stored}: about {duration(self.seconds)} here ({a_step(self.pace or 0.0)},"
             f" {self.source}), and the evaluation comes on top."
         )
 

@@ -6,7 +6,7 @@ import torch
 
 from ..fast import machine
 from ..policy import Policy
-from ..runs.progress import duration
+from ..runs.progress import a_step, duration
 from ..runs.seeds import torch_stream
 from ..settings import PROFILES, Settings
 
@@ -33,7 +33,7 @@ def cost(settings: Settings, profile: str) -> str:
     smaller = f"; --profile {small} is a smaller version" if small in PROFILES else ""
     return (
         f"{s.policy} has {millions:.0f} million parameters. Here {steps:,} steps of {s.batch_size}"
-        f" completions take about {duration(steps * step)} ({step:.2g} s a step), and evaluating"
+        f" completions take about {duration(steps * step)} ({a_step(step)}), and evaluating"
         f" {points} policies on {s.test_prompts * s.test_samples} completions"
         f" {duration(points * point)}. What is finished is kept: stop it at any time{smaller}."
     )

@@ -160,6 +160,11 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
+def a_step(seconds: float) -> str:
+    """How long a step takes, to two digits."""
+    return f"{float(f'{seconds:.2g}'):g} s a step"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: "4 s", "3 min 20 s", "1 h 02 min"."""
     s = round(seconds)
