@@ -1,6 +1,8 @@
 """What a report on a large policy costs is said before it starts."""
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -69,7 +71,10 @@ def test_it_is_said_first(store, monkeypatch, capsys):
     monkeypatch.setattr(report_run.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(ahead, "cost", lambda settings, _: f"{settings.policy} costs much.")
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
     def runner(jobs, tell, at_once, threads):
+        assert (at_once, threads) == (1, 4)  # two would need twice the memory
         assert capsys.readouterr().out == "smollm2-imdb costs much.\n"
         raise KeyboardInterrupt
 
@@ -82,6 +87,30 @@ def test_it_is_said_first(store, monkeypatch, capsys):
     monkeypatch.undo()
     with pytest.raises(Explained, match="^policy='/no/such' is not there"):
         report_run.run_report(Settings.profile("smoke", policy="/no/such"), "smoke", {}, runner)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks glibc")
+def test_memory_that_was_kept_is_given_back():
+    """Guards: gigabytes that the timed passes leave with the process that waits for the kernels."""
+    code = """
+import torch
+from pathlib import Path
+from warp_lib.fast import machine
+
+def pages():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+machine.prepare()
+before = pages()
+blocks = [torch.ones(2_000_000) for _ in range(50)]
+del blocks
+kept = pages() - before
+machine.give_memory_back()
+print(kept, pages() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert left < kept / 4
 
 
 def test_a_step_is_told_to_two_digits_and_no_exponent():

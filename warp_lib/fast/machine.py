@@ -4,7 +4,7 @@ import ctypes
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 
 import datasets
@@ -108,13 +108,18 @@ def keep_freed_memory() -> None:
     took 40% more of the processor's time. Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux":
-        try:
+        with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL("libc.so.6").mallopt
-        except (OSError, AttributeError):
-            return
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+            mallopt(M_MMAP_THRESHOLD, 2**30)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_memory_back() -> None:
+    """Hand what `keep_freed_memory` kept to the system, before other processes need it."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def release_threads() -> None:

@@ -33,9 +33,9 @@ def run_report(
     """Execute the notebooks with ``settings``, which are those of `profile` and `overrides`, and
     write ``runs/<name>/report.html``.
 
-    On a processor two are run side by side, as soon as they can be, on half of its threads each:
-    that is quicker than one after another. The executed notebooks are kept in
-    ``runs/<name>/notebooks``, up to a cell that fails; then Explained says which and why.
+    With the bundled policy, on a processor, two are run side by side as soon as they can be, on
+    half of its threads each: that is quicker than one after another. The executed notebooks are
+    kept in ``runs/<name>/notebooks``, up to a cell that fails; then Explained says which and why.
     """
     import torch  # only now: it takes seconds
 
@@ -49,6 +49,7 @@ def run_report(
 
         machine.prepare()
         print(cost(settings, profile), flush=True)
+        machine.give_memory_back()  # the kernels need it
     folder = paths.folder(settings.name)
     paths.folder(f"{settings.name}/notebooks")
     parameters = {"profile": profile} | {
@@ -74,7 +75,9 @@ def run_report(
         print(f"[{len(finished)}/{len(jobs)}] {stem}: {state}\n\n", end="", flush=True)
 
     threads = torch.get_num_threads()
-    at_once = 2 if threads > 1 and machine.device().type == "cpu" else 1
+    # two of a larger policy would need twice its memory, and its operations gain from threads
+    small = settings.policy == Settings().policy and machine.device().type == "cpu"
+    at_once = 2 if threads > 1 and small else 1
     with paths.locked(settings.name, "report"):
         try:
             runner(jobs, tell, at_once, threads)
