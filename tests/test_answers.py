@@ -149,13 +149,19 @@ def test_key_numbers_are_the_contrasts():
 
 
 def test_a_larger_policy_agrees_or_not():
-    """Guards: agreement where the small policy's number lies outside, runs that are not there."""
+    """Guards: agreement where the small policy's number lies outside, runs that are not there, two
+    seeds whose interval nobody can know.
+    """
     small = contrast(0.0)
     agrees = answers.scale({"larger": effect(0.01, seeds=1)}, small)
-    assert agrees.startswith("Nothing contradicts it. WARP − REINFORCE's LITI line is +0.010 (95%")
-    assert agrees.endswith("r̃, which lies within that interval.") and "r̃ on larger." in agrees
-    both = {"larger": effect(0.01, seeds=1), "largest": effect(0.5, seeds=3)}
-    assert answers.scale(both, small).startswith("Not as measured here.")
+    assert agrees.startswith("Nothing contradicts it. WARP − REINFORCE's LITI line, in r̃, is +0.01")
+    assert "one seed on larger." in agrees and agrees.endswith("lies within this interval.")
+    two = answers.scale({"larger": effect(0.01, seeds=2)}, small)
+    assert two.startswith("Nothing") and two.endswith("lies within 2 of these 2 intervals.")
+    both = answers.scale({"larger": effect(0.01, 1), "largest": effect(0.5, seeds=3)}, small)
+    assert both.startswith("Not as") and both.endswith("lies within 1 of these 2 intervals.")
+    alone = answers.scale({"largest": effect(0.5, seeds=3)}, small)
+    assert alone.endswith("which lies outside of this interval.")
     assert answers.scale({}, small).startswith("No larger policy has been run yet")
 
 

@@ -65,7 +65,7 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
     assert {"pareto.svg", "results.csv", "03_warp.safetensors", "machine.json"} <= copied
     assert not {"left.csv", "03_warp.csv.tmp"} & copied
     (one,) = kept.kept()
-    assert one.title == "tiny (I = 2, M = 2, T = 1, batch 8), seed 3"
+    assert one.size == "tiny (I = 2, M = 2, T = 1, batch 8)"
     assert one.made_on == "2 threads, bfloat16; 1.5 h"
     written = one.samples(prompts=3)
     assert [row["completion"] for row in written] == [
@@ -73,12 +73,13 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
         "warp at 2.0",
         "reinforce at 2.0",
     ]
-    assert written[1]["policy"] == f"{one.title}: WARP" and written[1]["prompt"] == "a"
+    assert [row["policy"] for row in written] == ["SFT", "WARP", "REINFORCE"]
+    assert written[1]["prompt"] == "a"
     (row,) = kept.rows([one])
     assert row["WARP − REINFORCE's LITI line"].startswith("+0.075")  # from 1 to 2 nats
     assert row["over KL, nats"] == "1 to 2.0" and row["test prompts"] == "3"
     assert answers.scale_title(one) == (
-        "tiny: WARP is above REINFORCE's LITI line from 1 to 2.0 nats"
+        "tiny, seed 3: WARP is above REINFORCE's LITI line from 1 to 2.0 nats"
     )
 
 

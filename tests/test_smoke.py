@@ -56,12 +56,12 @@ def test_report(runs):
     folder, said = runs
     assert str(folder / "smoke" / "report.html") in said
     page = (folder / "smoke" / "report.html").read_text()
-    for notebook in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+    for notebook in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         assert f'id="{notebook.stem}"' in page
     assert page.count('<figure id="figure-') >= 30 and 'src="http' not in page
-    assert page.count("<strong>Answer") == 8  # once each, below its question
-    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 3
-    assert said.count("No Chromium or Chrome draws images here") == 9  # once a notebook
+    assert page.count("<strong>Answer") == 9  # once each, below its question
+    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 4
+    assert said.count("No Chromium or Chrome draws images here") == 10  # once a notebook
     results = pd.read_csv(folder / "smoke" / "results.csv")
     assert results["method"].value_counts().to_dict() == {
         "sft": 1,

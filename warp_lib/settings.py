@@ -322,7 +322,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         test_samples=10,
         front_points=11,
     ),
-    # The same for two cores and an evening.
+    # The same for two cores and an hour.
     "smollm2-small": dict(
         policy="smollm2-imdb",
         steps=25,
@@ -330,6 +330,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         pair_prompts=64,
         test_prompts=60,
         test_samples=1,
-        front_points=4,
+        front_points=11,
     ),
 }

@@ -490,13 +490,19 @@ def scale(differences: Mapping[str, Effect], small: Contrast) -> str:
     """Notebook 10, from `kept.together` and the small policy's WARP less its rival's LITI line."""
     if not differences:
         return "No larger policy has been run yet: `make scale` does."
-    intervals = [effect.widest for effect in differences.values()]
-    inside = all(i.low <= small.both.mean <= i.high for i in intervals)
-    each = "; ".join(f"{effect} r̃ on {name}" for name, effect in differences.items())
+    each = "; ".join(f"{effect} on {name}" for name, effect in differences.items())
+    intervals = [
+        interval
+        for effect in differences.values()
+        for interval in (effect.by_seed.values() if effect.few else [effect.both])
+    ]
+    inside = [interval.low <= small.both.mean <= interval.high for interval in intervals]
+    opening = "Nothing contradicts it" if all(inside) else "Not as measured here"
+    many = f"{sum(inside) if any(inside) else 'all'} of these {len(inside)} intervals"
     return (
-        f"{'Nothing contradicts it' if inside else 'Not as measured here'}. WARP − REINFORCE's LITI"
-        f" line is {each}. On the small policy it is {small} r̃, which"
-        f" {'lies within' if inside else 'lies outside of'} that interval."
+        f"{opening}. WARP − REINFORCE's LITI line, in r̃, is {each}. On the small policy it is"
+        f" {small}, which lies {'within' if any(inside) else 'outside of'}"
+        f" {'this interval' if len(inside) == 1 else many}."
     )
 
 
@@ -506,7 +512,8 @@ def scale_title(run: Kept) -> str:
     says = {1: "is above", -1: "is below", 0: "cannot be told apart from"}
     where = f"from {low:g} to {high:.1f} nats"
     side = Interval.of(difference).side
-    return f"{run.settings['policy']}: WARP {says[side]} REINFORCE's LITI line {where}"
+    s = run.settings
+    return f"{s['policy']}, seed {s['seed']}: WARP {says[side]} REINFORCE's LITI line {where}"
 
 
 def gains_title(more: Contrast) -> str:

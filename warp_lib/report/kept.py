@@ -56,7 +56,7 @@ class Kept:
         ]
         return [
             {
-                "policy": f"{self.title}: {name}",
+                "policy": name,
                 "prompt": prompt,
                 "completion": of.completion[prompt],
                 "reward r̃": float(of.reward[prompt]),
@@ -69,10 +69,6 @@ class Kept:
     def size(self) -> str:
         """Its policy, and how much it trained."""
         return size(self.settings)
-
-    @property
-    def title(self) -> str:
-        return f"{self.size}, seed {self.settings['seed']}"
 
     @property
     def made_on(self) -> str:
