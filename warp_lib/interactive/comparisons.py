@@ -218,7 +218,8 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
         if score != "reward":
             raise Explained("Judges' scores of a run are not kept prompt by prompt.")
         run = paths.RUNS / name
-        difference, span = over_kl(read_results(run), read_scores(run), *methods, LOW, end)
+        table, scores = read_results(run), read_scores(run)
+        difference, span = over_kl(table, scores, "warp", "reinforce-liti", LOW, end)
     except Explained as why:
         return Comparison(sides, "There is no verdict on this run yet", str(why))
     interval = Interval.of(difference)

@@ -107,20 +107,22 @@ def _read(run: Path) -> Kept:
     results, scores, band = read_results(run), read_scores(run), real_positive(run)
     if len(results) != len(scores["kl"]):
         raise Explained(f"{run.name}: a table of results is damaged; run its notebook again.")
-    records = []
-    for file in (run / "settings.json", run / MACHINE):
-        try:
-            records.append(json.loads(file.read_text()))
-        except (OSError, ValueError):
-            raise Explained(
-                f"{file} is missing or damaged: run this run's report to its end first."
-            ) from None
+    settings, machine = _json(run / "settings.json"), _json(run / MACHINE)
     shown = []
     for table in sorted((run / "results").glob("*.csv")):
         rows, record = read_table(table)
         places = rows[["method", "eta", "steps"]].reset_index(names="point")
         shown.append(pd.DataFrame(record["completions"]).merge(places, on="point"))
-    return Kept(results, scores, band, *records, pd.concat(shown, ignore_index=True))
+    return Kept(results, scores, band, settings, machine, pd.concat(shown, ignore_index=True))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise Explained(
+            f"{file} is missing or damaged: run this run's report to its end first."
+        ) from None
 
 
 def together(runs: list[Kept]) -> dict[str, Effect]:
