@@ -149,19 +149,21 @@ def test_key_numbers_are_the_contrasts():
 
 
 def test_a_larger_policy_agrees_or_not():
-    """Guards: agreement where the small policy's number lies outside, runs that are not there, two
-    seeds whose interval nobody can know.
+    """Guards: WARP ahead of one of its two rivals told as ahead, runs that are not there, two seeds
+    whose interval nobody can know.
     """
-    small = contrast(0.0)
-    agrees = answers.scale({"larger": effect(0.01, seeds=1)}, small)
-    assert agrees.startswith("Nothing contradicts it. WARP − REINFORCE's LITI line, in r̃, is +0.01")
-    assert "one seed on larger." in agrees and agrees.endswith("lies within this interval.")
-    two = answers.scale({"larger": effect(0.01, seeds=2)}, small)
-    assert two.startswith("Nothing") and two.endswith("lies within 2 of these 2 intervals.")
-    both = answers.scale({"larger": effect(0.01, 1), "largest": effect(0.5, seeds=3)}, small)
-    assert both.startswith("Not as") and both.endswith("lies within 1 of these 2 intervals.")
-    alone = answers.scale({"largest": effect(0.5, seeds=3)}, small)
-    assert alone.endswith("which lies outside of this interval.")
+    small, up, none = contrast(0.0), effect(0.5, seeds=1), effect(0.01, seeds=1)
+    agrees = answers.scale({"larger": (up, none)}, small)
+    assert agrees.startswith(
+        "Nothing contradicts it. On larger WARP − REINFORCE's LITI line is +0.5"
+    )
+    assert ", and WARP − its path, where the first of them ends, +0.010 (95% CI" in agrees
+    assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small}.")
+    ahead = answers.scale({"larger": (up, effect(0.5, seeds=2))}, small)
+    assert ahead.startswith("No: WARP earns more there.")
+    behind = answers.scale({"a": (effect(-0.5), effect(-0.5)), "b": (effect(-0.5),) * 2}, small)
+    assert behind.startswith("No: WARP earns less there. On a ") and "; on b WARP" in behind
+    assert answers.scale({"a": (up, up), "b": (up, none)}, small).startswith("Nothing contradicts")
     assert answers.scale({}, small).startswith("No larger policy has been run yet")
 
 

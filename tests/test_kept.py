@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,10 +77,11 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
     assert [row["policy"] for row in written] == ["SFT", "WARP", "REINFORCE"]
     assert written[1]["prompt"] == "a"
     (row,) = kept.rows([one])
-    assert row["WARP − REINFORCE's LITI line"].startswith("+0.075")  # from 1 to 2 nats
-    assert row["over KL, nats"] == "1 to 2.0" and row["test prompts"] == "3"
+    assert row["− LITI line"].startswith("+0.075") and row["− LITI line"].endswith("1 to 2.0 nats")
+    assert row["− path"].startswith("+0.200") and row["− path"].endswith("at 2.0 nats")
+    assert row["test prompts"] == "3"
     assert answers.scale_title(one) == (
-        "tiny, seed 3: WARP is above REINFORCE's LITI line from 1 to 2.0 nats"
+        "tiny, seed 3: WARP is above REINFORCE's LITI line and above its path"
     )
 
 
@@ -92,7 +94,7 @@ def test_seeds_of_one_size_are_taken_together(run):
     for name in ("mine", "b", "c"):
         kept.keep(name)
     pooled = kept.together(kept.kept())
-    assert {name: sorted(of.by_prompt) for name, of in pooled.items()} == {
+    assert {name: sorted(line.by_prompt) for name, (line, _) in pooled.items()} == {
         "tiny (I = 2, M = 2, T = 1, batch 8)": [3, 4],
         "tiny (I = 2, M = 2, T = 1, batch 16)": [5],
     }
@@ -129,3 +131,15 @@ def test_a_name_is_a_name(run, capsys):
     shutil.copytree(run, paths.RUNS.parent / "elsewhere")
     assert main(["keep", "../elsewhere"]) == 2 and "name" in capsys.readouterr().err
     assert not kept.FOLDER.exists()
+
+
+def test_a_path_is_read_where_the_first_of_both_ends(run):
+    """Guards: a KL that one of them does not reach, the sign where REINFORCE ends first."""
+    (one,) = [kept._read(run)]
+    kl, reward = one.scores["kl"].copy(), one.scores["reward"].copy()
+    path = one.results["method"].to_numpy() == "reinforce"
+    for end, difference in ((1.0, 0.5 * 1.2 - 1.0), (4.0, 1.2 - 0.5 * 1.0)):
+        kl[path] = end
+        moved = replace(one, scores={"kl": kl, "reward": reward})
+        prompts, at = moved.over_path()
+        assert prompts.mean() == pytest.approx(difference) and at == min(end, 2.0)

@@ -486,34 +486,43 @@ def dpo(more: Contrast, own: Contrast) -> str:
     )
 
 
-def scale(differences: Mapping[str, Effect], small: Contrast) -> str:
-    """Notebook 10, from `kept.together` and the small policy's WARP less its rival's LITI line."""
+def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> str:
+    """Notebook 10, from `kept.together` and the small policy's primary contrast.
+
+    WARP is ahead only where it is ahead of both, the LITI line and the path.
+    """
     if not differences:
         return "No larger policy has been run yet: `make scale` does."
-    each = "; ".join(f"{effect} on {name}" for name, effect in differences.items())
-    intervals = [
-        interval
-        for effect in differences.values()
-        for interval in (effect.by_seed.values() if effect.few else [effect.both])
-    ]
-    inside = [interval.low <= small.both.mean <= interval.high for interval in intervals]
-    opening = "Nothing contradicts it" if all(inside) else "Not as measured here"
-    many = f"{sum(inside) if any(inside) else 'all'} of these {len(inside)} intervals"
+    sides = [{_side(line), _side(path)} for line, path in differences.values()]
+    opening = (
+        "No: WARP earns more there"
+        if sides == [{1}] * len(sides)
+        else "No: WARP earns less there"
+        if sides == [{-1}] * len(sides)
+        else "Nothing contradicts it"
+    )
+    each = "; ".join(
+        f"on {name} WARP − REINFORCE's LITI line is {line}, and WARP − its path, where the first of"
+        f" them ends, {path}"
+        for name, (line, path) in differences.items()
+    )
     return (
-        f"{opening}. WARP − REINFORCE's LITI line, in r̃, is {each}. On the small policy it is"
-        f" {small}, which lies {'within' if any(inside) else 'outside of'}"
-        f" {'this interval' if len(inside) == 1 else many}."
+        f"{opening}. {each[0].upper()}{each[1:]}. On the small policy WARP − REINFORCE is {small}."
     )
 
 
+def _side(effect: Effect) -> int:
+    """The side of a difference; of too few seeds, that which each takes by itself."""
+    sides = {interval.side for interval in effect.by_seed.values()}
+    return effect.side if not effect.few else sides.pop() if len(sides) == 1 else 0
+
+
 def scale_title(run: Kept) -> str:
-    """Where a larger policy's WARP ends beside its REINFORCE."""
-    difference, (low, high) = run.over_line()
-    says = {1: "is above", -1: "is below", 0: "cannot be told apart from"}
-    where = f"from {low:g} to {high:.1f} nats"
-    side = Interval.of(difference).side
-    s = run.settings
-    return f"{s['policy']}, seed {s['seed']}: WARP {says[side]} REINFORCE's LITI line {where}"
+    """Where a larger policy's WARP lies beside its REINFORCE."""
+    says = {1: "above", -1: "below", 0: "not detectably apart from"}
+    line, path = (says[Interval.of(of()[0]).side] for of in (run.over_line, run.over_path))
+    where = f"{line} REINFORCE's LITI line and {path} its path"
+    return f"{run.settings['policy']}, seed {run.settings['seed']}: WARP is {where}"
 
 
 def gains_title(more: Contrast) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import MACHINE, read_results, read_scores, read_table, real_positive
-from ..study.fronts import Effect, Interval, over_kl
+from ..study.fronts import Effect, Interval, gap, over_kl, straight
 from ..study.outcomes import LOW
 
 FOLDER = paths.ROOT / "data" / "scale"
@@ -46,6 +46,20 @@ class Kept:
         from where to where, nats.
         """
         return over_kl(self.results, self.scores, "warp", "reinforce-liti", LOW)
+
+    def over_path(self) -> tuple[np.ndarray, float]:
+        """WARP less REINFORCE's path through its checkpoints on each test prompt, (prompts,), at
+        the largest KL that both reach, nats. There one of the two is a policy itself; elsewhere a
+        path of few checkpoints is read too low.
+        """
+        kl, reward = straight(self.results, self.scores, "warp")
+        path_kl, path_reward = straight(self.results, self.scores, "reinforce")
+        ahead = gap(reward[-1], kl[-1], path_kl, path_reward)
+        if ahead is not None:
+            return ahead, float(kl[-1].mean())
+        behind = gap(path_reward[-1], path_kl[-1], kl, reward)
+        assert behind is not None  # one of the two ends first
+        return -behind, float(path_kl[-1].mean())
 
     def samples(self, prompts: int) -> list[dict[str, str | float]]:
         """For reading: what SFT and each method's last policy wrote to the first test prompts."""
@@ -125,31 +139,35 @@ def _json(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def together(runs: list[Kept]) -> dict[str, Effect]:
-    """Policy and size → WARP's LITI line less REINFORCE's (see `Kept.over_line`), over the seeds of
-    runs that differ in nothing else.
+def together(runs: list[Kept]) -> dict[str, tuple[Effect, Effect]]:
+    """Policy and size → WARP less REINFORCE's LITI line (`Kept.over_line`) and less its path
+    (`Kept.over_path`), over the seeds of runs that differ in nothing else.
     """
-    groups: dict[str, dict[int, np.ndarray]] = {}
-    titles: dict[str, str] = {}
+    groups: dict[str, list[Kept]] = {}
     for run in runs:
         alike = json.dumps({k: v for k, v in run.settings.items() if k not in ONE_RUN})
-        titles[alike] = run.size
-        groups.setdefault(alike, {})[run.settings["seed"]] = run.over_line()[0]
-    return {titles[alike]: Effect(by_prompt) for alike, by_prompt in groups.items()}
+        groups.setdefault(alike, []).append(run)
+    return {
+        of[0].size: (
+            Effect({run.settings["seed"]: run.over_line()[0] for run in of}),
+            Effect({run.settings["seed"]: run.over_path()[0] for run in of}),
+        )
+        for of in groups.values()
+    }
 
 
 def rows(runs: list[Kept]) -> list[dict[str, str]]:
-    """For reading: what was run, on what, and WARP's LITI line less REINFORCE's."""
+    """For reading: what was run, on what, and WARP less REINFORCE's LITI line and its path."""
     table = []
     for run in runs:
-        difference, (low, high) = run.over_line()
+        (line, (low, high)), (path, at) = run.over_line(), run.over_path()
         table.append(
             {
                 "policy": run.size,
                 "seed": str(run.settings["seed"]),
-                "test prompts": str(len(difference)),
-                "WARP − REINFORCE's LITI line": str(Interval.of(difference)),
-                "over KL, nats": f"{low:g} to {high:.1f}",
+                "test prompts": str(len(line)),
+                "− LITI line": f"{Interval.of(line)}, {low:g} to {high:.1f} nats",
+                "− path": f"{Interval.of(path)}, at {at:.1f} nats",
                 "made on": run.made_on,
             }
         )

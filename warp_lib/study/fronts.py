@@ -93,6 +93,47 @@ def weights(kl: ArrayLike, at: ArrayLike) -> np.ndarray:
     return np.stack([np.interp(at, kl[order], column) for column in np.eye(len(kl))[:, order]])
 
 
+def at(kl: float, own_kl: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A score of a line's points read at one KL, on each prompt, (prompts,).
+
+    The points' KL are means over the same prompts, so a prompt also counts by how it moves them (to
+    first order, as in `along`).
+
+    own_kl, values: KL and score of each point, by increasing mean KL, on each prompt, both (points,
+    prompts).
+    """
+    share = weights(own_kl.mean(1), [kl])[:, 0]
+    return share @ values - _slope(kl, own_kl, values) * (share @ own_kl - kl)
+
+
+def gap(
+    reward: np.ndarray, policy_kl: np.ndarray, own_kl: np.ndarray, values: np.ndarray
+) -> np.ndarray | None:
+    """How much more a policy earns than a line at the policy's KL, on each prompt, (prompts,); None
+    where its KL is beyond the line.
+
+    Its variance over prompts counts that the policy's KL and the line's are means over the same
+    prompts: a prompt on which the policy's KL exceeds the line's counts less, by the line's slope
+    times the excess.
+
+    reward, policy_kl: the policy's r̃ and KL on each prompt, (prompts,). own_kl, values: the line's,
+    see `at`.
+    """
+    kl = policy_kl.mean()
+    if kl > own_kl.mean(1)[-1]:
+        return None
+    slope = _slope(kl, own_kl, values)
+    return reward - at(kl, own_kl, values) - slope * (policy_kl - kl)
+
+
+def _slope(kl: float, own_kl: np.ndarray, values: np.ndarray) -> float:
+    """How quickly a line's mean score rises with KL at one KL, a nat."""
+    points, means = own_kl.mean(1), values.mean(1)
+    below = int(np.clip(np.searchsorted(points, kl) - 1, 0, len(points) - 2))
+    rise, run = (x[below + 1] - x[below] for x in (means, points))
+    return float(rise / run)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over `n` paired differences and its 95% interval (Student's t), nan without one."""
@@ -339,14 +380,23 @@ def over_kl(
 
     Raises ValueError where one of them has no points.
     """
-    lines = []
-    for method in (first, second):
-        if not (results["method"] == method).any():
-            raise Explained(f"there are no points of {method} to compare.")
-        of = results["method"].isin(["sft", method]).to_numpy()
-        order = np.argsort(kl := scores["kl"][of].mean(1), kind="stable")
-        lines.append((kl[order], scores["reward"][of][order], scores["kl"][of][order]))
-    end = min(math.inf if high is None else high, *(kl[-1] for kl, _, _ in lines))
+    lines = [straight(results, scores, method) for method in (first, second)]
+    end = min(math.inf if high is None else high, *(own_kl[-1].mean() for own_kl, _ in lines))
     start = low if end >= low + 0.5 else 0.0
-    a, b = (along(kl, reward, start, end, own_kl) for kl, reward, own_kl in lines)
+    a, b = (along(own_kl.mean(1), reward, start, end, own_kl) for own_kl, reward in lines)
     return a - b, (start, float(end))
+
+
+def straight(
+    results: pd.DataFrame, scores: Mapping[str, np.ndarray], method: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A method's points on one seed, SFT the first, by increasing KL: KL and r̃ of each on each
+    prompt, both (points, prompts).
+
+    results, scores: see `matched`. Raises ValueError where there are none.
+    """
+    if not (results["method"] == method).any():
+        raise Explained(f"there are no points of {method} to compare.")
+    of = results["method"].isin(["sft", method]).to_numpy()
+    order = np.argsort(scores["kl"][of].mean(1), kind="stable")
+    return scores["kl"][of][order], scores["reward"][of][order]

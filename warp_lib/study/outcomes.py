@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from ..runs.errors import Explained
 from ..runs.paths import ROOT
-from .fronts import Interval, along, pareto, weights
+from . import fronts
+from .fronts import Interval, along, pareto
 
 # elsewhere for a unit that runs on another machine: see `run._job`
 FOLDER = Path(os.environ.get("WARP_STUDY") or ROOT / "data" / "study")
@@ -151,38 +152,20 @@ class Outcome:
         return front, front
 
     def at(self, kl: float, values: np.ndarray) -> np.ndarray:
-        """A score of the front's points read at one KL, on each test prompt, (prompts,).
-
-        The points' KL are means over the same prompts, so a prompt also counts by how it moves them
-        (to first order, as in `fronts.along`).
+        """A score of the front's points read at one KL, on each test prompt, (prompts,): see
+        `fronts.at`.
 
         values: the score of each point of `line` on each test prompt, (points, prompts).
         """
-        own_kl = self.reward("test", "kl")[self._of_line("test")[0]]
-        share = weights(own_kl.mean(1), [kl])[:, 0]
-        return share @ values - self._slope(kl, values) * (share @ own_kl - kl)
+        return fronts.at(kl, self._line_kl(), values)
 
     def gap(self, reward: np.ndarray, own_kl: np.ndarray) -> np.ndarray | None:
-        """How much more a policy earns than this front at the same KL, on each test prompt,
-        (prompts,); None where its KL is beyond the front.
+        """How much more a policy earns than this front at the same KL: see `fronts.gap`."""
+        return fronts.gap(reward, own_kl, self._line_kl(), self.line("test")[1])
 
-        Its variance over prompts counts that the policy's KL and the front's are means over the
-        same prompts: a prompt on which the policy's KL exceeds the front's counts less, by the
-        front's slope times the excess.
-
-        reward, own_kl: the policy's r̃ and KL on each test prompt, (prompts,).
-        """
-        (kl, front), at = self.line("test"), own_kl.mean()
-        if at > kl[-1]:
-            return None
-        return reward - self.at(at, front) - self._slope(at, front) * (own_kl - at)
-
-    def _slope(self, at: float, values: np.ndarray) -> float:
-        """How quickly a score of the front's points rises with KL, at one KL, a nat."""
-        kl, _ = self.line("test")
-        below = int(np.clip(np.searchsorted(kl, at) - 1, 0, len(kl) - 2))
-        (low, high), means = kl[below : below + 2], values.mean(1)
-        return float((means[below + 1] - means[below]) / (high - low))
+    def _line_kl(self) -> np.ndarray:
+        """KL of each point of `line` on each test prompt, (points, prompts)."""
+        return self.reward("test", "kl")[self._of_line("test")[0]]
 
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,
