@@ -20,7 +20,9 @@ def weights(*values: float) -> dict[str, torch.Tensor]:
 
 
 def test_both_fronts_run_from_sft_to_the_end_of_training():
-    """Guards: a front without η = 0 or η = 1, the policies that everyone asks for."""
+    """Guards: a front without η = 0 or η = 1, the policies that everyone asks for; all of its
+    policies in memory together.
+    """
     sft, end = weights(0.0, 0.0), weights(1.0, 2.0)
     run = Run(end, {3: end}, [{"seconds": 1.0}] * 3, 3.0)
     last = Iteration(1, sft, [run, run], end, merging.interpolate(sft, end, 0.5))
@@ -33,6 +35,7 @@ def test_both_fronts_run_from_sft_to_the_end_of_training():
         assert [point.eta for point in front] == [0, 0.25, 0.5, 0.75, 1]
         assert torch.equal(front[0].theta["h.0.w"], sft["h.0.w"])
         assert torch.equal(front[-1].theta["h.0.w"], end["h.0.w"])
+        assert all(callable(point.made) for point in front)
 
 
 @pytest.mark.parametrize(

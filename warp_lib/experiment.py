@@ -4,7 +4,7 @@ and its results table.
 
 import copy
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -437,7 +437,7 @@ class Experiment:
         s, rows, scores, shown = self.settings, [], {}, []
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
-            columns = {k: v for k, v in vars(point).items() if k != "theta"}
+            columns = {k: v for k, v in vars(point).items() if k != "made"}
             seen = self.evaluate(point.theta, rewards, progress=progress)
             texts = self.policy.tokenizer.batch_decode(
                 seen.rollouts.completions[:: s.test_samples][:SHOWN]
@@ -497,13 +497,14 @@ class Experiment:
         target = folder(self.settings.name) / "models" / name
         # it says nothing of a folder that is half written
         (target / REPORT).unlink(missing_ok=True)
-        seen = self.evaluate(point.theta, rewards).rollouts  # from the store: `measure` was here
-        self.policy.load(point.theta).model.save_pretrained(target)
+        theta = point.theta
+        seen = self.evaluate(theta, rewards).rollouts  # from the store: `measure` was here
+        self.policy.load(theta).model.save_pretrained(target)
         self.policy.tokenizer.save_pretrained(target)
         reward = rewards["reward"]
         record = {
             "row": (
-                {k: v for k, v in vars(point).items() if k not in ("theta", "seconds")}
+                {k: v for k, v in vars(point).items() if k not in ("made", "seconds")}
                 | {"seed": self.settings.seed}
             ),
             "settings": self.settings.asdict(),
@@ -524,18 +525,25 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Point:
-    """Weights to evaluate, and their place in the results table (see
-    `results.COLUMNS`).
+    """Weights to evaluate, and their place in the results table (see `results.COLUMNS`).
+
+    made: the weights; or what makes them when they are asked for, so that the eleven policies of a
+    front do not lie in memory together.
     """
 
     method: str
-    theta: Weights
+    made: Weights | Callable[[], Weights]
     steps: int
     seconds: float
     iteration: int | None = None
     runs: int | None = None
     run: int | None = None
     eta: float | None = None
+
+    @property
+    def theta(self) -> Weights:
+        """Its weights."""
+        return self.made() if callable(self.made) else self.made
 
 
 def warp_points(
@@ -552,7 +560,8 @@ def warp_points(
         yield Point(s.merge, i.merged, steps, seconds, eta=1.0, **here)
         yield Point("liti", i.liti, steps, seconds, eta=s.eta, **here)
     for eta in np.linspace(0, 1, s.front_points):
-        yield Point("warp", interpolate(theta_sft, i.merged, eta), steps, seconds, eta=eta, **here)
+        theta = partial(interpolate, theta_sft, i.merged, eta)
+        yield Point("warp", theta, steps, seconds, eta=eta, **here)
 
 
 def reinforce_points(
@@ -565,7 +574,7 @@ def reinforce_points(
     for eta in np.linspace(0, 1, settings.front_points):
         yield Point(
             f"{method}-liti",
-            interpolate(theta_sft, run.weights, eta),
+            partial(interpolate, theta_sft, run.weights, eta),
             len(run.history),
             run.seconds,
             eta=eta,

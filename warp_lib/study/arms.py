@@ -248,7 +248,7 @@ def by_stepping_back(experiment: Experiment, reward: Reward, progress: Progress)
 def _line(method: str, start: Weights, end: Weights, **place: Any) -> Iterator[Point]:
     """The line from `start` through `end` and beyond."""
     for eta in ETAS:
-        yield Point(method, interpolate(start, end, eta), eta=eta, **place)
+        yield Point(method, partial(interpolate, start, end, eta), eta=eta, **place)
 
 
 @dataclass(frozen=True)

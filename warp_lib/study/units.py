@@ -125,9 +125,10 @@ class Training(Unit):
             place = _place(point) | {"seed": s.seed}
             if "pairs_from" not in record:  # DPO samples before it trains
                 place["completions"] = point.steps * s.batch_size
+            theta = point.theta
             for split in splits:
                 asked = rewards if split == "test" else choosing
-                seen = experiment.evaluate(point.theta, asked, split, progress=progress)
+                seen = experiment.evaluate(theta, asked, split, progress=progress)
                 measured.add({"arm": self.arm, "split": split} | place, seen)
             texts = experiment.policy.tokenizer.batch_decode(seen.rollouts.completions)
             many = SHOWN_OF_FIRST if s.seed == SEEDS[0] else SHOWN
@@ -155,13 +156,14 @@ class Passes(Unit):
         measured = Measured(record)
         for point in progress.track(list(points), "evaluation"):
             place = _place(point) | {"seed": s.seed, "completions": point.steps * s.batch_size}
-            place["stays"] = rounds_to(experiment.theta_sft, point.theta)
-            exact = experiment.evaluate(point.theta, rewards, progress=progress)
+            theta = point.theta
+            place["stays"] = rounds_to(experiment.theta_sft, theta)
+            exact = experiment.evaluate(theta, rewards, progress=progress)
             seen = {"test": exact}
             if point.method in ("warp", "reinforce-liti"):
                 seen |= {
                     f"test in {p}": experiment.evaluate(
-                        point.theta, rewards, precision=p, progress=progress
+                        theta, rewards, precision=p, progress=progress
                     )
                     for p in self.others
                 }
@@ -170,7 +172,7 @@ class Passes(Unit):
                 if split != "test":
                     firsts = torch.arange(0, len(exact.rollouts.tokens), s.test_samples)
                     written, narrow = exact.rollouts.rows(firsts), split.removeprefix("test in ")
-                    policy = experiment.policy.load(point.theta)
+                    policy = experiment.policy.load(theta)
                     apart = kl_of_pass(policy, written, s.temperature, narrow)
                     row["pass_kl"] = apart.mean().item()
                     row["pass_kl_se"] = apart.std().item() / math.sqrt(len(apart))
@@ -180,7 +182,7 @@ class Passes(Unit):
 
 def _place(point: Point) -> dict[str, Any]:
     """Where a checkpoint stands, as columns."""
-    return {name: value for name, value in vars(point).items() if name != "theta"}
+    return {name: value for name, value in vars(point).items() if name != "made"}
 
 
 def rounds_to(base: Weights, theta: Weights) -> float:
