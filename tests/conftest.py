@@ -410,7 +410,8 @@ def running_in_lab(
                 has_text=re.compile(r"\[ \]")
             )
             for _ in range(10):
-                menu(page, "Run", "Run All Cells")
+                with suppress(PlaywrightError):  # or the menu closes, drawn anew for its kernel
+                    menu(page, "Run", "Run All Cells")
                 page.wait_for_timeout(4000)
                 if not waiting.count():
                     break
@@ -427,8 +428,10 @@ def running_in_lab(
 
 
 def menu(page: Page, name: str, item: str) -> None:
-    page.locator(".lm-MenuBar-item").filter(has_text=re.compile(f"^{name}$")).click()
-    page.locator(".lm-Menu-item").filter(has_text=re.compile(f"^{item}")).first.click()
+    opener = page.locator(".lm-MenuBar-item").filter(has_text=re.compile(f"^{name}$"))
+    opener.click(timeout=10_000)
+    entry = page.locator(".lm-Menu-item").filter(has_text=re.compile(f"^{item}")).first
+    entry.click(timeout=10_000)
 
 
 def _answers(address: str) -> bool:
