@@ -55,7 +55,7 @@ def said() -> dict[str, str]:
         "6": answers.primary(
             contrast(0.0),
             contrast(-0.3),
-            answers.why([effect(0.0)], {100: effect(0.3)}, {100: effect(0.4)}, "REINFORCE"),
+            answers.why({100: effect(0.3)}, {100: effect(0.4)}),
         ),
         "7": answers.dpo(contrast(0.0), contrast(0.2)),
     }
@@ -79,7 +79,7 @@ def test_answers_take_the_side_of_their_numbers():
     assert said()["5"].startswith("Not at 4.0 nats.")
     assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]
     assert said()["6"].startswith("Not detectably.") and "earns 0.30 more than WARP" in said()["6"]
-    assert "excludes any gain above 0.0" in said()["6"]
+    assert "is +0.000 (95% CI" in said()["6"] and "beats it too, by 0.400" in said()["6"]
     assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")
     assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
     assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
@@ -88,20 +88,17 @@ def test_answers_take_the_side_of_their_numbers():
 
 
 def test_the_cause_takes_the_side_of_its_numbers():
-    """Guards: a rival's gain told as WARP's alone, a checkpoint that only one of them reaches,
-    merging judged by one iteration.
-    """
+    """Guards: a rival's gain told as WARP's alone, a checkpoint that only one of them reaches."""
     gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
     early, line = {50: loss, 100: gain, 200: none}, {100: effect(0.4), 200: effect(0.2)}
-    shared = answers.why([none], early, line, "REINFORCE")
-    assert "WARP earns more than the early checkpoints of REINFORCE, by +0.150 (95%" in shared
-    assert ", but so does its own LITI line, by +0.300 (95%" in shared
-    assert shared.endswith("; merging runs gains nothing detectable.")
-    alone = answers.why([none, gain], {9: gain}, {9: none}, "REINFORCE")
-    assert "), its LITI line by +0.000" in alone
-    assert alone.endswith("; merging runs earns more in 1 of 2 comparisons, less in 0.")
-    unweighed = answers.why([], {}, {9: gain}, "x")
-    assert unweighed == "At equal KL merging runs could not be weighed."
+    shared = answers.why(early, line)
+    assert "WARP does beat REINFORCE stopped early, by 0.150 (95% CI 0.1" in shared
+    assert "but interpolating between SFT and the end of REINFORCE's own run beats it" in shared
+    assert "too, by 0.300 (95% CI" in shared
+    assert "run does not (+0.000 (95% CI" in answers.why({9: gain}, {9: none})
+    assert answers.why({9: none}, {9: gain}).startswith("Nor can it be told apart from REINF")
+    assert answers.why({9: loss}, {9: gain}).startswith("It earns less than REINFORCE stopped")
+    assert answers.why({}, {9: gain}) == ""
     title = answers.why_title([early, {}], [line, line])
     assert "above 1 of REINFORCE's 2 early" in title and title.endswith("LITI line above 2")
 

@@ -202,12 +202,6 @@ def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
 def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     """The study's answer: the primary contrast, its cause (see `why`), and the ceiling."""
     opening = {1: "Yes.", -1: "No: it earns less.", 0: "Not detectably."}[primary.side]
-    both = primary.both
-    excluded = {
-        1: f"any gain below {plain(both.low, 3)}",
-        -1: f"any loss below {plain(-both.high, 3)}",
-        0: f"any gain above {plain(both.high, 3)}",
-    }[primary.side]
     ceiling = (
         "Best-of-n sampling from SFT, which trains nothing, earns"
         f" {plain(-best_of_n.both.mean, 2)} more than WARP{cut(best_of_n)}."
@@ -217,39 +211,37 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     finding = (
         f"{opening} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
         f" {of_planned(len(primary.by_prompt))}, averaged over KL from {LOW:g} to"
-        f" {primary.high:g} nats (a range fixed in advance)"
-        f"{f'; the interval excludes {excluded}' if not primary.few else ''}."
+        f" {primary.high:g} nats (a range fixed in advance)."
     )
     return " ".join(part for part in (finding, why, ceiling) if part)
 
 
-def why(
-    merging: Iterable[Effect], early: Mapping[int, Effect], line: Mapping[int, Effect], rival: str
-) -> str:
-    """What WARP's averages are worth at equal KL, in a sentence.
+def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
+    """Whether WARP beats REINFORCE stopped early, and whether REINFORCE itself does, in a sentence.
 
-    merging: see `contrasts.merging`. early, line: how much more WARP's front and the rival's own
-    LITI line earn than the rival's checkpoints (see `contrasts.over_checkpoints`).
+    early, line: how much more WARP's front and REINFORCE's own LITI line earn than its checkpoints
+    (see `contrasts.over_checkpoints`).
     """
-    sides = [effect.side for effect in merging]
-    worth = (
-        f"merging runs earns more in {sides.count(1)} of {len(sides)} comparisons, less in"
-        f" {sides.count(-1)}"
-        if any(sides)
-        else "merging runs gains nothing detectable"
-        if sides
-        else "merging runs could not be weighed"
-    )
     if not (shared := sorted(early.keys() & line.keys())):
-        return f"At equal KL {worth}."
+        return ""
     ours, own = (Effect.mean_of(of[steps] for steps in shared) for of in (early, line))
-    compared = {
-        1: f"earns more than the early checkpoints of {rival}, by {ours}",
-        -1: f"earns less than the early checkpoints of {rival}, by {ours}",
-        0: f"cannot be told apart from the early checkpoints of {rival} ({ours})",
-    }[ours.side]
-    link = "but so does its own LITI line, by" if ours.side == own.side == 1 else "its LITI line by"
-    return f"At equal KL WARP {compared}, {link} {own}; {worth}."
+    if ours.side < 1:
+        apart = "It earns less than" if ours.side else "Nor can it be told apart from"
+        return f"{apart} REINFORCE stopped early ({ours})."
+    beats = f"At equal KL WARP does beat REINFORCE stopped early, by {_amount(ours)}"
+    if own.side < 1:
+        return (
+            f"{beats}; interpolating between SFT and the end of REINFORCE's run does not ({own})."
+        )
+    return (
+        f"{beats}, but interpolating between SFT and the end of REINFORCE's own run beats it too,"
+        f" by {_amount(own)}."
+    )
+
+
+def _amount(of: Effect) -> str:
+    """A difference without its plus sign, after "by"."""
+    return str(of).replace("+", "")
 
 
 def why_title(early: Iterable[Mapping[int, Effect]], line: Iterable[Mapping[int, Effect]]) -> str:
