@@ -151,16 +151,16 @@ def test_a_larger_policy_agrees_or_not():
     """
     small, up, none = contrast(0.0), effect(0.5, seeds=1), effect(0.01, seeds=1)
     agrees = answers.scale({"larger": (up, none)}, small)
-    assert agrees.startswith(
-        "Nothing contradicts it. On larger WARP − REINFORCE's LITI line is +0.5"
-    )
-    assert ", and WARP − its path, where the first of them ends, +0.010 (95% CI" in agrees
+    assert agrees.startswith("That is not settled. On larger WARP − REINFORCE's LITI line is +0.5")
+    assert ", WARP − REINFORCE's path +0.010 (95% CI" in agrees
+    alike = answers.scale({"larger": (none, none)}, small)
+    assert alike.startswith("No difference is seen there either. On larger WARP")
     assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small}.")
     ahead = answers.scale({"larger": (up, effect(0.5, seeds=2))}, small)
     assert ahead.startswith("No: WARP earns more there.")
     behind = answers.scale({"a": (effect(-0.5), effect(-0.5)), "b": (effect(-0.5),) * 2}, small)
     assert behind.startswith("No: WARP earns less there. On a ") and "; on b WARP" in behind
-    assert answers.scale({"a": (up, up), "b": (up, none)}, small).startswith("Nothing contradicts")
+    assert answers.scale({"a": (up, up), "b": (up, none)}, small).startswith("That is not settled")
     assert answers.scale({}, small).startswith("No larger policy has been run yet")
 
 
@@ -171,3 +171,20 @@ def test_ends_are_those_of_largest_kl():
     text = answers.ends({"warp": [low, high], "reinforce": [low]}, {"p99": 1.4})
     assert "average: WARP 1.40 (above it on 1 of two seeds)" in text
     assert text.endswith("batch 64 1.20 (above it on none of one seed).")
+
+
+def test_panels_name_what_was_compared():
+    """Guards: a rival's checkpoints under another's name, panels exchanged."""
+    one, other = {50: effect(0.1)}, {50: effect(0.2), 100: effect(0.3)}
+    merging, early, line = answers.why_panels(
+        {(1, "reinforce"): effect(0.4)}, {"reinforce-2b": one}, {"reinforce": other}
+    ).values()
+    assert {name: i.mean for name, i in merging.items()} == pytest.approx(
+        {"iteration 1, gaps to REINFORCE, batch 64": 0.4}
+    )
+    assert {name: i.mean for name, i in early.items()} == pytest.approx(
+        {"after 50 steps, batch 128": 0.1}
+    )
+    assert {name: i.mean for name, i in line.items()} == pytest.approx(
+        {"after 50 steps, batch 64": 0.2, "after 100 steps, batch 64": 0.3}
+    )

@@ -244,6 +244,33 @@ def _amount(of: Effect) -> str:
     return str(of).replace("+", "")
 
 
+def why_panels(
+    merging: Mapping[tuple[int, str], Effect],
+    early: Mapping[str, Mapping[int, Effect]],
+    line: Mapping[str, Mapping[int, Effect]],
+) -> dict[str, dict[str, Interval]]:
+    """Rows of the figure of what WARP's averages are worth, in panels.
+
+    merging: see `contrasts.merging`. early, line: rival → see `why`.
+    """
+
+    def checkpoints(found: Mapping[str, Mapping[int, Effect]]) -> dict[str, Interval]:
+        return {
+            f"after {steps} steps, {ARMS[rival].split(', ')[1]}": effect.both
+            for rival, of in found.items()
+            for steps, effect in of.items()
+        }
+
+    return {
+        "merging: SLERP − its runs": {
+            f"iteration {i}, gaps to {ARMS[rival]}": effect.both
+            for (i, rival), effect in merging.items()
+        },
+        "WARP's front − REINFORCE's checkpoint": checkpoints(early),
+        "REINFORCE's own LITI line − its checkpoint": checkpoints(line),
+    }
+
+
 def why_title(early: Iterable[Mapping[int, Effect]], line: Iterable[Mapping[int, Effect]]) -> str:
     """How many early checkpoints lie below WARP's front and below REINFORCE's own LITI line.
 
@@ -481,21 +508,18 @@ def dpo(more: Contrast, own: Contrast) -> str:
 def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> str:
     """Notebook 10, from `kept.together` and the small policy's primary contrast.
 
-    WARP is ahead only where it is ahead of both, the LITI line and the path.
+    WARP is ahead only where it is ahead of both rivals everywhere.
     """
     if not differences:
         return "No larger policy has been run yet: `make scale` does."
-    sides = [{_side(line), _side(path)} for line, path in differences.values()]
-    opening = (
-        "No: WARP earns more there"
-        if sides == [{1}] * len(sides)
-        else "No: WARP earns less there"
-        if sides == [{-1}] * len(sides)
-        else "Nothing contradicts it"
-    )
+    sides = {_side(effect) for pair in differences.values() for effect in pair}
+    opening = {
+        (1,): "No: WARP earns more there",
+        (-1,): "No: WARP earns less there",
+        (0,): "No difference is seen there either",
+    }.get(tuple(sides), "That is not settled")
     each = "; ".join(
-        f"on {name} WARP − REINFORCE's LITI line is {line}, and WARP − its path, where the first of"
-        f" them ends, {path}"
+        f"on {name} WARP − REINFORCE's LITI line is {line}, WARP − REINFORCE's path {path}"
         for name, (line, path) in differences.items()
     )
     return (
