@@ -513,11 +513,12 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
     if not differences:
         return "No larger policy has been run yet: `make scale` does."
     sides = {_side(effect) for pair in differences.values() for effect in pair}
-    opening = {
-        (1,): "No: WARP earns more there",
-        (-1,): "No: WARP earns less there",
-        (0,): "No difference is seen there either",
-    }.get(tuple(sides), "That is not settled")
+    agreed = {
+        1: "No: WARP earns more there",
+        -1: "No: WARP earns less there",
+        0: "No difference is seen there either",
+    }
+    opening = agreed[sides.pop()] if len(sides) == 1 else "That is not settled"
     each = "; ".join(
         f"on {name} WARP − REINFORCE's LITI line is {line}, WARP − REINFORCE's path {path}"
         for name, (line, path) in differences.items()
