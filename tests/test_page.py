@@ -12,6 +12,9 @@ from warp_lib.report import look, plots
 from warp_lib.report.page import PLOTLY, write_page
 from warp_lib.study.fronts import Interval
 
+AT_THE_EDGE = "<p style='text-align: right'>It does: 3 nats, nats</p>"
+FAR = "how <far> a policy is from the one before alignment."
+
 
 def figure(finding: str) -> go.Figure:
     made = go.Figure(go.Scatter(x=[0, 1], y=[1, 3], name="one"))
@@ -40,9 +43,11 @@ def page(tmp_path_factory):
     second = v4.new_notebook(
         cells=[
             v4.new_markdown_cell("# 2 · Second"),
-            shown({"text/html": "<h1>Does it?</h1><p>It does.</p>"}, ["front"]),
+            shown({"text/html": f"<h1>Does it?</h1>{AT_THE_EDGE}"}, ["front"]),
             shown({PLOTLY: json.loads(figure("The front's").to_json())}, ["front"]),
             v4.new_markdown_cell("\n\n".join(["much"] * 60) + "\n\n## Where it is"),
+            v4.new_markdown_cell(f"## Glossary\n\n- **KL**, in **nats**: {FAR}\n- **95% CI**: …"),
+            v4.new_markdown_cell("Two nats, `nats` and natsuke: a KL."),
         ]
     )
     for name, notebook in (("01_first", first), ("02_second", second)):
@@ -113,6 +118,28 @@ def test_panels_stand_below_each_other_on_a_phone(tmp_path, chromium):
     texts = boxes("[id='figure-01_first-1'] .annotation-text")
     assert len(texts) == 2 and all(box["x"] + box["width"] <= 420 for box in texts)
     assert tab.evaluate("document.documentElement.scrollWidth") == 420 and errors == []
+    tab.close()
+
+
+@pytest.mark.parametrize("width", [1300, 420])
+def test_terms_explain_themselves(page, chromium, width):
+    """Guards: an explanation that only a mouse finds, one beyond the edge, one read as HTML, every
+    mention underlined, a term within a word or in code.
+    """
+    tab = chromium.new_page(viewport={"width": width, "height": 800})
+    tab.goto(page)
+    tip = tab.get_by_role("tooltip")
+    assert tab.locator("#front dfn").all_inner_texts() == ["nats"] and not tip.is_visible()
+    tab.locator("#front dfn").focus()
+    assert tip.inner_text() == f"KL, in nats: {FAR}"
+    box = tip.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    tab.keyboard.press("Escape")
+    assert not tip.is_visible()
+    tab.locator("#front dfn").hover()
+    assert tip.is_visible()
+    tab.locator("[id='02_second'] > summary").click()
+    assert tab.locator("[id='02_second'] dfn").all_inner_texts() == ["nats", "KL"]
     tab.close()
 
 

@@ -319,7 +319,10 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     """Three numbers and what to try, as HTML for the page's first screen."""
     smallest = "–" if primary.few else f"{primary.detectable:.3f} r̃"
     boxes = [
-        (f"{signed(primary.both.mean)} r̃", f"WARP − REINFORCE at equal KL, {_ci(primary)}"),
+        (
+            f"{signed(primary.both.mean)} r̃",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]}, at equal KL, {_ci(primary)}",
+        ),
         (
             f"{signed(best_of_n.both.mean, 2)} r̃",
             f"WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; best-of-n samples n"

@@ -46,6 +46,50 @@ const here = new IntersectionObserver((entries) => {
 }, { rootMargin: "-10% 0px -60% 0px" });
 document.querySelectorAll("details.part, h3[id]").forEach((part) => here.observe(part));
 
+// The first mention of a term in each part says on hover, focus or touch what it means.
+const tip = document.getElementById("tip");
+const meaning = new Map(look.terms.flatMap(([named, means]) => named.map((word) => [word.toLowerCase(), means])));
+if (meaning.size) {
+  const words = [...meaning.keys()].sort((a, b) => b.length - a.length).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const mention = RegExp(`(?<![\\p{L}\\p{M}\\d_-])(${words.join("|")})s?(?![\\p{L}\\p{M}\\d_])`, "giu");
+  const prose = "p, li, figcaption, .numbers div";
+  const other = "a, code, pre, summary, figure > :not(figcaption), .slide, table, [id$=-glossary] ~ ul, .lead";
+  document.querySelectorAll("#front, .part").forEach((part) => {
+    const seen = new Set(), texts = [], walk = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+      const parent = walk.currentNode.parentElement;
+      if (parent.closest(prose) && !parent.closest(other)) texts.push(walk.currentNode);
+    }
+    for (const text of texts) {
+      const pieces = [];
+      let from = 0;
+      for (const { 0: found, 1: named, index } of text.data.matchAll(mention)) {
+        const word = named.toLowerCase(), means = meaning.get(word);
+        if (seen.has(word)) continue;
+        seen.add(word);
+        const term = Object.assign(document.createElement("dfn"), { textContent: found, tabIndex: 0 });
+        term.setAttribute("aria-describedby", "tip");
+        for (const show of ["mouseenter", "focus"]) term.addEventListener(show, () => explain(term, means));
+        for (const hide of ["mouseleave", "blur"]) term.addEventListener(hide, () => { tip.hidden = true; });
+        pieces.push(text.data.slice(from, index), term);
+        from = index + found.length;
+      }
+      if (pieces.length) text.replaceWith(...pieces, text.data.slice(from));
+    }
+  });
+  addEventListener("keydown", ({ key }) => { if (key === "Escape") tip.hidden = true; });
+  addEventListener("scroll", () => { tip.hidden = true; });
+}
+
+function explain(term, means) {
+  tip.textContent = means;
+  tip.hidden = false;
+  const { left, top, bottom } = term.getBoundingClientRect();
+  const below = bottom + tip.offsetHeight + 6 < innerHeight;
+  tip.style.top = `${below ? bottom + 4 : top - tip.offsetHeight - 4}px`;
+  tip.style.left = `${Math.max(8, Math.min(left, innerWidth - tip.offsetWidth - 8))}px`;
+}
+
 // what policies write along η, from the JSON beside it; texts are a model's, so they are only ever set as text
 document.querySelectorAll(".slide").forEach((place) => {
   const { prompts, etas, full, written } = JSON.parse(place.nextElementSibling.textContent);

@@ -40,9 +40,10 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
 
     from .look import NARROW, template
 
-    parts, front, figures = [], [], 0
+    parts, front, figures, terms = [], [], 0, []
     for file in notebooks:
         notebook = nbformat.read(file, as_version=4)
+        terms += glossary(notebook)
         figures += _lay_out(notebook, file.stem)
         front += [_html(output) for output in shown_outputs(notebook, "front")]
         parts.append(_part(notebook, file.stem))
@@ -60,7 +61,7 @@ def write_page(notebooks: list[Path], page: Path, title: str) -> None:
         style=style,
         plotly=get_plotlyjs() if figures else "",
         script=(HERE / "page.js").read_text() + (HERE / "narrow.js").read_text(),
-        look=script_json({"templates": looks, "narrow": NARROW}),
+        look=script_json({"templates": looks, "narrow": NARROW, "terms": terms}),
         # a figure stands once on the page: the front's is not repeated in its part
         front="\n".join(front),
         parts=parts,
@@ -127,6 +128,18 @@ def _part(notebook: NotebookNode, stem: str) -> Part:
     return Part(stem, title, question, headings, body)
 
 
+def glossary(notebook: NotebookNode) -> list[tuple[list[str], str]]:
+    """The terms that a notebook's section "Glossary" explains: the bold words of each item, and
+    what it says. On the page their first mentions explain themselves (page.js).
+    """
+    return [
+        (re.findall(r"\*\*(.+?)\*\*", item), re.sub(r"[*`]", "", item))
+        for cell in notebook.cells
+        if cell.cell_type == "markdown" and cell.source.startswith("## Glossary\n")
+        for item in re.findall(r"^- (.+)$", cell.source, flags=re.MULTILINE)
+    ]
+
+
 def _slug(heading: str) -> str:
     return re.sub(r"\W+", "-", heading.lower()).strip("-")
 
@@ -155,7 +168,8 @@ def _figure(figure: dict[str, Any], name: str) -> str:
     text = f"<strong>{finding}.</strong> {caption}" if finding else ""
     return (
         f'<figure id="{name}"><figcaption>{text}'
-        f' <a href="#{name}">Link</a></figcaption>'
+        f' <a href="#{name}" aria-label="Link to this figure" title="Link to this figure">#</a>'
+        "</figcaption>"
         f'<div class="wide"><div class="plot" role="img"'
         f' aria-label="{finding}. {caption}"></div></div>'
         f'<script type="application/json">{drawn}</script></figure>'

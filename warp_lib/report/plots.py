@@ -437,6 +437,8 @@ def fronts(
     label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
     figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
     mark_real_positive(figure, "y", real_positive)
+    sft = lines[0][1][0].mean()  # every front begins there
+    figure.add_annotation(x=0, y=sft, text="SFT", showarrow=False, xanchor="left", xshift=6)
     figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
     if best_of_n:
         ends.append((best_of_n.kl(split)[-1], scores.mean(1)[-1], "best of n", GREY))
@@ -453,11 +455,11 @@ def over_study(study: dict[str, list[Outcome]]) -> go.Figure:
     """The study's mean fronts, faint, to draw one's own points over. study: arm → its units."""
     figure = go.Figure()
     for arm, units in study.items():
-        kl, means = mean_front(units)
+        kl, means = mean_front(units, first=0.0)
         name = f"{ARMS[arm]} in the study ({len(units)} seeds)"
         figure.add_scatter(
-            x=[0, *kl],
-            y=[0, *(interval.mean for interval in means)],
+            x=kl,
+            y=[interval.mean for interval in means],
             name=name,
             mode="lines",
             line=dict(color=COLOURS[arm], width=6),
