@@ -79,7 +79,7 @@ def test_answers_take_the_side_of_their_numbers():
     assert said()["5"].startswith("Not at 4.0 nats.")
     assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]
     assert said()["6"].startswith("Not detectably.") and "earns 0.30 more than WARP" in said()["6"]
-    assert "is +0.000 (95% CI" in said()["6"] and "beats it too, by 0.400" in said()["6"]
+    assert "is +0.000 (95% CI" in said()["6"] and "SFT earns 0.400 (95%" in said()["6"]
     assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")
     assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
     assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
@@ -92,10 +92,10 @@ def test_the_cause_takes_the_side_of_its_numbers():
     gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
     early, line = {50: loss, 100: gain, 200: none}, {100: effect(0.4), 200: effect(0.2)}
     shared = answers.why(early, line)
-    assert "WARP does beat REINFORCE stopped early, by 0.150 (95% CI 0.1" in shared
-    assert "but interpolating between SFT and the end of REINFORCE's own run beats it" in shared
-    assert "too, by 0.300 (95% CI" in shared
-    assert "run does not (+0.000 (95% CI" in answers.why({9: gain}, {9: none})
+    assert "needs no WARP" in shared and "interpolated with SFT earns 0.300 (95% CI" in shared
+    assert "more than REINFORCE stopped early, and WARP 0.150 (95% CI" in shared
+    no_line = answers.why({9: gain}, {9: none})
+    assert "WARP earns 0.300 (95% CI" in no_line and "make that up (+0.000 (95% CI" in no_line
     assert answers.why({9: none}, {9: gain}).startswith("Nor can it be told apart from REINF")
     assert answers.why({9: loss}, {9: gain}).startswith("It earns less than REINFORCE stopped")
     assert answers.why({}, {9: gain}) == ""

@@ -933,7 +933,7 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
         2: "over two of eight planned",
         1: "over one of eight planned",
     }
-    assert planned[seeds] in said and (best.side == 0 or "more than WARP (to 2.9 nats)." in said)
+    assert planned[seeds] in said and (best.side == 0 or "more than WARP (up to 2.9 nats)." in said)
     if of_prompts == 0.4:
         assert found.over_seeds.side == found.over_prompts.side == 1
 
@@ -982,8 +982,8 @@ def test_rows_and_tables_speak_in_words():
     pair = {seed: np.array([0.1, 0.3]) for seed in range(3)}
     early = Contrast(pair, "warp", "x", 4.5, ends={0: 3.86, 1: 4.5, 2: 4.5})
     late = Contrast(pair, "warp", "x", 4.5, ends={0: 4.48, 1: 4.5, 2: 4.5})
-    assert list(answers.rows({"a": early, "b": late})) == ["a (to 3.9 nats)", "b"]
-    assert answers.cut(early, "where a curve ends there").startswith(" (to 3.9 where")
+    assert list(answers.rows({"a": early, "b": late})) == ["a (up to 3.9 nats)", "b"]
+    assert answers.cut(early, "where a curve ends there").startswith(" (up to 3.9 where")
 
 
 def test_angles_are_the_models(folder):

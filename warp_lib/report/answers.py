@@ -209,9 +209,9 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
         else ""
     )
     finding = (
-        f"{opening} WARP − REINFORCE, in standard deviations of SFT's reward (r̃), is {primary} over"
-        f" {of_planned(len(primary.by_prompt))}, averaged over KL from {LOW:g} to"
-        f" {primary.high:g} nats (a range fixed in advance)."
+        f"{opening} WARP's reward minus REINFORCE's is {primary} standard deviations of SFT's"
+        f" reward, averaged over KL from {LOW:g} to {primary.high:g} nats and over"
+        f" {of_planned(len(primary.by_prompt))}."
     )
     return " ".join(part for part in (finding, why, ceiling) if part)
 
@@ -228,14 +228,15 @@ def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
     if ours.side < 1:
         apart = "It earns less than" if ours.side else "Nor can it be told apart from"
         return f"{apart} REINFORCE stopped early ({ours})."
-    beats = f"At equal KL WARP does beat REINFORCE stopped early, by {_amount(ours)}"
     if own.side < 1:
         return (
-            f"{beats}; interpolating between SFT and the end of REINFORCE's run does not ({own})."
+            f"At equal KL WARP earns {_amount(ours)} more than REINFORCE stopped early, and"
+            f" interpolating REINFORCE's last policy with SFT does not make that up ({own})."
         )
     return (
-        f"{beats}, but interpolating between SFT and the end of REINFORCE's own run beats it too,"
-        f" by {_amount(own)}."
+        "What pays is training longer and then interpolating back towards SFT, which needs no WARP;"
+        f" at equal KL REINFORCE's last policy interpolated with SFT earns {_amount(own)} more than"
+        f" REINFORCE stopped early, and WARP {_amount(ours)} more."
     )
 
 
@@ -291,7 +292,7 @@ def why_title(early: Iterable[Mapping[int, Effect]], line: Iterable[Mapping[int,
 def cut(of: Contrast, words: str = "nats") -> str:
     """Where a comparison ends on its shortest seed, if that is before where it was to end."""
     end, asked = (f"{nats:.1f}" for nats in (min(of.ends.values(), default=of.high), of.high))
-    return f" (to {end} {words})" if end != asked else ""
+    return f" (up to {end} {words})" if end != asked else ""
 
 
 def rows(of: Mapping[str, Contrast]) -> dict[str, Interval]:
@@ -321,7 +322,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     boxes = [
         (
             f"{signed(primary.both.mean)} r̃",
-            f"{ARMS[primary.arm]} − {ARMS[primary.rival]}, at equal KL, {_ci(primary)}",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (the better of two settings), at equal"
+            f" KL, {_ci(primary)}",
         ),
         (
             f"{signed(best_of_n.both.mean, 2)} r̃",
@@ -342,10 +344,10 @@ def headline(answer: str) -> str:
     """How the page begins, as HTML: the question, what it is asked of, the answer."""
     short, _, rest = html.escape(answer).partition(". ")
     return (
-        "<h1>Does WARP earn more reward than REINFORCE at the same KL?</h1><p class='lead'>WARP"
-        " averages the weights of several REINFORCE runs, and promises more reward for the same"
-        " distance (KL) from the policy before alignment, SFT. Here both align a GPT-2 of 7.6"
-        " million parameters to write positive film reviews, with the same number of sampled"
+        "<h1>Does WARP beat REINFORCE at equal KL?</h1><p class='lead'>WARP averages the weights of"
+        " several REINFORCE runs, and promises more reward for the same distance (KL) from the"
+        " policy before alignment, SFT. Here both align a GPT-2 of 7.6 million parameters to write"
+        " positive film reviews, with the same number of sampled"
         f" completions.</p><p><strong>{short}.</strong> {rest}</p>"
     )
 

@@ -53,7 +53,7 @@ if (meaning.size) {
   const words = [...meaning.keys()].sort((a, b) => b.length - a.length).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   const mention = RegExp(`(?<![\\p{L}\\p{M}\\d_-])(${words.join("|")})s?(?![\\p{L}\\p{M}\\d_])`, "giu");
   const prose = "p, li, figcaption, .numbers div";
-  const other = "a, code, pre, summary, figure > :not(figcaption), .slide, table, [id$=-glossary] ~ ul, .lead";
+  const other = "a, code, pre, summary, figure > :not(figcaption), .slide, table, [id$=-glossary] ~ ul";
   document.querySelectorAll("#front, .part").forEach((part) => {
     const seen = new Set(), texts = [], walk = document.createTreeWalker(part, NodeFilter.SHOW_TEXT);
     while (walk.nextNode()) {

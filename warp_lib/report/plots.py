@@ -446,9 +446,10 @@ def fronts(
     spread = (
         "± 2 standard errors over prompts"
         if len(seeds) == 1
-        else f"{len(seeds)} seeds, faint, and their mean at equal KL with its 95% interval"
+        else f"{len(seeds)} seeds, faint, and their mean with its 95% interval"
     )
-    return titled(figure, finding, f"Fronts on {split} prompts: {spread}.", height=560)
+    of = "Fronts of checkpoints, merges and policies interpolated towards SFT"
+    return titled(figure, finding, f"{of}, on {split} prompts: {spread}.", height=560)
 
 
 def over_study(study: dict[str, list[Outcome]]) -> go.Figure:
