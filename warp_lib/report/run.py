@@ -25,6 +25,8 @@ from .page import shown_outputs, write_page
 # nothing of each other.
 AFTER = {"05_pareto": ("03_warp", "04_reinforce_baseline")}
 DEAD_KERNEL = 138  # papermill's exit code
+# what an answer is of that is not the report's own run, by a tag of the cell that shows it on top
+OTHERS = {"of-the-study": "the study", "of-kept-runs": "the runs kept in `data/scale`"}
 
 
 def run_report(
@@ -155,11 +157,8 @@ def _answer_on_top(file: Path, settings: Settings) -> None:
     ]
     for cell in notebook.cells:
         if answers and "answer-here" in cell.metadata.get("tags", []):
-            of = (
-                "the study"
-                if "of-the-study" in cell.metadata["tags"]
-                else f"run `{settings.name}`, seed {settings.seed}"
-            )
+            own = f"run `{settings.name}`, seed {settings.seed}"
+            of = next((OTHERS[tag] for tag in cell.metadata["tags"] if tag in OTHERS), own)
             cell.source = f"{answers[-1]}\n\n*Computed by the last cell; {of}.*"
     notebook.metadata.pop("widgets", None)  # papermill keeps their state, which only a kernel shows
     paths.write_whole(file, nbformat.writes(notebook))
