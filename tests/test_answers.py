@@ -9,7 +9,7 @@ import pytest
 
 from warp_lib.report import answers
 from warp_lib.study.contrasts import Contrast
-from warp_lib.study.fronts import Effect, Interval, Matched
+from warp_lib.study.fronts import Effect, Matched
 from warp_lib.study.outcomes import Outcome
 
 SPREAD = np.linspace(-0.1, 0.1, 40)
@@ -44,8 +44,8 @@ def said() -> dict[str, str]:
     accuracies = pd.DataFrame(
         {"scorer": "reward", "words": [50, "whole"], "pairwise": [0.88, 0.96], "pairwise_se": 0.01}
     )
-    path = Matched(4.0, Interval(-0.1, -0.15, -0.05, 100))
-    line = Matched(2.0, Interval(0.02, -0.05, 0.09, 100))
+    path = Matched(4.0, -0.1 + 0.2 * np.tile([-1, 1], 50))
+    line = Matched(2.0, 0.02 + 0.2 * np.tile([-1, 1], 50))
     return {
         "1": answers.reward_model(accuracies, {"mean": 0.3, "p99": 1.4}),
         "2": answers.policy(4.0, 0.02, {"entropy": 1.9, "entropy_se": 0.02}, 0.7),

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from bootstrap import bootstrap
 from scipy import integrate, stats
 
 from warp_lib.study.fronts import (
     Effect,
     Interval,
     along,
-    bootstrap,
     half_width,
     pareto,
     shares,

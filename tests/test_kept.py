@@ -141,5 +141,6 @@ def test_a_path_is_read_where_the_first_of_both_ends(run):
     for end, difference in ((1.0, 0.5 * 1.2 - 1.0), (4.0, 1.2 - 0.5 * 1.0)):
         kl[path] = end
         moved = replace(one, scores={"kl": kl, "reward": reward})
-        prompts, at = moved.over_path()
-        assert prompts.mean() == pytest.approx(difference) and at == min(end, 2.0)
+        path_end = moved.over_path()
+        assert path_end.difference.mean == pytest.approx(difference)
+        assert path_end.kl == min(end, 2.0)

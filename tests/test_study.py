@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bootstrap import bootstrap
 from conftest import GIVEN, keep
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -31,7 +32,7 @@ from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
 from warp_lib.study import arms, contrasts, kept_reward, outcomes, plan, run, units
 from warp_lib.study.contrasts import Contrast, contrast
-from warp_lib.study.fronts import Interval, bootstrap
+from warp_lib.study.fronts import Interval
 from warp_lib.study.outcomes import (
     angle_rows,
     finished_seeds,

@@ -542,7 +542,8 @@ def _side(effect: Effect) -> int:
 def scale_title(run: Kept) -> str:
     """Where a larger policy's WARP lies beside its REINFORCE."""
     says = {1: "above", -1: "below", 0: "not detectably apart from"}
-    line, path = (says[Interval.of(of()[0]).side] for of in (run.over_line, run.over_path))
+    line = says[Interval.of(run.over_line()[0]).side]
+    path = says[run.over_path().difference.side]
     where = f"{line} REINFORCE's LITI line and {path} its path"
     return f"{run.settings['policy']}, seed {run.settings['seed']}: WARP is {where}"
 

@@ -15,7 +15,7 @@ import pandas as pd
 from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import MACHINE, read_results, read_scores, read_table, real_positive
-from ..study.fronts import Effect, Interval, gap, over_kl, straight
+from ..study.fronts import Effect, Interval, Matched, matched, over_kl
 from ..study.outcomes import LOW
 
 FOLDER = paths.ROOT / "data" / "scale"
@@ -47,19 +47,9 @@ class Kept:
         """
         return over_kl(self.results, self.scores, "warp", "reinforce-liti", LOW)
 
-    def over_path(self) -> tuple[np.ndarray, float]:
-        """WARP less REINFORCE's path through its checkpoints on each test prompt, (prompts,), at
-        the largest KL that both reach, nats. There one of the two is a policy itself; elsewhere a
-        path of few checkpoints is read too low.
-        """
-        kl, reward = straight(self.results, self.scores, "warp")
-        path_kl, path_reward = straight(self.results, self.scores, "reinforce")
-        ahead = gap(reward[-1], kl[-1], path_kl, path_reward)
-        if ahead is not None:
-            return ahead, float(kl[-1].mean())
-        behind = gap(path_reward[-1], path_kl[-1], kl, reward)
-        assert behind is not None  # one of the two ends first
-        return -behind, float(path_kl[-1].mean())
+    def over_path(self) -> Matched:
+        """WARP less REINFORCE's path through its checkpoints, at the largest KL that both reach."""
+        return matched(self.results, self.scores, "warp", "reinforce")
 
     def samples(self, prompts: int) -> list[dict[str, str | float]]:
         """For reading: what SFT and each method's last policy wrote to the first test prompts."""
@@ -150,7 +140,7 @@ def together(runs: list[Kept]) -> dict[str, tuple[Effect, Effect]]:
     return {
         of[0].size: (
             Effect({run.settings["seed"]: run.over_line()[0] for run in of}),
-            Effect({run.settings["seed"]: run.over_path()[0] for run in of}),
+            Effect({run.settings["seed"]: run.over_path().by_prompt for run in of}),
         )
         for of in groups.values()
     }
@@ -160,14 +150,14 @@ def rows(runs: list[Kept]) -> list[dict[str, str]]:
     """For reading: what was run, on what, and WARP less REINFORCE's LITI line and its path."""
     table = []
     for run in runs:
-        (line, (low, high)), (path, at) = run.over_line(), run.over_path()
+        (line, (low, high)), path = run.over_line(), run.over_path()
         table.append(
             {
                 "policy": run.size,
                 "seed": str(run.settings["seed"]),
                 "test prompts": str(len(line)),
                 "− LITI line": f"{Interval.of(line)}, {low:g} to {high:.1f} nats",
-                "− path": f"{Interval.of(path)}, at {at:.1f} nats",
+                "− path": f"{path.difference}, at {path.kl:.1f} nats",
                 "made on": run.made_on,
             }
         )

@@ -4,7 +4,7 @@ A front is read linearly between its points and never beyond them. Reading it ne
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ from scipy.special import stdtrit
 from ..runs.errors import Explained
 
 FEWEST = 3  # seeds from which an interval over seeds is given, and a side taken
-DRAWS = 2000  # resamplings of a bootstrap
 
 
 def pareto(kl: ArrayLike, reward: ArrayLike) -> list[int]:
@@ -131,7 +130,7 @@ def _slope(kl: float, own_kl: np.ndarray, values: np.ndarray) -> float:
     points, means = own_kl.mean(1), values.mean(1)
     below = int(np.clip(np.searchsorted(points, kl) - 1, 0, len(points) - 2))
     rise, run = (x[below + 1] - x[below] for x in (means, points))
-    return float(rise / run)
+    return float(rise / run) if run else 0.0  # at one KL, as policies that have not moved
 
 
 @dataclass(frozen=True)
@@ -194,26 +193,6 @@ def half_width(table: np.ndarray) -> np.ndarray:
     t_seeds, t_prompts = stdtrit(seeds - 1, 0.975), stdtrit(prompts - 1, 0.975)
     both = t_seeds**2 * np.maximum(of_seeds - rest, 0) + t_prompts**2 * of_prompts
     return np.sqrt(np.maximum(both, t_seeds**2 * of_seeds))
-
-
-def bootstrap(number: Callable[[np.ndarray], float], prompts: int) -> Interval:
-    """The 95% interval over prompts of a number that is no plain mean over them.
-
-    A front's reward at a KL is one: its points' KL is a mean over the same prompts too. The prompts
-    are drawn anew `DRAWS` times, always the same ones, and the number's standard deviation over the
-    draws is its error. For a plain mean that is `Interval.of`.
-
-    Args:
-        number: what it is when each prompt counts as much as these shares say, (prompts,), of sum
-            1.
-        prompts: how many there are.
-    """
-    equal = np.full(prompts, 1 / prompts)
-    drawn = np.random.default_rng(0).multinomial(prompts, equal, DRAWS) / prompts
-    mean, error = number(equal), np.std([number(share) for share in drawn])
-    # drawn n of n, a mean varies (n − 1)/n too little
-    half = stdtrit(prompts - 1, 0.975) * error * math.sqrt(prompts / (prompts - 1))
-    return Interval(mean, mean - half, mean + half, prompts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,12 +284,19 @@ class Effect:
         return {name: self.both}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matched:
-    """The difference of two methods' rewards at one KL, in r̃, on one seed, over test prompts."""
+    """The difference of two methods' rewards at one KL (nats), on one seed, in r̃ on each test
+    prompt, (prompts,).
+    """
 
     kl: float
-    difference: Interval
+    by_prompt: np.ndarray
+
+    @property
+    def difference(self) -> Interval:
+        """Over test prompts. It counts that a KL is a mean over the same prompts (see `gap`)."""
+        return Interval.of(self.by_prompt)
 
 
 def matched(
@@ -322,43 +308,30 @@ def matched(
 ) -> Matched:
     """The rewards of two methods at one KL, each read linearly between its points, SFT the first.
 
-    Paired by test prompt. The interval is over test prompts, by a bootstrap in which rewards and
-    KLs of all points are means over the same drawn prompts.
-
     Args:
         results: a table (`read_results`).
         scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts)
             (`read_scores`).
-        kl: where to compare, nats; None for the largest KL that both reach, which every draw of
-            prompts finds for itself.
+        kl: where to compare, nats; None for the largest KL that both reach. There one of the two is
+            a policy itself; elsewhere a path of few checkpoints is read too low.
 
     Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
     """
-    methods = (first, second)
-    rows = [results["method"].isin(["sft", method]).to_numpy() for method in methods]
-    reward, own_kl = (
-        [scores[score][of_method] for of_method in rows] for score in ("reward", "kl")
-    )
-
-    def end(shares: np.ndarray) -> float:
-        return min(float((points @ shares).max()) for points in own_kl) if kl is None else kl
-
-    def difference(shares: np.ndarray) -> float:
-        a, b = (
-            weights(k @ shares, [end(shares)])[:, 0] @ (r @ shares)
-            for k, r in zip(own_kl, reward, strict=True)
-        )
-        return float(a - b)
-
-    prompts = reward[0].shape[1]
-    at = float(end(np.full(prompts, 1 / prompts)))
-    for method, points in zip(methods, own_kl, strict=True):
-        if not 0 <= at <= (reach := points.mean(1).max()) + 1e-9:
+    lines = {method: straight(results, scores, method) for method in (first, second)}
+    (kl_a, a), (kl_b, b) = lines.values()
+    if kl is None:
+        if (ahead := gap(a[-1], kl_a[-1], kl_b, b)) is not None:
+            return Matched(float(kl_a[-1].mean()), ahead)
+        behind = gap(b[-1], kl_b[-1], kl_a, a)
+        assert behind is not None  # one of the two ends first
+        return Matched(float(kl_b[-1].mean()), -behind)
+    for method, (own_kl, _) in lines.items():
+        if not 0 <= kl <= (reach := own_kl[-1].mean()):
             raise Explained(
                 f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not"
-                f" {at:.2f}."
+                f" {kl:.2f}."
             )
-    return Matched(at, bootstrap(difference, prompts))
+    return Matched(kl, at(kl, kl_a, a) - at(kl, kl_b, b))
 
 
 def over_kl(
