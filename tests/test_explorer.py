@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import keep, serving
+from conftest import faults, keep, serving
 from playwright.sync_api import Page, expect
 
 from warp_lib.interactive import comparisons
@@ -517,6 +517,7 @@ def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
         assert 350 < figure["width"] <= width
         assert (texts["x"] > figure["x"] + 300) == (width == 1400)
         assert page.evaluate(FAINT) == []
+        assert faults(page) == []
     page.close()
 
 

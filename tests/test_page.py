@@ -5,6 +5,7 @@ import json
 import nbformat
 import plotly.graph_objects as go
 import pytest
+from conftest import faults
 from nbformat import v4
 from plotly.subplots import make_subplots
 
@@ -37,6 +38,8 @@ def page(tmp_path_factory):
             v4.new_markdown_cell("**Answer.** It is."),
             v4.new_markdown_cell("## The why & how\n\n[there](02_second.ipynb#Where-it-is)"),
             shown({PLOTLY: json.loads(figure("A finding").to_json())}),
+            shown({"text/html": plots.Table([{"wide_" * 60: 1.0}])._repr_html_()}),
+            v4.new_code_cell("at = 1  # a comment"),
             shown({"text/markdown": "**Answer.** It is."}, ["answer"]),
         ]
     )
@@ -140,6 +143,20 @@ def test_terms_explain_themselves(page, chromium, width):
     assert tip.is_visible()
     tab.locator("[id='02_second'] > summary").click()
     assert tab.locator("[id='02_second'] dfn").all_inner_texts() == ["nats", "KL"]
+    tab.close()
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1300, "light"), (420, "dark")])
+def test_everyone_can_read_it(page, chromium, width, theme):
+    """Guards: what axe-core finds: text too faint, a heading of a table that is empty, what scrolls
+    and cannot be reached by keyboard, links told from text by their colour alone.
+    """
+    tab = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
+    tab.goto(page)
+    tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    tab.locator("[id='01_first'] .plot").scroll_into_view_if_needed()
+    tab.locator("[id='01_first'] .main-svg").first.wait_for()
+    assert faults(tab) == []
     tab.close()
 
 

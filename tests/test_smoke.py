@@ -11,7 +11,7 @@ import sys
 import nbformat
 import pandas as pd
 import pytest
-from conftest import serving
+from conftest import faults, serving
 from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
@@ -127,6 +127,8 @@ def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
         expect(fronts).to_have_count(3)  # the study's two and this one
         assert page.evaluate("document.documentElement.scrollWidth") <= 420
         assert page.get_by_text("Traceback").count() == 0
+        assert page.get_by_role("slider", name="β beta").get_attribute("aria-valuenow") == "0.3"
+        assert faults(page) == []
         page.close()
 
 

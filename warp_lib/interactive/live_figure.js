@@ -24,8 +24,23 @@ const isDark = () => ("voila" in document.body.dataset || !document.body.dataset
 
 const config = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud", "sendDataToCloud"] };
 
+// ipywidgets gives the handle of a slider no name: it takes the label beside it. Sliders stand next to figures everywhere here.
+function nameSliders() {
+  document.querySelectorAll(".widget-slider [role=slider]:not([aria-label])").forEach((handle) => {
+    const handles = [...handle.closest(".widget-slider").querySelectorAll("[role=slider]")];
+    const end = handles.length > 1 ? [", from", ", to"][handles.indexOf(handle)] : "";
+    const label = handle.closest(".widget-slider").querySelector(".widget-label")?.textContent;
+    if (label) handle.setAttribute("aria-label", label + end);
+  });
+}
+
 async function render({ model, el, signal }) {
   const manager = model.widget_manager;
+  if (!globalThis.warpSliders) {
+    globalThis.warpSliders = new MutationObserver(nameSliders);
+    globalThis.warpSliders.observe(document.body, { childList: true, subtree: true });
+  }
+  nameSliders();
   const place = document.createElement("div");
   place.textContent = "Loading the figure…";
   el.append(place);

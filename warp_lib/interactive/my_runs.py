@@ -128,7 +128,7 @@ class MyRuns:
         wrap = widgets.Layout(flex_flow="row wrap")
         self.box = widgets.VBox(
             [
-                widgets.HTML("<h3>Your runs</h3>Tick runs to draw them; two are compared."),
+                widgets.HTML("<h2>Your runs</h2>Tick runs to draw them; two are compared."),
                 widgets.HBox([self.pattern, self.order], layout=wrap),
                 self.rows,
                 widgets.HBox(

@@ -29,6 +29,13 @@ addEventListener("beforeprint", () => {
   document.querySelectorAll(".plot").forEach((plot) => drawn.has(plot) || draw(plot));
 });
 
+// What is wider than the page scrolls, by keyboard too.
+const scrolls = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+  if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+  else target.removeAttribute("tabindex");
+}));
+document.querySelectorAll(".output_area, .wide").forEach((area) => scrolls.observe(area));
+
 function unfold() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;

@@ -170,7 +170,7 @@ def _figure(figure: dict[str, Any], name: str) -> str:
         f'<figure id="{name}"><figcaption>{text}'
         f' <a href="#{name}" aria-label="Link to this figure" title="Link to this figure">#</a>'
         "</figcaption>"
-        f'<div class="wide"><div class="plot" role="img"'
+        f'<div class="wide"><div class="plot" role="group"'
         f' aria-label="{finding}. {caption}"></div></div>'
         f'<script type="application/json">{drawn}</script></figure>'
     )

@@ -335,17 +335,33 @@ class Table:
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Iterable[Any]) -> str:
             texts = (f"{c:.2f}" if isinstance(c, float) else html.escape(str(c)) for c in cells)
-            row = "".join(f"<{tag} style='text-align:left'>{text}</{tag}>" for text in texts)
+            end = tag.split()[0]
+            row = "".join(f"<{tag} style='text-align:left'>{text}</{end}>" for text in texts)
             return f"<tr>{row}</tr>"
 
+        head = line("th scope='col'", self.rows[0])
         body = "".join(line("td", row.values()) for row in self.rows)
-        return f"<table>{line('th', self.rows[0])}{body}</table>"
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
     def __repr__(self) -> str:
         def cell(name: str, value: Any) -> str:
             return f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}"
 
         return "\n".join("  ".join(cell(*item) for item in row.items()) for row in self.rows)
+
+
+def accuracy_table(accuracies: pd.DataFrame) -> Table:
+    """How well scorers rank held-out reviews ± 2 standard errors, for reading."""
+
+    def pair(row: dict[str, Any], column: str) -> str:
+        return f"{row[column]:.3f} ± {2 * row[f'{column}_se']:.3f}"
+
+    return Table(
+        {"scorer": row["scorer"], "words read": row["words"]}
+        | {f"{column} ± 2 s.e.": pair(row, column) for column in ("pairwise", "plain")}
+        | {"scale": row["scale"]}
+        for row in accuracies.to_dict("records")
+    )
 
 
 def summary_table(results: pd.DataFrame) -> Table:
@@ -356,7 +372,7 @@ def summary_table(results: pd.DataFrame) -> Table:
         return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"
 
     return Table(
-        {"checkpoint": LOOKS[row["method"]][0], "": _settings(row)}
+        {"checkpoint": LOOKS[row["method"]][0], "at": _settings(row)}
         | {title: pair(row, column) for title, column in columns.items()}
         | {"completions": f"{row['completions']:,.0f}"}
         for row in results.to_dict("records")
