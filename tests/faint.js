@@ -1,4 +1,4 @@
-// Texts of the page whose contrast with what is painted behind them is below 4.5.
+// Texts of the page's figures whose contrast with what is painted behind them is below 4.5; axe-core leaves SVG out.
 () => {
   const rgba = (c) => { const m = c.match(/[\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
   const over = (top, below) => below.map((b, k) => k < 3 ? top[k] * top[3] + b * (1 - top[3]) : 1);
@@ -9,17 +9,10 @@
     for (let at = e; at; at = at.parentElement) parts.push(rgba(getComputedStyle(at).backgroundColor));
     return parts.reduceRight((below, top) => over(top, below), [255, 255, 255, 1]);
   };
-  const found = [];
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walk.nextNode()) {
-    const e = walk.currentNode.parentElement;
-    if (!walk.currentNode.data.trim() || !e.checkVisibility?.() || !e.getClientRects().length) continue;
-    if (e.closest("script, style, option, .hoverlayer")) continue;
-    const css = getComputedStyle(e), svg = e.closest("svg");
-    const back = behind(svg ? svg.parentElement : e);
-    const front = over(rgba(svg ? css.fill : css.color), back);
+  return [...document.querySelectorAll("svg text")].filter((text) => {
+    if (!text.textContent.trim() || !text.getClientRects().length || text.closest(".hoverlayer")) return false;
+    const back = behind(text.closest("svg").parentElement), front = over(rgba(getComputedStyle(text).fill), back);
     const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) found.push(walk.currentNode.data.trim().slice(0, 40) + " " + css.color + css.fill);
-  }
-  return found;
+    return (a + 0.05) / (b + 0.05) < 4.5;
+  }).map((text) => `${text.textContent.slice(0, 40)} ${getComputedStyle(text).fill}`);
 }
