@@ -8,7 +8,7 @@ import pytest
 from conftest import keep
 from safetensors.numpy import load_file, save_file
 
-from warp_lib.report import plots
+from warp_lib.report import study_plots
 from warp_lib.study import cells, outcomes
 from warp_lib.study.fronts import Interval
 
@@ -184,7 +184,7 @@ def test_the_figure_has_the_shared_seeds(grid):
     """Guards: axes or error bars exchanged, intervals' ends for half widths, all seeds in a figure
     of some.
     """
-    figure = plots.cells(
+    figure = study_plots.cells(
         cells.warp_cells(), cells.reinforce_cells(), [6], {"mean": 0.3, "p99": 1.4}, "x"
     )
     assert [trace.name for trace in figure.data] == [

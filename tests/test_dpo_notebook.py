@@ -9,7 +9,7 @@ import pytest
 from conftest import keep
 from safetensors.numpy import load_file, save_file
 
-from warp_lib.report import answers, plots
+from warp_lib.report import answers, look, plots, study_plots, tables
 from warp_lib.runs.paths import ROOT
 from warp_lib.settings import Settings
 from warp_lib.study import contrasts, outcomes
@@ -70,7 +70,10 @@ def answer(folder):
             "answers": answers,
             "contrasts": contrasts,
             "outcomes": outcomes,
+            "look": look,
             "plots": plots,
+            "study_plots": study_plots,
+            "tables": tables,
             "Markdown": str,
             "settings": Settings(),
             "folder": lambda _: folder,

@@ -27,7 +27,7 @@ from warp_lib.interactive.comparisons import PRESETS, attempt, own
 from warp_lib.interactive.explorer import FREE, MINE, VIEWS, Explorer, draw, explore, export
 from warp_lib.interactive.points import all_points, choose, completions
 from warp_lib.policy import Policy
-from warp_lib.report import plots
+from warp_lib.report import look
 from warp_lib.runs import paths, results
 from warp_lib.runs.paths import ROOT
 from warp_lib.study import contrasts, outcomes
@@ -196,7 +196,7 @@ def test_opens_on_the_studys_own_comparison(mine):
     interval does not allow.
     """
     high = outcomes.settled("tuning")["high"]
-    arms = [a for a in plots.ARMS if outcomes.finished_seeds("primary", [a])]
+    arms = [a for a in look.ARMS if outcomes.finished_seeds("primary", [a])]
     by_kind = [[a for a in arms if a.startswith(kind)] for kind in ("warp", "reinforce")]
     expected = contrasts.contrast("primary", *by_kind, high)
     opened = Explorer(mine)
@@ -234,10 +234,10 @@ def test_a_judge_is_asked_where_a_judge_is_shown(mine):
     opened.controls["to"].value = high = 4
     c = opened.comparison
     assert "judge's score" in c.evidence
-    arms = [a for a in plots.ARMS if outcomes.finished_seeds("primary", [a])]
+    arms = [a for a in look.ARMS if outcomes.finished_seeds("primary", [a])]
     by_kind = [[a for a in arms if a.startswith(kind)] for kind in ("warp", "reinforce")]
     assert str(contrasts.contrast("primary", *by_kind, high, "judge")) in c.evidence
-    assert opened.figure.figure.layout.yaxis.title.text == plots.AXES["judge"]
+    assert opened.figure.figure.layout.yaxis.title.text == look.AXES["judge"]
 
 
 def test_what_is_not_there_yet_is_said(mine, monkeypatch):
@@ -299,7 +299,7 @@ def test_every_view_draws_what_is_compared(mine, name):
     assert [star.x[0], star.y[0]] == mine.loc[one, list(view)].tolist()
     lines = [trace for trace in figure.data if trace.mode == "lines" and not trace.fill]
     assert bool(lines) == (view[0] == "kl")
-    assert figure.layout.xaxis.title.text == plots.AXES[view[0]]
+    assert figure.layout.xaxis.title.text == look.AXES[view[0]]
     assert ("99th percentile" in figure.to_json()) == ("reward" in view)
 
 

@@ -9,7 +9,7 @@ from conftest import faults
 from nbformat import v4
 from plotly.subplots import make_subplots
 
-from warp_lib.report import look, plots
+from warp_lib.report import look, study_plots, tables
 from warp_lib.report.page import PLOTLY, write_page
 from warp_lib.study.fronts import Interval
 
@@ -38,7 +38,7 @@ def page(tmp_path_factory):
             v4.new_markdown_cell("**Answer.** It is."),
             v4.new_markdown_cell("## The why & how\n\n[there](02_second.ipynb#Where-it-is)"),
             shown({PLOTLY: json.loads(figure("A finding").to_json())}),
-            shown({"text/html": plots.Table([{"wide_" * 60: 1.0}])._repr_html_()}),
+            shown({"text/html": tables.Table([{"wide_" * 60: 1.0}])._repr_html_()}),
             v4.new_code_cell("at = 1  # a comment"),
             shown({"text/markdown": "**Answer.** It is."}, ["answer"]),
         ]
@@ -95,7 +95,7 @@ def test_panels_stand_below_each_other_on_a_phone(tmp_path, chromium):
     rows = {f"{long}, seed {k} (over its prompts)": Interval(0, -1, 1, 8) for k in (1, 2)}
     figures = [
         look.titled(two, "Two", "beside"),
-        plots.intervals({"": rows}, "x", "Rows", "of two"),
+        study_plots.intervals({"": rows}, "x", "Rows", "of two"),
     ]
     cells = [shown({PLOTLY: json.loads(one.to_json())}) for one in figures]
     first = v4.new_notebook(cells=[v4.new_markdown_cell("# 1 · First"), *cells])

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from warp_lib.fast import machine
-from warp_lib.report import plots
+from warp_lib.report import study_plots
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 from warp_lib.study import arms, rounding, units
@@ -104,7 +104,7 @@ def test_the_tables_are_read(folder, count):
     assert "at a true 1.0 nats" in said and "40% (95% CI 40% to 40%) less for WARP" in said
     assert "show 1.0 nats as 1.0." in said and ("no detectable difference" in said) == (count == 1)
     assert len(rounding.table(measured)) == 4 and len(rounding.angles(rounding.seeds())) == 4
-    assert len(plots.by_pass(measured, "x").data) == 12
+    assert len(study_plots.by_pass(measured, "x").data) == 12
 
 
 def test_a_unit_measures_the_same_weights_by_every_pass(folder, folders, store, monkeypatch):

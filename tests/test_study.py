@@ -24,7 +24,7 @@ from warp_lib.experiment import Experiment
 from warp_lib.fast import machine
 from warp_lib.interactive.points import all_points
 from warp_lib.merging import angle, interpolate, slerp, slerp_without_order, task_vector
-from warp_lib.report import answers, plots
+from warp_lib.report import answers, study_plots, tables
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.jobs import Job, run_here
 from warp_lib.runs.progress import Progress
@@ -954,19 +954,19 @@ def test_figures_show_what_is_compared(folder):
     names = [f"{arm}: trial {k}" for arm in ("warp", "reinforce") for k in range(4)]
     looks = {
         (trace.line.color, trace.line.dash)
-        for trace in plots.fronts(dict.fromkeys(names, [one]), 2.5, band, "x").data
+        for trace in study_plots.fronts(dict.fromkeys(names, [one]), 2.5, band, "x").data
     }
     assert len(looks) == len(names)
-    line = plots.fronts({"warp": [one]}, 2.5, band, "x").data[0]
+    line = study_plots.fronts({"warp": [one]}, 2.5, band, "x").data[0]
     assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
-    points, alike = plots.judged({"warp": [one]}, "judge", band, "x").data
+    points, alike = study_plots.judged({"warp": [one]}, "judge", band, "x").data
     assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(
         alike.y
     )
-    nothing = plots.intervals({"a": {}}, "x", "y", "z")
+    nothing = study_plots.intervals({"a": {}}, "x", "y", "z")
     assert nothing.layout.annotations[0].text == "nothing to compare yet"
     rows = {"seed 0": Interval(0.2, 0.1, 0.3, 100), "both": Interval(0.2, math.nan, math.nan, 1)}
-    forest = plots.intervals({"a panel": rows}, "x", "finding", "caption")
+    forest = study_plots.intervals({"a panel": rows}, "x", "finding", "caption")
     assert [(*row.x, *row.error_x.array) for row in forest.data] == [
         (0.2, pytest.approx(0.1)),
         (0.2, 0),
@@ -978,7 +978,7 @@ def test_figures_show_what_is_compared(folder):
 
 def test_rows_and_tables_speak_in_words():
     """Guards: an arm's own name in a table, a row that does not say where it ends."""
-    table = plots.Table([{"method": "reinforce-2b"}, {"method": "another"}])
+    table = tables.Table([{"method": "reinforce-2b"}, {"method": "another"}])
     assert [row["method"] for row in table.rows] == ["REINFORCE, batch 128", "another"]
     pair = {seed: np.array([0.1, 0.3]) for seed in range(3)}
     early = Contrast(pair, "warp", "x", 4.5, ends={0: 3.86, 1: 4.5, 2: 4.5})
@@ -1032,7 +1032,7 @@ def test_layers_are_averaged_over_seeds(folder):
     assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(
         2**0.5
     )
-    assert len(plots.by_layer(outcomes.by_layer("e", "warp", [0, 1]), "x").data) == 6
+    assert len(study_plots.by_layer(outcomes.by_layer("e", "warp", [0, 1]), "x").data) == 6
 
 
 def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
@@ -1154,7 +1154,7 @@ def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
     assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[
         1
     ].mean == pytest.approx(0.15, abs=1e-6)
-    line = plots.ahead_of_judges({"judge": {"warp": found}}, "x").data[0]
+    line = study_plots.ahead_of_judges({"judge": {"warp": found}}, "x").data[0]
     assert list(line.x) == list(found) and line.y[3] == pytest.approx(found[2.0].both.mean)
 
 
@@ -1189,7 +1189,7 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
     # 0.2 of slope, at 1.75 nats
     assert found["M = 3, an angle a layer"].both.mean == pytest.approx(0.35, abs=1e-6)
     assert short(found["M = 3, an angle a layer"]) == {4: 2.5, 5: 2.5}
-    figure = plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3], "x")
+    figure = study_plots.through_merges(outcome("merges", "warp-m3", 4), [2, 3], "x")
     assert [list(trace.x) for trace in figure.data if trace.marker.symbol == "star"][:2] == [
         [4],
         [6],

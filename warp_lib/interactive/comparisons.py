@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..report.answers import cut
 from ..report.answers import seeds as of_seeds
-from ..report.plots import ARMS, BLUE, COLOURS, GREY, ORANGE
+from ..report.look import ARMS, BLUE, COLOURS, GREY, ORANGE
 from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import read_results, read_scores

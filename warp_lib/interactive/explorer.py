@@ -20,7 +20,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import traitlets
 
-from ..report import look, plots
+from ..report import look
 from ..report.rendering import export_figure
 from ..runs import paths
 from ..study.fronts import FEWEST, Interval, signed
@@ -88,13 +88,13 @@ def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = Non
         )
     shown = [side.points.iloc[0] for side in comparison.sides if len(side.points)]
     if "reward" in view and shown and (band := positive_band(shown[0])):
-        plots.mark_real_positive(figure, "xy"[view.index("reward")], band)
+        look.mark_real_positive(figure, "xy"[view.index("reward")], band)
     figure.update_layout(
         template="warp",
         height=500,
         margin=dict(t=30, r=60),
-        xaxis_title=plots.AXES[x],
-        yaxis_title=plots.AXES[y],
+        xaxis_title=look.AXES[x],
+        yaxis_title=look.AXES[y],
         showlegend=True,
         uirevision=str(view),
     )

@@ -344,7 +344,7 @@ def curves(loops: Sequence[Loop]) -> dict[str, Any]:
 
     It is made anew several times a second, and checking that would cost a training its time.
     """
-    from ..report.plots import PALETTE
+    from ..report.look import PALETTE
 
     series = []  # of each: its loop's number and title, its name, steps and values
     for number, loop in enumerate(loops):

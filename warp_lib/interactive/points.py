@@ -12,7 +12,8 @@ import pandas as pd
 
 from ..prompts import prompts
 from ..report.answers import pm
-from ..report.plots import ARMS, settings_of
+from ..report.look import ARMS
+from ..report.tables import settings_of
 from ..runs import paths
 from ..runs.errors import Explained, say_once
 from ..runs.results import readable, real_positive

@@ -15,7 +15,7 @@ from ..study.contrasts import Contrast
 from ..study.fronts import Effect, Interval, Matched, signed
 from ..study.outcomes import LOW, SEEDS, Outcome
 from .kept import Kept
-from .plots import ARMS
+from .look import ARMS
 
 
 def pm(row: Mapping[str, float] | pd.Series, column: str, digits: int = 2) -> str:

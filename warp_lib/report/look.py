@@ -4,7 +4,10 @@ that says what is drawn, on light and on dark.
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 
@@ -12,6 +15,46 @@ import plotly.io as pio
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#E69F00", "#808790"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
+
+REWARD = "reward r̃ (SFT standard deviations)"
+KL = "KL to SFT (nats per completion)"
+JUDGE = "judge (SFT standard deviations)"
+AXES = {"kl": KL, "reward": REWARD, "judge": JUDGE, "judge_tfidf": f"TF-IDF {JUDGE}"}
+ETA = "η (0: SFT, 1: the trained policy)"
+LAYER = "layer (wte, wpe: words, positions; h.k: block k; ln_f: last norm)"
+# one colour a method, in every figure
+COLOURS = {
+    "warp": BLUE,
+    "warp-eta-0.8": SKY,
+    "reinforce": ORANGE,
+    "reinforce-2b": YELLOW,
+    "warp-dpo": GREEN,
+    "dpo": PURPLE,
+    "warp-dpo-own": "#56C4A0",
+    "warp-dpo-once": "#8A7A00",
+    "dpo-iterated": "#9B59B6",
+}
+ARMS = {  # of the study
+    "warp": "WARP",
+    "warp-eta-0.8": "WARP, η = 0.8",
+    "reinforce": "REINFORCE, batch 64",
+    "reinforce-2b": "REINFORCE, batch 128",
+    "warp-dpo": "WARP-DPO",
+    "dpo": "DPO",
+    "warp-dpo-own": "WARP-DPO, own pairs",
+    "warp-dpo-once": "WARP-DPO, pairs once",
+    "dpo-iterated": "DPO, fresh pairs",
+}
+LOOKS = {  # method: name in the legend, colour, symbol, how points are joined
+    "sft": ("SFT", GREY, "star", None),
+    "run": ("WARP: single runs", SKY, "circle-open", None),
+    "slerp": ("WARP: SLERP of an iteration", BLUE, "diamond", None),
+    "lerp": ("WARP: LERP of an iteration", BLUE, "diamond", None),
+    "liti": ("WARP: LITI, where the next begins", GREEN, "triangle-up", None),
+    "warp": ("WARP: final front over η", BLUE, "circle", "solid"),
+    "reinforce": ("REINFORCE checkpoints", ORANGE, "square", "solid"),
+    "reinforce-liti": ("REINFORCE's LITI line", ORANGE, "square-open", "dot"),
+}
 
 TITLE, CAPTION = 88, 118  # characters of a line, where a figure is as wide as a still image
 NARROW = 620  # pixels; below, a page shows a legend and not labels beside the lines
@@ -111,3 +154,44 @@ def label_ends(figure: go.Figure, ends: Sequence[tuple[float, float, str, str]])
     right = max(x + 0.019 * len(text) * max(end[0] for end in ends) for x, _, text, _ in ends)
     figure.update_xaxes(range=[-0.04 * right, 1.04 * right])
     figure.update_layout(showlegend=False)
+
+
+def panel(col: int, name: str) -> dict[str, Any]:
+    """Where a series stands that each panel of a row repeats: one legend entry for all of them."""
+    return dict(name=name, legendgroup=name, showlegend=col == 1, row=1, col=col)
+
+
+def bars(half_widths: Sequence[float], colour: str, width: int = 2) -> dict[str, Any]:
+    """Error bars of these half widths; none where there is no interval (nan)."""
+    return dict(array=np.nan_to_num(half_widths), color=colour, thickness=1, width=width)
+
+
+def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True) -> dict[str, Any]:
+    """Error bars of ±2 standard errors of a column."""
+    errors = dict(array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
+    return dict(visible=visible, type="data") | errors
+
+
+def mark_real_positive(
+    figure: go.Figure, axis: str, real_positive: dict[str, float], **panel: Any
+) -> None:
+    """Mark the mean and 99th percentile of real positive reviews on the reward's axis, x or y.
+
+    Above them the policy exploits the reward model. panel: row and col, in a figure of several.
+    """
+    # where no curves are, which rise from the left to the right
+    for number, text, beside_x, beside_y in (
+        ("mean", "mean", "top left", "bottom right"),
+        ("p99", "99th percentile", "bottom left", "top left"),
+    ):
+        add_line, position = (
+            (figure.add_vline, beside_x) if axis == "x" else (figure.add_hline, beside_y)
+        )
+        add_line(
+            real_positive[number],
+            line=dict(color=GREY, dash="dash", width=1),
+            annotation_text=f"real positive reviews: {text}",
+            annotation_position=position,
+            annotation_font_size=11,
+            **panel,
+        )

@@ -1,0 +1,81 @@
+"""The report's tables, for reading."""
+
+import html
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from ..study.outcomes import MEASURES
+from .look import ARMS, LOOKS
+
+
+def settings_of(row: dict[str, Any] | pd.Series, words: dict[str, str]) -> str:
+    """A point's settings: those of `words` that it has, column → form, after each other."""
+    return ", ".join(
+        form.format(row[name]) for name, form in words.items() if not pd.isna(row.get(name))
+    )
+
+
+def settings_in_words(row: dict[str, Any]) -> str:
+    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}"}
+    return settings_of(row, words | {"steps": "{:.0f} steps"})
+
+
+class Table:
+    """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML.
+
+    A column "method" may hold arms of the study; they are shown in words.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]]):
+        self.rows = [dict(row) for row in rows]
+        for row in self.rows:
+            if "method" in row:
+                row["method"] = ARMS.get(row["method"], row["method"])
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Iterable[Any]) -> str:
+            texts = (f"{c:.2f}" if isinstance(c, float) else html.escape(str(c)) for c in cells)
+            end = tag.split()[0]
+            row = "".join(f"<{tag} style='text-align:left'>{text}</{end}>" for text in texts)
+            return f"<tr>{row}</tr>"
+
+        head = line("th scope='col'", self.rows[0])
+        body = "".join(line("td", row.values()) for row in self.rows)
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+    def __repr__(self) -> str:
+        def cell(name: str, value: Any) -> str:
+            return f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}"
+
+        return "\n".join("  ".join(cell(*item) for item in row.items()) for row in self.rows)
+
+
+def accuracy_table(accuracies: pd.DataFrame) -> Table:
+    """How well scorers rank held-out reviews ± 2 standard errors, for reading."""
+
+    def pair(row: dict[str, Any], column: str) -> str:
+        return f"{row[column]:.3f} ± {2 * row[f'{column}_se']:.3f}"
+
+    return Table(
+        {"scorer": row["scorer"], "words read": row["words"]}
+        | {f"{column} ± 2 s.e.": pair(row, column) for column in ("pairwise", "plain")}
+        | {"scale": row["scale"]}
+        for row in accuracies.to_dict("records")
+    )
+
+
+def summary_table(results: pd.DataFrame) -> Table:
+    """The results ± 2 standard errors, a row a checkpoint, for reading."""
+    columns = {"reward r̃ ± 2 s.e.": "reward", "KL, nats": "kl"} | MEASURES
+
+    def pair(row: dict[str, Any], column: str) -> str:
+        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"
+
+    return Table(
+        {"checkpoint": LOOKS[row["method"]][0], "at": settings_in_words(row)}
+        | {title: pair(row, column) for title, column in columns.items()}
+        | {"completions": f"{row['completions']:,.0f}"}
+        for row in results.to_dict("records")
+    )
