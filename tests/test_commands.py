@@ -44,8 +44,8 @@ REFUSED = [
     (["report", "--beta", "1e300"], "beta must be at most 10,000,000, not 1e+300."),
     (["report", "--beta", "1e999"], "beta must be a number of at least 0, not inf."),
     (["report", "--seed", "1e30"], "seed must be at most "),
-    (["report", "--name", "a" * 300], "name must have at most 200 letters, not 300."),
-    (["report", "--name", "ü" * 150], "name must have at most 200 letters, not 150."),
+    (["report", "--name", "a" * 300], "name must take at most 200 bytes, not 300."),
+    (["report", "--name", "ü" * 150], "name must take at most 200 bytes, not 300."),
     (["merge", "a", "b", "--out", "/"], "/ cannot be the folder to write; name another."),
     (
         ["merge", "a", "b", "--out", "x", "--eta", "1e308"],

@@ -1,5 +1,5 @@
-"""What a policy is worth: reward, KL to SFT and what else tells improvement from reward hacking, on
-the same held-out prompts for all.
+"""What a policy is worth: reward, KL to SFT, and the diagnostics that tell improvement from reward
+hacking, on the same held-out prompts for all.
 
 Every number is a mean over prompts with its standard error clustered by prompt: a prompt's
 completions are averaged first.

@@ -392,7 +392,7 @@ class Experiment:
 
     def long_run(self, align: Aligner, method: str, each: int) -> Run:
         """The baseline: an aligner from SFT for as many steps as all of WARP's I · M runs of `each`
-        steps, kept as often as one ends.
+        steps, with a checkpoint where each of them would end.
         """
         s = self.settings
         steps = s.iterations * s.runs * each

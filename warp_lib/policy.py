@@ -95,7 +95,7 @@ class Policy:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
-        nn.Module.to(model.float().eval(), machine.device())  # whose own `to` hides its arguments
+        nn.Module.to(model.float().eval(), machine.device())  # its own `to` has no types
         self.model = model
         self.tokenizer = tokenizer
         self._graphs: dict[tuple, Callable] = {}
@@ -205,8 +205,8 @@ class Policy:
         """One completion of exactly `new` tokens for each prompt, from softmax(logits /
         temperature) with EOS masked. A model that was trained behind BOS is given it.
 
-        kept: where to write what `logits` would compute again for the first rows, (rows, new,
-        vocabulary).
+        kept: a buffer that takes the logits of the first rows, which `logits` would compute again,
+        (rows, new, vocabulary).
 
         Raises ValueError when prompt and completion do not fit the model's context; and Stopped
         between two tokens, once `progress` is asked to stop.

@@ -21,7 +21,7 @@ from .runs.store import digest
 from .settings import Settings
 from .warp import Run, RunId
 
-# steps between two looks at the KL to SFT, which costs a forward pass and steers nothing
+# the KL to SFT is logged every so many steps: it costs a forward pass, and nothing depends on it
 SFT_EVERY = 5
 Item = TypeVar("Item")
 

@@ -50,7 +50,7 @@ SEED = ("reward",)  # names the streams from which the reward model is trained
 
 
 class Scorer(Protocol):
-    """Scores texts: ``scorer(texts)`` is a number of each, (n,) on the CPU.
+    """Scores texts: ``scorer(texts)`` gives each a number, (n,) on the CPU.
 
     identity: a digest of what the scores depend on, for keys.
     """
@@ -133,7 +133,7 @@ class EncoderScorer:
 
     def __reduce__(self) -> tuple:
         """To another process it goes as architecture, tokenizer and weights, with its identity,
-        which may hang on where a package lies.
+        which may depend on where a package is installed.
         """
         model = (type(self.model), self.model.config, weights_of(self.model))
         return _arrived, (*model, self.tokenizer, self.history, self.identity)
@@ -259,9 +259,7 @@ def train_encoder_scorer(
     progress: Progress,
 ) -> EncoderScorer:
     """Train a scalar head on `encoder`'s first `layers` layers, and the last `trained` of them,
-    with the Bradley–Terry loss.
-
-    Or take it from the store.
+    with the Bradley–Terry loss, or load them from the store.
 
     −log σ(r⁺ − r⁻), over all pairs of a positive and a negative review that the step reads. A step
     reads crops of one length, from half a completion's to more than twice it, half of them openings

@@ -160,8 +160,8 @@ class Settings:
                 "name must be a plain folder name (letters, digits, . _ -) other than"
                 f" {', '.join(TAKEN)}, not {self.name!r}."
             )
-        if len(self.name.encode()) > LONGEST_NAME:
-            raise Explained(f"name must have at most {LONGEST_NAME} letters, not {len(self.name)}.")
+        if (length := len(self.name.encode())) > LONGEST_NAME:
+            raise Explained(f"name must take at most {LONGEST_NAME} bytes, not {length}.")
         if self.batch_size % self.completions_per_prompt:
             raise Explained(
                 f"completions_per_prompt must divide batch_size ({self.batch_size}), and"

@@ -67,7 +67,7 @@ class Aligner(Protocol):
 
 
 class Merge(Protocol):
-    """Averages tuned weights θ_1 … θ_M over their initialisation, as `merging.slerp` does."""
+    """Averages tuned weights θ_1 … θ_M, relative to their initialisation (see `merging.slerp`)."""
 
     def __call__(self, base: Weights, tuned: Sequence[Weights], /) -> Weights: ...
 
@@ -116,19 +116,22 @@ def warp(
             for t = 1 … T                                   aligner.train
                 y ~ π_θm(· | x)                             policy.Policy.sample
                 r_β ← r(x, y) − β log π_θm(y|x)/π_ema(y|x)  reinforce.reinforce
-                θ_m ← optimiser step along r_β ∇ log π_θm   reinforce (loss), aligner (AdamW)
+                θ_m ← optimiser step along r_β ∇ log π_θm   reinforce (loss), aligner (optimiser)
                 θ_ema ← (1 − μ) θ_ema + μ θ_m               aligner.train
         θ_slerp ← slerp(θ_init, {θ_m}, 1/M)                 merging.slerp
         θ_init ← (1 − η) θ_init + η θ_slerp                 merging.interpolate
+
+    The paper's REINFORCE has no baseline; here r_β is taken less the mean of the batch's others
+    (`reinforce.policy_gradient_loss`) unless the settings say baseline="none".
 
     Args:
         theta_sft: the supervised policy's weights, where everything begins.
         align: trains one run; any trainer will do, `reinforce.reinforce` is the paper's.
         iterations, runs, eta: I, M, η.
-        merge: averages the runs over their initialisation.
+        merge: averages the runs relative to their initialisation.
         seed: of the whole pipeline. Run m of iteration i draws from streams of its own.
-        map: how to get from the M runs of an iteration to what they train: one after another, or on
-            other machines (see `Map`). They need nothing of each other.
+        map: maps `align` over an iteration's M runs, one after another or on other machines (see
+            `Map`). They need nothing of each other.
     """
     theta_init = theta_sft
     for i in range(1, iterations + 1):

