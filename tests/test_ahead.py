@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import tiny_policy
 
-from warp_lib.experiment import Point, reinforce_points, warp_points
 from warp_lib.fast import machine
+from warp_lib.points import Point, reinforce_points, warp_points
 from warp_lib.policy import Policy
 from warp_lib.report import ahead
 from warp_lib.report import run as report_run

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from warp_lib import merging
-from warp_lib.experiment import Experiment, reinforce_points, warp_points
+from warp_lib.experiment import Experiment
+from warp_lib.points import reinforce_points, warp_points
 from warp_lib.policy import Policy, Rollouts
 from warp_lib.settings import Settings
 from warp_lib.warp import Iteration, Run

@@ -22,9 +22,10 @@ from transformers.models.auto import auto_factory, configuration_auto, tokenizat
 
 from warp_lib import reward as reward_module
 from warp_lib.evaluate import language_loss
-from warp_lib.experiment import Experiment, Point
+from warp_lib.experiment import Experiment
 from warp_lib.merging import interpolate
 from warp_lib.models import converted
+from warp_lib.points import Point
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
 from warp_lib.runs import paths

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from warp_lib.experiment import Experiment, warp_points
+from warp_lib.experiment import Experiment
 from warp_lib.interactive.points import all_points
+from warp_lib.points import warp_points
 from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
 from warp_lib.__main__ import main
-from warp_lib.experiment import REPORT, Experiment, Point
+from warp_lib.experiment import REPORT, Experiment
 from warp_lib.fast import machine
+from warp_lib.points import Point
 from warp_lib.runs import paths
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings

@@ -4,8 +4,7 @@ and its results table.
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -19,8 +18,9 @@ from . import merging
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
 from .evaluate import Evaluation, evaluate, language_loss
 from .fast import machine
-from .merging import Weights, interpolate
+from .merging import Weights
 from .models import encoders
+from .points import Point
 from .policy import Policy
 from .prompts import CHARACTERS, PROMPT_TOKENS
 from .reinforce import reinforce
@@ -429,7 +429,7 @@ class Experiment:
         )
 
     def measure(
-        self, part: str, points: Iterable["Point"], rewards: dict[str, Reward], progress: Progress
+        self, part: str, points: Iterable[Point], rewards: dict[str, Reward], progress: Progress
     ) -> pd.DataFrame:
         """Evaluate the points of one notebook and enter them into the results table as its
         `part`.
@@ -437,7 +437,6 @@ class Experiment:
         s, rows, scores, shown = self.settings, [], {}, []
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
-            columns = {k: v for k, v in vars(point).items() if k != "made"}
             seen = self.evaluate(point.theta, rewards, progress=progress)
             texts = self.policy.tokenizer.batch_decode(
                 seen.rollouts.completions[:: s.test_samples][:SHOWN]
@@ -449,7 +448,9 @@ class Experiment:
                     {"point": number, "prompt": prompt, "completion": text, "reward": reward}
                 )
             rows.append(
-                columns | {"seed": s.seed, "completions": point.steps * s.batch_size} | seen.summary
+                point.columns
+                | {"seed": s.seed, "completions": point.steps * s.batch_size}
+                | seen.summary
             )
             for score, values in seen.scores.items():
                 scores.setdefault(score, []).append(values.mean(1).numpy())
@@ -486,7 +487,7 @@ class Experiment:
                 rows.append({"policy": name, "prompt": prompt, "completion": completion} | scores)
         return sorted(rows, key=lambda row: row["prompt"])
 
-    def save_policy(self, point: "Point", name: str, rewards: dict[str, Reward]) -> Path:
+    def save_policy(self, point: Point, name: str, rewards: dict[str, Reward]) -> Path:
         """Write a point's policy as a folder that ``AutoModelForCausalLM.from_pretrained`` opens;
         and in it, for `verify`, what it is.
 
@@ -503,10 +504,8 @@ class Experiment:
         self.policy.tokenizer.save_pretrained(target)
         reward = rewards["reward"]
         record = {
-            "row": (
-                {k: v for k, v in vars(point).items() if k not in ("made", "seconds")}
-                | {"seed": self.settings.seed}
-            ),
+            "row": {k: v for k, v in point.columns.items() if k != "seconds"}
+            | {"seed": self.settings.seed},
             "settings": self.settings.asdict(),
             "eos": self.policy.eos_ids,
             "bos": self.policy.bos_ids,
@@ -521,61 +520,3 @@ class Experiment:
         }
         write_whole(target / REPORT, json.dumps(record))
         return target
-
-
-@dataclass(frozen=True)
-class Point:
-    """Weights to evaluate, and their place in the results table (see `results.COLUMNS`).
-
-    made: the weights; or what makes them when they are asked for, so that the eleven policies of a
-    front do not lie in memory together.
-    """
-
-    method: str
-    made: Weights | Callable[[], Weights]
-    steps: int
-    seconds: float
-    iteration: int | None = None
-    runs: int | None = None
-    run: int | None = None
-    eta: float | None = None
-
-    @property
-    def theta(self) -> Weights:
-        """Its weights."""
-        return self.made() if callable(self.made) else self.made
-
-
-def warp_points(
-    theta_sft: Weights, iterations: list[Iteration], settings: Settings
-) -> Iterator[Point]:
-    """SFT, every iteration's runs, merge and LITI point, and the final front over η."""
-    yield Point("sft", theta_sft, 0, 0.0)
-    s, steps, seconds = settings, 0, 0.0
-    for i in iterations:
-        here = {"iteration": i.number, "runs": s.runs}
-        for m, run in enumerate(i.runs, start=1):
-            yield Point("run", run.weights, steps + s.steps, seconds + run.seconds, run=m, **here)
-        steps, seconds = steps + s.runs * s.steps, seconds + i.seconds
-        yield Point(s.merge, i.merged, steps, seconds, eta=1.0, **here)
-        yield Point("liti", i.liti, steps, seconds, eta=s.eta, **here)
-    for eta in np.linspace(0, 1, s.front_points):
-        theta = partial(interpolate, theta_sft, i.merged, eta)
-        yield Point("warp", theta, steps, seconds, eta=eta, **here)
-
-
-def reinforce_points(
-    theta_sft: Weights, run: Run, settings: Settings, method: str = "reinforce"
-) -> Iterator[Point]:
-    """One long run along its way, and its own LITI line."""
-    pace = run.seconds / len(run.history)
-    for steps, theta in run.checkpoints.items():
-        yield Point(method, theta, steps, steps * pace)
-    for eta in np.linspace(0, 1, settings.front_points):
-        yield Point(
-            f"{method}-liti",
-            partial(interpolate, theta_sft, run.weights, eta),
-            len(run.history),
-            run.seconds,
-            eta=eta,
-        )

@@ -14,7 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import Markdown
 
-from ..experiment import Experiment, warp_points
+from ..experiment import Experiment
+from ..points import warp_points
 from ..report import plots
 from ..report.look import GREY, PALETTE
 from ..reward import Reward

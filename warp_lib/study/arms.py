@@ -7,8 +7,9 @@ from itertools import chain
 from typing import Any
 
 from ..dpo import MakePairs, Pairs, for_all_runs
-from ..experiment import Experiment, Point, reinforce_points, warp_points
+from ..experiment import Experiment
 from ..merging import Weights, geometry, interpolate, lerp, slerp, slerp_without_order
+from ..points import Point, reinforce_points, warp_points
 from ..reward import Reward
 from ..runs.progress import Progress
 from ..settings import Settings

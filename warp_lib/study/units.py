@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..evaluate import Evaluation, kl_of_pass
-from ..experiment import Experiment, Point
+from ..experiment import Experiment
 from ..fast import machine
 from ..merging import Weights, geometry
 from ..reward import Reward
@@ -122,7 +122,7 @@ class Training(Unit):
         choosing = {name: reward for name, reward in rewards.items() if name != "judge"}
         measured = Measured(record)
         for point in progress.track(list(points), "evaluation"):
-            place = _place(point) | {"seed": s.seed}
+            place = point.columns | {"seed": s.seed}
             if "pairs_from" not in record:  # DPO samples before it trains
                 place["completions"] = point.steps * s.batch_size
             theta = point.theta
@@ -155,7 +155,7 @@ class Passes(Unit):
         points, record = self.train(experiment, rewards["reward"], progress)
         measured = Measured(record)
         for point in progress.track(list(points), "evaluation"):
-            place = _place(point) | {"seed": s.seed, "completions": point.steps * s.batch_size}
+            place = point.columns | {"seed": s.seed, "completions": point.steps * s.batch_size}
             theta = point.theta
             place["stays"] = rounds_to(experiment.theta_sft, theta)
             exact = experiment.evaluate(theta, rewards, progress=progress)
@@ -178,11 +178,6 @@ class Passes(Unit):
                     row["pass_kl_se"] = apart.std().item() / math.sqrt(len(apart))
                 measured.add(row, one)
         return measured
-
-
-def _place(point: Point) -> dict[str, Any]:
-    """Where a checkpoint stands, as columns."""
-    return {name: value for name, value in vars(point).items() if name != "made"}
 
 
 def rounds_to(base: Weights, theta: Weights) -> float:
