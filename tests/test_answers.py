@@ -151,10 +151,12 @@ def test_a_larger_policy_agrees_or_not():
     """
     small, up, none = contrast(0.0), effect(0.5, seeds=1), effect(0.01, seeds=1)
     agrees = answers.scale({"larger": (up, none)}, small)
-    assert agrees.startswith("That is not settled. On larger WARP − REINFORCE's LITI line is +0.5")
-    assert ", WARP − REINFORCE's path +0.010 (95% CI" in agrees
+    assert agrees.startswith("That is not settled. On larger, one seed, WARP − REINFORCE's LITI")
+    assert "LITI line is +0.500 (95% CI" in agrees
+    assert " and WARP − REINFORCE's path through its checkpoints +0.010 (95% CI" in agrees
+    assert agrees.count("one seed") == 1
     alike = answers.scale({"larger": (none, none)}, small)
-    assert alike.startswith("No difference is seen there either. On larger WARP")
+    assert alike.startswith("No difference is seen there either. On larger, one seed, WARP")
     assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small}.")
     ahead = answers.scale({"larger": (up, effect(0.5, seeds=2))}, small)
     assert ahead.startswith("No: WARP earns more there.")

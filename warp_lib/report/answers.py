@@ -524,10 +524,16 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
         0: "No difference is seen there either",
     }
     opening = agreed[sides.pop()] if len(sides) == 1 else "That is not settled"
-    each = "; ".join(
-        f"on {name} WARP − REINFORCE's LITI line is {line}, WARP − REINFORCE's path {path}"
-        for name, (line, path) in differences.items()
-    )
+
+    def told(name: str, line: Effect, path: Effect) -> str:
+        one = len(line.by_prompt) == 1
+        values = (line.widest, path.widest) if one else (line, path)
+        return (
+            f"on {name}{', one seed,' if one else ''} WARP − REINFORCE's LITI line is {values[0]}"
+            f" and WARP − REINFORCE's path through its checkpoints {values[1]}"
+        )
+
+    each = "; ".join(told(name, *pair) for name, pair in differences.items())
     return (
         f"{opening}. {each[0].upper()}{each[1:]}. On the small policy WARP − REINFORCE is {small}."
     )
