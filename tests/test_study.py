@@ -930,7 +930,7 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
     said = answers.primary(found, best)
     assert said.startswith(words)
     planned = {
-        8: "over eight seeds,",
+        8: "over eight seeds.",
         2: "over two of eight planned",
         1: "over one of eight planned",
     }
