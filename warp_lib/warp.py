@@ -121,8 +121,8 @@ def warp(
         θ_slerp ← slerp(θ_init, {θ_m}, 1/M)                 merging.slerp
         θ_init ← (1 − η) θ_init + η θ_slerp                 merging.interpolate
 
-    The paper's REINFORCE has no baseline; here r_β is taken less the mean of the batch's others
-    (`reinforce.policy_gradient_loss`) unless the settings say baseline="none".
+    The paper's REINFORCE has no baseline; here the mean r_β of the other completions is subtracted
+    (`reinforce.leave_one_out`) unless the settings say baseline="none".
 
     Args:
         theta_sft: the supervised policy's weights, where everything begins.

@@ -1,3 +1,1 @@
-"""Models and reviews of other people: found by name, checked, converted, opened, or refused in a
-sentence.
-"""
+"""Other people's models and reviews: found by name, checked, converted, opened, or refused."""

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ..study.outcomes import MEASURES
+from .answers import pm
 from .look import ARMS, LOOKS
 
 
@@ -15,11 +16,6 @@ def settings_of(row: dict[str, Any] | pd.Series, words: dict[str, str]) -> str:
     return ", ".join(
         form.format(row[name]) for name, form in words.items() if not pd.isna(row.get(name))
     )
-
-
-def settings_in_words(row: dict[str, Any]) -> str:
-    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}"}
-    return settings_of(row, words | {"steps": "{:.0f} steps"})
 
 
 class Table:
@@ -54,13 +50,9 @@ class Table:
 
 def accuracy_table(accuracies: pd.DataFrame) -> Table:
     """How well scorers rank held-out reviews ± 2 standard errors, for reading."""
-
-    def pair(row: dict[str, Any], column: str) -> str:
-        return f"{row[column]:.3f} ± {2 * row[f'{column}_se']:.3f}"
-
     return Table(
         {"scorer": row["scorer"], "words read": row["words"]}
-        | {f"{column} ± 2 s.e.": pair(row, column) for column in ("pairwise", "plain")}
+        | {f"{column} ± 2 s.e.": pm(row, column, 3) for column in ("pairwise", "plain")}
         | {"scale": row["scale"]}
         for row in accuracies.to_dict("records")
     )
@@ -69,13 +61,14 @@ def accuracy_table(accuracies: pd.DataFrame) -> Table:
 def summary_table(results: pd.DataFrame) -> Table:
     """The results ± 2 standard errors, a row a checkpoint, for reading."""
     columns = {"reward r̃ ± 2 s.e.": "reward", "KL, nats": "kl"} | MEASURES
-
-    def pair(row: dict[str, Any], column: str) -> str:
-        return "" if pd.isna(row[column]) else f"{row[column]:.2f} ± {2 * row[f'{column}_se']:.2f}"
-
+    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}"}
+    words["steps"] = "{:.0f} steps"
     return Table(
-        {"checkpoint": LOOKS[row["method"]][0], "at": settings_in_words(row)}
-        | {title: pair(row, column) for title, column in columns.items()}
+        {"checkpoint": LOOKS[row["method"]][0], "at": settings_of(row, words)}
+        | {
+            title: "" if pd.isna(row[column]) else pm(row, column)
+            for title, column in columns.items()
+        }
         | {"completions": f"{row['completions']:,.0f}"}
         for row in results.to_dict("records")
     )
