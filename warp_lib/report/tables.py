@@ -18,6 +18,12 @@ def settings_of(row: dict[str, Any] | pd.Series, words: dict[str, str]) -> str:
     )
 
 
+def settings_in_words(row: dict[str, Any]) -> str:
+    """Which policy of its method a point of a run is: iteration, run, η, steps."""
+    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}"}
+    return settings_of(row, words | {"steps": "{:.0f} steps"})
+
+
 class Table:
     """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML.
 
@@ -61,10 +67,8 @@ def accuracy_table(accuracies: pd.DataFrame) -> Table:
 def summary_table(results: pd.DataFrame) -> Table:
     """The results ± 2 standard errors, a row a checkpoint, for reading."""
     columns = {"reward r̃ ± 2 s.e.": "reward", "KL, nats": "kl"} | MEASURES
-    words = {"iteration": "iteration {:.0f}", "run": "run {:.0f}", "eta": "η = {:.2f}"}
-    words["steps"] = "{:.0f} steps"
     return Table(
-        {"checkpoint": LOOKS[row["method"]][0], "at": settings_of(row, words)}
+        {"checkpoint": LOOKS[row["method"]][0], "at": settings_in_words(row)}
         | {
             title: "" if pd.isna(row[column]) else pm(row, column)
             for title, column in columns.items()
