@@ -55,7 +55,7 @@ def said() -> dict[str, str]:
         "6": answers.primary(
             contrast(0.0),
             contrast(-0.3),
-            answers.why({100: effect(0.3)}, {100: effect(0.4)}),
+            answers.why(contrast(-0.4), [{100: effect(0.3)}, {100: effect(0.4)}]),
         ),
         "7": answers.dpo(contrast(0.0), contrast(0.2)),
     }
@@ -88,17 +88,21 @@ def test_answers_take_the_side_of_their_numbers():
 
 
 def test_the_cause_takes_the_side_of_its_numbers():
-    """Guards: a rival's gain told as WARP's alone, a checkpoint that only one of them reaches."""
+    """Guards: a sign turned round, a lead over early checkpoints that only one of them has."""
     gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
     early, line = {50: loss, 100: gain, 200: none}, {100: effect(0.4), 200: effect(0.2)}
-    shared = answers.why(early, line)
-    assert "needs no WARP" in shared and "interpolated with SFT earns 0.300 (95% CI" in shared
-    assert "more than REINFORCE stopped early, and WARP 0.150 (95% CI" in shared
-    no_line = answers.why({9: gain}, {9: none})
-    assert "WARP earns 0.300 (95% CI" in no_line and "make that up (+0.000 (95% CI" in no_line
-    assert answers.why({9: none}, {9: gain}).startswith("Nor can it be told apart from REINF")
-    assert answers.why({9: loss}, {9: gain}).startswith("It earns less than REINFORCE stopped")
-    assert answers.why({}, {9: gain}) == ""
+    behind = answers.why(contrast(-0.2), [{9: gain}, {9: gain}])
+    assert "needs no WARP; REINFORCE's last policy interpolated towards SFT earns 0.200" in behind
+    assert behind.endswith(
+        "more than WARP at equal KL, and both earn more than REINFORCE stopped early."
+    )
+    for lesser in ([{9: none}, {9: gain}], [{9: gain}, {9: loss}], [{9: gain}, {}]):
+        assert answers.why(contrast(-0.2), lesser).endswith("more than WARP at equal KL.")
+    level = answers.why(contrast(0.0), [{9: gain}, {9: gain}])
+    assert "as much at equal KL, within error (WARP minus that: +0.000 (95% CI" in level
+    ahead = answers.why(contrast(0.2), [{9: gain}, {9: gain}])
+    assert ahead.startswith("REINFORCE's last policy") and "earns 0.200 (95% CI" in ahead
+    assert ahead.endswith("less than WARP at equal KL.")
     title = answers.why_title([early, {}], [line, line])
     assert "above 1 of REINFORCE's 2 early" in title and title.endswith("LITI line above 2")
 

@@ -32,7 +32,7 @@ from warp_lib.runs.store import digest
 from warp_lib.settings import PROFILES, Settings
 from warp_lib.study import arms, contrasts, kept_reward, outcomes, plan, run, units
 from warp_lib.study.contrasts import Contrast, contrast
-from warp_lib.study.fronts import Interval
+from warp_lib.study.fronts import Effect, Interval
 from warp_lib.study.outcomes import (
     angle_rows,
     finished_seeds,
@@ -714,6 +714,10 @@ def test_a_comparison_goes_to_every_end_and_on_fewer_points(folder):
     assert line.both.mean == pytest.approx(2 * (1 - 2 / 3.7), abs=1e-6)
     half = contrasts.difference(*pair, 3.0, where="eta == 0 or method == 'reinforce'")
     assert half.ends == {seed: 2.0 for seed in range(3)}
+    apart = contrasts.by_kl(*pair)
+    assert list(apart) == [k / 4 for k in range(1, 15)]
+    expected = {1.0: 0, 2.0: 0, 2.75: 0.75, 3.5: 1.5}
+    assert {kl: apart[kl].both.mean for kl in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_front_that_ends_early_shortens_its_seed_and_says_so(folder):
@@ -959,6 +963,16 @@ def test_figures_show_what_is_compared(folder):
     assert len(looks) == len(names)
     line = study_plots.fronts({"warp": [one]}, 2.5, band, "x").data[0]
     assert list(line.x) == [0, 2, 3] and list(line.y) == pytest.approx([0, 1.5, 1])
+    by_kl = {kl: Effect({k: np.full(4, kl / 10 + k / 100) for k in range(3)}) for kl in (1.0, 2.0)}
+    figure = study_plots.fronts({"warp": [one]}, 2.5, band, "x", apart=("a − b", by_kl))
+    (below,) = (trace for trace in figure.data if trace.name == "a − b")
+    assert below.yaxis == "y2" and list(below.x) == [1, 2]
+    assert list(below.y) == pytest.approx([0.11, 0.21])
+    edges = [trace for trace in figure.data if trace.yaxis == "y2" and trace is not below]
+    assert [list(edge.y) for edge in edges] == [
+        pytest.approx([getattr(effect.both, side) for effect in by_kl.values()])
+        for side in ("low", "high")
+    ]
     points, alike = study_plots.judged({"warp": [one]}, "judge", band, "x").data
     assert list(points.y) == pytest.approx([2 * x for x in points.x]) and list(alike.x) == list(
         alike.y

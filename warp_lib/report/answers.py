@@ -216,28 +216,24 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     return " ".join(part for part in (finding, why, ceiling) if part)
 
 
-def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
-    """Whether WARP beats REINFORCE stopped early, and whether REINFORCE itself does, in a sentence.
+def why(line: Contrast, early: Sequence[Mapping[int, Effect]]) -> str:
+    """Whether REINFORCE's own step back earns as much as WARP, in a sentence.
 
-    early, line: how much more WARP's front and REINFORCE's own LITI line earn than its checkpoints
-    (see `contrasts.over_checkpoints`).
+    line: WARP less REINFORCE's LITI line. early: how much more WARP and that line each earn than
+    REINFORCE's early checkpoints (see `contrasts.over_checkpoints`).
     """
-    if not (shared := sorted(early.keys() & line.keys())):
-        return ""
-    ours, own = (Effect.mean_of(of[steps] for steps in shared) for of in (early, line))
-    if ours.side < 1:
-        apart = "It earns less than" if ours.side else "Nor can it be told apart from"
-        return f"{apart} REINFORCE stopped early ({ours})."
-    if own.side < 1:
-        return (
-            f"At equal KL WARP earns {_amount(ours)} more than REINFORCE stopped early, and"
-            f" interpolating REINFORCE's last policy with SFT does not make that up ({own})."
-        )
-    return (
-        "What pays is training longer and then interpolating back towards SFT, which needs no WARP;"
-        f" at equal KL REINFORCE's last policy interpolated with SFT earns {_amount(own)} more than"
-        f" REINFORCE stopped early, and WARP {_amount(ours)} more."
+    interpolated = "REINFORCE's last policy interpolated towards SFT"
+    if line.side > 0:
+        return f"{interpolated} earns {_amount(line)} less than WARP at equal KL{cut(line)}."
+    earns = (
+        f"earns {_amount(-line)} more than WARP at equal KL"
+        if line.side < 0
+        else f"earns as much at equal KL, within error (WARP minus that: {line})"
     )
+    earns += cut(line)
+    stopped = all(of and Effect.mean_of(of.values()).side > 0 for of in early)
+    more = ", and both earn more than REINFORCE stopped early" if stopped else ""
+    return f"The step back towards SFT needs no WARP; {interpolated} {earns}{more}."
 
 
 def _amount(of: Effect) -> str:

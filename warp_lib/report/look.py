@@ -14,6 +14,7 @@ import plotly.io as pio
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#E69F00", "#808790"
+BAND = "rgba(128, 135, 144, 0.35)"  # an interval around a grey line
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 
 REWARD = "reward r̃ (SFT standard deviations)"

@@ -49,7 +49,8 @@ function unfoldTitle(layout) {
 // No room for names beside lines: they go to a legend.
 function layOutNarrow(layout) {
   layout.annotations = (layout.annotations ?? []).filter((a) => a.name !== "end" || !(layout.showlegend = true));
-  if (layout.showlegend && layout.xaxis?.range) layout.xaxis = { ...layout.xaxis, range: undefined, autorange: true };
+  for (const key in layout)
+    if (layout.showlegend && /^xaxis\d*$/.test(key) && layout[key].range) layout[key] = { ...layout[key], range: undefined, autorange: true };
   stack(layout);
   unfoldRows(layout);
   unfoldTitle(layout);

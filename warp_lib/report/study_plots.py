@@ -5,7 +5,7 @@ seeds carry 95% intervals.
 """
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..study.outcomes import LOW, MERGES, Outcome, averaged_out, mean_front
 from .look import (
     ARMS,
     AXES,
+    BAND,
     BLUE,
     COLOURS,
     ETA,
@@ -59,14 +60,29 @@ def fronts(
     finding: str,
     split: str = "test",
     best_of_n: Outcome | None = None,
+    apart: tuple[str, Mapping[float, Effect]] | None = None,
 ) -> go.Figure:
     """Each arm's fronts on the prompts of a split, and the range compared, from `LOW` to `high`.
 
     A thin line for each seed and a thick one for their mean at equal KL with its 95% interval over
-    them; an arm of one seed has ± 2 standard errors over prompts instead. best_of_n: the yardstick,
-    drawn too where there is one.
+    them; an arm of one seed has ± 2 standard errors over prompts instead.
+
+    Args:
+        outcomes: arm → its seeds' units.
+        high: where the range compared ends, nats.
+        real_positive: mean and 99th percentile of r̃ of real positive reviews.
+        finding: the title.
+        split: "validation" or "test".
+        best_of_n: the yardstick, drawn too where there is one.
+        apart: two fronts' names, and KL → how far they are apart (see `contrasts.by_kl`): a panel
+            below, for curves that cover each other.
     """
-    figure = go.Figure()
+    top: dict[str, Any] = dict(row=1, col=1) if apart else {}
+    figure = (
+        make_subplots(2, 1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.05)
+        if apart
+        else go.Figure()
+    )
     if best_of_n:
         scores = best_of_n.reward(split)
         figure.add_scatter(
@@ -121,11 +137,13 @@ def fronts(
         ends.append((grid[-1], means[-1].mean, name, colour))
     span = f"compared: {LOW:g} to {high:.2g} nats"
     label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
-    figure.add_vrect(LOW, high, fillcolor=GREY, opacity=0.1, line_width=0, **label)
-    mark_real_positive(figure, "y", real_positive)
+    shade: dict[str, Any] = dict(fillcolor=GREY, opacity=0.1, line_width=0)
+    figure.add_vrect(LOW, high, **shade, **label, **top)
+    mark_real_positive(figure, "y", real_positive, **top)
     sft = lines[0][1][0].mean()  # every front begins there
     figure.add_annotation(x=0, y=sft, text="SFT", showarrow=False, xanchor="left", xshift=6)
-    figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    figure.update_layout(yaxis_title=REWARD)
+    figure.update_xaxes(title_text=KL, **top | ({"row": 2} if apart else {}))
     if best_of_n:
         ends.append((best_of_n.kl(split)[-1], scores.mean(1)[-1], "best of n", GREY))
     label_ends(figure, ends)
@@ -135,7 +153,37 @@ def fronts(
         else f"{len(seeds)} seeds, faint, and their mean with its 95% interval"
     )
     of = "Fronts of checkpoints, merges and policies interpolated towards SFT"
-    return titled(figure, finding, f"{of}, on {split} prompts: {spread}.", height=560)
+    caption = f"{of}, on {split} prompts: {spread}."
+    if apart:
+        names, effects = apart
+        _band(figure, effects, names)
+        figure.add_vrect(LOW, high, **shade, row=2, col=1)
+        figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
+        caption += f" Below: {names}, at each KL, with its 95% interval."
+    return titled(figure, finding, caption, height=660 if apart else 560)
+
+
+def _band(figure: go.Figure, effects: Mapping[float, Effect], names: str) -> None:
+    """A difference at each KL with its 95% interval, in a figure's second row."""
+    kl, of = list(effects), [effect.both for effect in effects.values()]
+    edge: dict[str, Any] = dict(mode="lines", line_width=0, hoverinfo="skip", showlegend=False)
+    figure.add_scatter(x=kl, y=[i.low for i in of], **edge, row=2, col=1)
+    figure.add_scatter(
+        x=kl, y=[i.high for i in of], **edge, fill="tonexty", fillcolor=BAND, row=2, col=1
+    )
+    figure.add_scatter(
+        x=kl,
+        y=[interval.mean for interval in of],
+        mode="lines",
+        line=dict(color=GREY, width=3),
+        name=names,
+        showlegend=False,
+        text=[str(effect) for effect in effects.values()],
+        hovertemplate=f"{html.escape(names)}<br>KL %{{x:.2f}}: %{{text}}<extra></extra>",
+        row=2,
+        col=1,
+    )
+    figure.update_yaxes(title_text="difference (r̃)", row=2, col=1)
 
 
 def judged(

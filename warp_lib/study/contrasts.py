@@ -142,6 +142,21 @@ def by_end(
     return {end: difference(arm, rival, end, scorer, among) for end in ends}
 
 
+def by_kl(arm: ArmId, rival: ArmId, among: Iterable[int] | None = None) -> dict[float, Effect]:
+    """How much more an arm's front earns than a rival's at each KL, on test prompts: every quarter
+    of a nat as far as all seeds of both reach → the difference of r̃ there.
+    """
+    ends = _ends([arm, rival], math.inf, among=among)
+
+    def read(unit: Outcome, kl: float) -> np.ndarray:
+        return unit.at(kl, unit.line("test")[1])
+
+    return {
+        kl: Effect({s: read(outcome(*arm, s), kl) - read(outcome(*rival, s), kl) for s in ends})
+        for kl in np.arange(0.25, min(ends.values()), 0.25).tolist()
+    }
+
+
 def differences(
     pairs: dict[str, tuple[ArmId, ArmId]],
     high: float,

@@ -212,6 +212,9 @@ class Effect:
         shared = sorted(self.by_prompt.keys() & other.by_prompt.keys())
         return Effect({s: self.by_prompt[s] - other.by_prompt[s] for s in shared})
 
+    def __neg__(self) -> "Effect":
+        return Effect({seed: -values for seed, values in self.by_prompt.items()})
+
     @classmethod
     def mean_of(cls, effects: Iterable["Effect"]) -> "Effect":
         """The mean of several numbers of the same seeds and prompts."""
