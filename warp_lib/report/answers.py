@@ -194,7 +194,7 @@ def primary_title(primary: Contrast, best_of_n: Contrast) -> str:
     finding = {
         1: "At equal KL WARP earns more than REINFORCE",
         -1: "At equal KL WARP earns less than REINFORCE",
-        0: "WARP and REINFORCE cannot be told apart at equal KL",
+        0: "Averaged over KL, WARP and REINFORCE cannot be told apart",
     }[primary.side]
     return finding + {1: "", 0: "", -1: "; best-of-n stays above"}[best_of_n.side]
 
@@ -204,7 +204,7 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     opening = {1: "Yes.", -1: "No: it earns less.", 0: "Not detectably."}[primary.side]
     ceiling = (
         "Best-of-n sampling from SFT, which trains nothing, earns"
-        f" {plain(-best_of_n.both.mean, 2)} more than WARP{cut(best_of_n)}."
+        f" {_amount(-best_of_n)} more than WARP{cut(best_of_n)}."
         if best_of_n.side < 0
         else ""
     )
@@ -216,24 +216,28 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     return " ".join(part for part in (finding, why, ceiling) if part)
 
 
-def why(line: Contrast, early: Sequence[Mapping[int, Effect]]) -> str:
-    """Whether REINFORCE's own step back earns as much as WARP, in a sentence.
+def why(line: Contrast, early: Mapping[int, Effect]) -> str:
+    """Whether REINFORCE earns as much as WARP with nothing but WARP's last step, in a sentence.
 
-    line: WARP less REINFORCE's LITI line. early: how much more WARP and that line each earn than
-    REINFORCE's early checkpoints (see `contrasts.over_checkpoints`).
+    line: WARP less REINFORCE's LITI line. early: WARP less REINFORCE's early checkpoints (see
+    `contrasts.over_checkpoints`).
     """
-    interpolated = "REINFORCE's last policy interpolated towards SFT"
     if line.side > 0:
-        return f"{interpolated} earns {_amount(line)} less than WARP at equal KL{cut(line)}."
+        return (
+            "REINFORCE's last policy interpolated back towards SFT, as WARP's is, earns"
+            f" {_amount(line)} less than WARP at equal KL{cut(line)}."
+        )
     earns = (
         f"earns {_amount(-line)} more than WARP at equal KL"
         if line.side < 0
         else f"earns as much at equal KL, within error (WARP minus that: {line})"
     )
-    earns += cut(line)
-    stopped = all(of and Effect.mean_of(of.values()).side > 0 for of in early)
-    more = ", and both earn more than REINFORCE stopped early" if stopped else ""
-    return f"The step back towards SFT needs no WARP; {interpolated} {earns}{more}."
+    stopped = early and Effect.mean_of(early.values()).side > 0
+    less = ", while REINFORCE stopped early earns less than WARP" if stopped else ""
+    return (
+        "REINFORCE can take WARP's last step, interpolating back towards SFT, without the rest of"
+        f" WARP; its last policy so interpolated {earns}{cut(line)}{less}."
+    )
 
 
 def _amount(of: Effect) -> str:
@@ -318,8 +322,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     boxes = [
         (
             f"{signed(primary.both.mean)} r̃",
-            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (the better of two settings), at equal"
-            f" KL, {_ci(primary)}",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (each the better of two settings), at"
+            f" equal KL, {_ci(primary)}",
         ),
         (
             f"{signed(best_of_n.both.mean, 2)} r̃",
@@ -343,8 +347,8 @@ def headline(answer: str) -> str:
         "<h1>Does WARP beat REINFORCE at equal KL?</h1><p class='lead'>WARP averages the weights of"
         " several REINFORCE runs, and promises more reward for the same distance (KL) from the"
         " policy before alignment, SFT. Here both align a GPT-2 of 7.6 million parameters to write"
-        " positive film reviews, with the same number of sampled"
-        f" completions.</p><p><strong>{short}.</strong> {rest}</p>"
+        " positive film reviews, with the same number of sampled completions, and both may"
+        f" interpolate back towards SFT.</p><p><strong>{short}.</strong> {rest}</p>"
     )
 
 

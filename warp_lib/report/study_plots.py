@@ -141,7 +141,14 @@ def fronts(
     figure.add_vrect(LOW, high, **shade, **label, **top)
     mark_real_positive(figure, "y", real_positive, **top)
     sft = lines[0][1][0].mean()  # every front begins there
-    figure.add_annotation(x=0, y=sft, text="SFT", showarrow=False, xanchor="left", xshift=6)
+    figure.add_annotation(
+        x=0,
+        y=sft,
+        text="SFT (r̃ = 0 on training prompts)",
+        showarrow=False,
+        xanchor="left",
+        xshift=6,
+    )
     figure.update_layout(yaxis_title=REWARD)
     figure.update_xaxes(title_text=KL, **top | ({"row": 2} if apart else {}))
     if best_of_n:
@@ -183,7 +190,8 @@ def _band(figure: go.Figure, effects: Mapping[float, Effect], names: str) -> Non
         row=2,
         col=1,
     )
-    figure.update_yaxes(title_text="difference (r̃)", row=2, col=1)
+    one, other = (name.split(",")[0] for name in names.split(" − "))
+    figure.update_yaxes(title_text=f"{one} −<br>{other} (r̃)", row=2, col=1)
 
 
 def judged(

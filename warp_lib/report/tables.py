@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ..study.outcomes import MEASURES
-from .answers import pm
+from .answers import percent, pm
 from .look import ARMS, LOOKS
 
 
@@ -54,12 +54,16 @@ class Table:
         return "\n".join("  ".join(cell(*item) for item in row.items()) for row in self.rows)
 
 
+SCORERS = {"reward": "reward model"} | {column: words for words, column in MEASURES.items()}
+
+
 def accuracy_table(accuracies: pd.DataFrame) -> Table:
     """How well scorers rank held-out reviews ± 2 standard errors, for reading."""
+    columns = {"pairs ranked correctly": "pairwise", "right side of a threshold": "plain"}
     return Table(
-        {"scorer": row["scorer"], "words read": row["words"]}
-        | {f"{column} ± 2 s.e.": pm(row, column, 3) for column in ("pairwise", "plain")}
-        | {"scale": row["scale"]}
+        {"scorer": SCORERS.get(row["scorer"], row["scorer"]), "words read": row["words"]}
+        | {f"{words} ± 2 s.e.": percent(row, column) for words, column in columns.items()}
+        | {"size of its logits": row["scale"]}
         for row in accuracies.to_dict("records")
     )
 
