@@ -12,6 +12,8 @@ UV ?= $(or $(shell command -v uv),$(BIN)/uv)
 
 # A JUPYTER_PATH from another installation would shadow this environment's kernel.
 unexport JUPYTER_PATH
+# See MEMORY in warp_lib/runs/jobs.py.
+export GLIBC_TUNABLES ?= glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,9 +68,6 @@ lint: setup ## ruff, notebooks included; types; who imports whom
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/basedpyright
 
-# Cells train in threads, which are quick in one arena only: see keep_freed_memory in warp_lib/fast/machine.py.
-lab app: export MALLOC_ARENA_MAX = 1
-
 lab: setup ## open WARP's knobs, and the other notebooks, in JupyterLab, on localhost only
 	$(BIN)/jupyter lab notebooks/lab.ipynb --ip=127.0.0.1 $(ARGS)
 
@@ -88,7 +87,7 @@ $(PEERS)/.setup-done: benchmarks/requirements.txt
 	@$(PEERS)/bin/python -m pip install -qq --disable-pip-version-check $(TORCH) -r benchmarks/requirements.txt
 	@touch $@
 
-bench: setup $(PEERS)/.setup-done ## measure a step beside TRL's and a merge beside mergekit's (ARGS: step precision jobs trl merging growth)
+bench: setup $(PEERS)/.setup-done ## measure a step beside TRL's and a merge beside mergekit's (ARGS: step precision pages jobs trl merging growth)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 publish: setup ## write the committed pages and figures from the last report

@@ -42,6 +42,7 @@ from warp_lib.policy import BUNDLED, Policy
 from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
 from warp_lib.reward import EncoderScorer, Reward, untrained
+from warp_lib.runs.jobs import MEMORY
 from warp_lib.runs.paths import RUNS
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
@@ -210,6 +211,27 @@ def by_precision() -> dict[str, Any]:
         f" {result['theirs_s']:.2f} s; {as_ratio(result)}"
     )
     return result
+
+
+def by_pages() -> dict[str, Any]:
+    """An evaluation and a training step in huge pages, as the report has them, and in the small
+    ones of a process that asks for none (see `jobs.MEMORY`)."""
+    prompts, results = openings(), {}
+
+    def side(work: str, **memory: str) -> Side:
+        if work == "step":
+            return our_side(str(BUNDLED), prompts, **memory)
+        store = {"WARP_RUNS": tempfile.mkdtemp(dir=RUNS)}
+        return Side(sys.executable, "evaluate", **store | memory)
+
+    for work in ("evaluation", "step"):
+        small = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+        results[work] = result = alternately(side(work, **MEMORY), side(work, **small))
+        print(
+            f"{work}: huge pages {result['ours_s']:.2f} s, small ones {result['theirs_s']:.2f} s;"
+            f" {as_ratio(result)}"
+        )
+    return results
 
 
 def against_trl() -> dict[str, Any]:
@@ -517,6 +539,7 @@ def keep(name: str, result: Any) -> None:
 BENCHMARKS = {
     "step": step_parts,
     "precision": by_precision,
+    "pages": by_pages,
     "jobs": side_by_side,
     "trl": against_trl,
     "merging": against_mergekit,

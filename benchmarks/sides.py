@@ -2,8 +2,9 @@
 answers with a line of JSON.
 
 ``python sides.py warp POLICY PRECISION`` and ``python sides.py trl POLICY PRECISION`` train the
-policy in a folder, ``python sides.py slerp FOLDER`` and ``python sides.py mergekit FOLDER`` merge
-(FOLDER holds the models base, a and b). `run.py` drives two of them alternately.
+policy in a folder, ``python sides.py evaluate`` evaluates the bundled one, ``python sides.py slerp
+FOLDER`` and ``python sides.py mergekit FOLDER`` merge (FOLDER holds the models base, a and b).
+`run.py` drives two of them alternately.
 """
 
 import json
@@ -73,7 +74,7 @@ class Rounds:
         self.seconds.append(time.perf_counter() - self.began)
 
 
-def train_warp(folder: Path, precision: str) -> None:
+def train_warp(folder: str, precision: str) -> None:
     """REINFORCE with a moving anchor, as the report runs it."""
     sys.path.insert(0, str(ROOT))
     from warp_lib.fast import machine
@@ -101,7 +102,7 @@ def train_warp(folder: Path, precision: str) -> None:
             return torch.tensor(cheap_reward(texts))
 
     machine.prepare()
-    policy = Policy.from_name(str(folder))
+    policy = Policy.from_name(folder)
     theta, prompts = (
         policy.weights(),
         policy.tokenizer(json.loads(sys.stdin.readline()), add_special_tokens=False)["input_ids"],
@@ -127,7 +128,7 @@ def train_warp(folder: Path, precision: str) -> None:
     )
 
 
-def train_trl(folder: Path, precision: str) -> None:
+def train_trl(folder: str, precision: str) -> None:
     """TRL's RLOO: two completions a prompt, its reference model synchronised every step, the same
     length and distribution, in float32 or by autocast in bfloat16."""
     import datasets
@@ -184,16 +185,43 @@ def train_trl(folder: Path, precision: str) -> None:
     trainer.train()
 
 
-def merge_rounds(merge: Callable[[], None], *packages: str) -> None:
-    """Merge again for every line."""
+def rounds(work: Callable[[], None], *packages: str) -> None:
+    """Work again for every line."""
     sys.stdin.readline()
     while True:
         began = time.perf_counter()
-        merge()
+        work()
         answer([time.perf_counter() - began], *packages)
 
 
-def merge_slerp(folder: Path) -> None:
+def evaluate_warp() -> None:
+    """An evaluation of 400 completions, in float32, by a reward model and a judge of untrained
+    encoders, which are as fast as trained ones.
+    """
+    sys.path.insert(0, str(ROOT))
+    from warp_lib.experiment import Experiment
+    from warp_lib.fast import machine
+    from warp_lib.reward import Reward, untrained
+    from warp_lib.runs.progress import Progress
+    from warp_lib.settings import Settings
+
+    machine.prepare()
+    experiment = Experiment(Settings.profile("laptop"))
+    theta = experiment.theta_sft
+    rewards = {
+        name: Reward(untrained("minilm", layers, ("bench", name)), 0.0, 1.0)
+        for name, layers in (("reward", 3), ("judge", 6))
+    }
+
+    def evaluate() -> None:
+        for weights in theta.values():
+            weights.mul_(1.0001)  # or the store would have it
+        experiment.evaluate(theta, rewards, progress=Progress())
+
+    rounds(evaluate)
+
+
+def merge_slerp(folder: str) -> None:
     """Ours: read, SLERP the task vectors with one angle per tensor, write."""
     sys.path.insert(0, str(ROOT))
     from safetensors.torch import load_file, save_file
@@ -201,13 +229,17 @@ def merge_slerp(folder: Path) -> None:
     from warp_lib.merging import slerp
 
     def merge() -> None:
-        base, a, b = (load_file(folder / name / "model.safetensors") for name in ("base", "a", "b"))
-        save_file(slerp(base, [a, b], per="tensor"), folder / "slerp.safetensors", {"format": "pt"})
+        base, a, b = (
+            load_file(Path(folder, name, "model.safetensors")) for name in ("base", "a", "b")
+        )
+        save_file(
+            slerp(base, [a, b], per="tensor"), Path(folder, "slerp.safetensors"), {"format": "pt"}
+        )
 
-    merge_rounds(merge)
+    rounds(merge)
 
 
-def merge_mergekit(folder: Path) -> None:
+def merge_mergekit(folder: str) -> None:
     """mergekit's nuslerp with a base model, on the same files."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import MergeOptions, run_merge
@@ -215,17 +247,23 @@ def merge_mergekit(folder: Path) -> None:
     config = MergeConfiguration.model_validate(
         {
             "merge_method": "nuslerp",
-            "base_model": str(folder / "base"),
+            "base_model": f"{folder}/base",
             "models": [
-                {"model": str(folder / name), "parameters": {"weight": 0.5}} for name in ("a", "b")
+                {"model": f"{folder}/{name}", "parameters": {"weight": 0.5}} for name in ("a", "b")
             ],
             "dtype": "float32",
         }
     )
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
-    merge_rounds(lambda: run_merge(config, str(folder / "mergekit"), options), "mergekit")
+    rounds(lambda: run_merge(config, f"{folder}/mergekit", options), "mergekit")
 
 
 if __name__ == "__main__":
-    sides = {"warp": train_warp, "trl": train_trl, "slerp": merge_slerp, "mergekit": merge_mergekit}
-    sides[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    sides = {
+        "warp": train_warp,
+        "evaluate": evaluate_warp,
+        "trl": train_trl,
+        "slerp": merge_slerp,
+        "mergekit": merge_mergekit,
+    }
+    sides[sys.argv[1]](*sys.argv[2:])

@@ -79,7 +79,9 @@ def test_answers_take_the_side_of_their_numbers():
     assert said()["5"].startswith("Not at 4.0 nats.")
     assert "On this one seed WARP − REINFORCE is −0.100 (95% CI" in said()["5"]
     assert said()["6"].startswith("Not detectably.") and "earns 0.300 (95% CI" in said()["6"]
-    assert "is +0.000 (95% CI" in said()["6"] and "interpolated earns 0.400 (95%" in said()["6"]
+    assert (
+        "is +0.000 (95% CI" in said()["6"] and "interpolated even earns 0.400 (95%" in said()["6"]
+    )
     assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")
     assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
     assert answers.primary(contrast(-0.2), contrast(0.0)).startswith("No: it earns less.")
@@ -92,10 +94,11 @@ def test_the_cause_takes_the_side_of_its_numbers():
     gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
     early, line = {50: loss, 100: gain, 200: none}, {100: effect(0.4), 200: effect(0.2)}
     behind = answers.why(contrast(-0.2), {9: gain})
-    assert "its last policy so interpolated earns 0.200 (95% CI" in behind
-    assert behind.endswith("while REINFORCE stopped early earns less than WARP.")
+    assert "its last policy so interpolated even earns 0.200 (95% CI" in behind
+    assert behind.endswith("more than WARP at equal KL, while REINFORCE stopped early earns less.")
     for lesser in ({9: none}, {9: loss}, {}):
-        assert answers.why(contrast(-0.2), lesser).endswith("more than WARP at equal KL.")
+        alone = answers.why(contrast(-0.2), lesser)
+        assert alone.startswith("REINFORCE's last") and alone.endswith("than WARP at equal KL.")
     level = answers.why(contrast(0.0), {9: gain})
     assert "as much at equal KL, within error (WARP minus that: +0.000 (95% CI" in level
     ahead = answers.why(contrast(0.2), {9: gain})

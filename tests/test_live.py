@@ -19,6 +19,7 @@ import torch
 from warp_lib.interactive import live as live_module
 from warp_lib.interactive.live import StoppedByHand, TextView, Watched, WidgetView, live
 from warp_lib.report.run import notebook_job
+from warp_lib.runs.jobs import MEMORY
 from warp_lib.runs.paths import ROOT
 from warp_lib.runs.progress import NOTED, Progress, Stopped, TerminalProgress, duration
 
@@ -294,10 +295,10 @@ def test_durations():
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
 @pytest.mark.parametrize("target", ["lab", "app"])
-def test_the_kernels_of_lab_and_voila_have_one_arena(tmp_path, target):
+def test_the_kernels_of_lab_and_voila_have_one_arena_and_huge_pages(tmp_path, target):
     """Guards: the work in a thread whose arena hands every large tensor back."""
     for name in ("jupyter", "voila"):
-        (tmp_path / name).write_text("#!/bin/sh\necho arenas: $MALLOC_ARENA_MAX\n")
+        (tmp_path / name).write_text("#!/bin/sh\necho memory: $GLIBC_TUNABLES\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "stamp").touch()  # nothing to set up
     words = [
@@ -309,7 +310,7 @@ def test_the_kernels_of_lab_and_voila_have_one_arena(tmp_path, target):
         target,
     ]
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "arenas: 1" in said.splitlines()
+    assert f"memory: {MEMORY['GLIBC_TUNABLES']}" in said.splitlines()
 
 
 @pytest.mark.skipif(

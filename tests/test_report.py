@@ -23,7 +23,7 @@ from warp_lib.report.page import write_page
 from warp_lib.report.rendering import can_draw, export_figure
 from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
-from warp_lib.runs.jobs import Ended, Job, run_here
+from warp_lib.runs.jobs import MEMORY, Ended, Job, run_here
 from warp_lib.settings import Settings
 
 SETTINGS = (
@@ -36,10 +36,10 @@ import os
 import plotly.graph_objects as go
 import plotly.io as pio
 
-arenas = os.environ["MALLOC_ARENA_MAX"]
+memory = os.environ["GLIBC_TUNABLES"]
 {renderer}
 go.Figure(go.Scatter(y=[1, 3, 2], name="</script><script>alert(1)</script>")).show()
-print("<script>alert('generated')</script>", settings.name, settings.beta, arenas)
+print("<script>alert('generated')</script>", settings.name, settings.beta, memory)
 """
 NAMES = ("01_first.ipynb", "02_second.ipynb")
 PLAIN = FIGURE.format(renderer='pio.renderers.default = "plotly_mimetype"')
@@ -163,9 +163,11 @@ def test_generated_text_is_escaped(page):
     assert "<script>alert(" not in page
 
 
-def test_parameters_and_one_arena_reach_the_notebooks(toy):
+def test_parameters_and_the_memory_setting_reach_the_notebooks(toy):
     kept = nbformat.read(toy / "runs" / "toy" / "notebooks" / "01_first.ipynb", 4)
-    assert "toy 0.25 1" in "".join(output.get("text", "") for output in kept.cells[-1].outputs)
+    assert f"toy 0.25 {(MEMORY | os.environ)['GLIBC_TUNABLES']}" in "".join(
+        output.get("text", "") for output in kept.cells[-1].outputs
+    )
     trained = nbformat.read(toy / "runs" / "toy" / "notebooks" / "02_second.ipynb", 4)
     assert (
         "run 1: 4/4" in "".join(output.get("text", "") for output in trained.cells[-1].outputs)

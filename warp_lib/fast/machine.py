@@ -102,10 +102,8 @@ def keep_freed_memory() -> None:
     to the system.
 
     Training allocates the same hundred-megabyte tensors each step; faulting their pages in anew
-    took 40% of a language-modelling step. This holds for glibc's main arena only. A new thread has
-    it too where MALLOC_ARENA_MAX=1 is in the environment that the process began with, as that of
-    the notebooks' kernels, whose cells train in threads; in any other arena a step of GPT-2's size
-    took 40% more of the processor's time. Elsewhere than on Linux with glibc this does nothing.
+    took 40% of a language-modelling step. This holds for glibc's main arena only, which is why
+    `jobs.MEMORY` asks for no other. Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

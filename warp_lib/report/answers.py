@@ -228,16 +228,17 @@ def why(line: Contrast, early: Mapping[int, Effect]) -> str:
             f" {_amount(line)} less than WARP at equal KL{cut(line)}."
         )
     earns = (
-        f"earns {_amount(-line)} more than WARP at equal KL"
+        f"even earns {_amount(-line)} more than WARP at equal KL"
         if line.side < 0
         else f"earns as much at equal KL, within error (WARP minus that: {line})"
-    )
-    stopped = early and Effect.mean_of(early.values()).side > 0
-    less = ", while REINFORCE stopped early earns less than WARP" if stopped else ""
-    return (
-        "REINFORCE can take WARP's last step, interpolating back towards SFT, without the rest of"
-        f" WARP; its last policy so interpolated {earns}{cut(line)}{less}."
-    )
+    ) + cut(line)
+    if early and Effect.mean_of(early.values()).side > 0:
+        return (
+            "What pays is interpolating a trained policy back towards SFT, which REINFORCE can do"
+            f" alone; its last policy so interpolated {earns}, while REINFORCE stopped early earns"
+            " less."
+        )
+    return f"REINFORCE's last policy interpolated back towards SFT {earns}."
 
 
 def _amount(of: Effect) -> str:

@@ -123,7 +123,6 @@ def notebook_job(
     env = {
         "PYTHONPATH": os.pathsep.join(path),
         "JUPYTER_PATH": "",  # it may hold another "python3"
-        "MALLOC_ARENA_MAX": "1",  # see `machine.keep_freed_memory`
     }
     return Job(title, words, env, log, after, [source])
 

@@ -141,10 +141,11 @@ def fronts(
     figure.add_vrect(LOW, high, **shade, **label, **top)
     mark_real_positive(figure, "y", real_positive, **top)
     sft = lines[0][1][0].mean()  # every front begins there
+    where = f"SFT: 0 on training prompts, {sft:z.1f} here".replace("-", "−")
     figure.add_annotation(
         x=0,
         y=sft,
-        text="SFT (r̃ = 0 on training prompts)",
+        text=where,
         showarrow=False,
         xanchor="left",
         xshift=6,
@@ -166,7 +167,7 @@ def fronts(
         _band(figure, effects, names)
         figure.add_vrect(LOW, high, **shade, row=2, col=1)
         figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
-        caption += f" Below: {names}, at each KL, with its 95% interval."
+        caption += f" Below: {names}, with a 95% interval for each KL by itself."
     return titled(figure, finding, caption, height=660 if apart else 560)
 
 

@@ -31,13 +31,13 @@ import torch
 from ..fast import machine
 from . import paths
 from .errors import Explained, writing
-from .jobs import Ended, Job, Tell, in_order, interrupted_by_signals, run_here
+from .jobs import MEMORY, Ended, Job, Tell, in_order, interrupted_by_signals, run_here
 from .progress import NOTED, Progress, Stopped
 from .store import NotStored, only_stored, surroundings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to nobody
 # Read when Ray is imported, here and in workers: tensors are kept as the bytes that they are.
-ENVIRONMENT = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "MALLOC_ARENA_MAX": "1"}
+ENVIRONMENT = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", **MEMORY}
 os.environ |= ENVIRONMENT
 try:
     import ray  # pyright: ignore[reportMissingImports]

@@ -24,6 +24,11 @@ from tempfile import TemporaryFile
 from types import FrameType
 
 MARK = "WARP_JOBS"
+# What glibc reads when a process begins; the Makefile says the same. One arena, because notebooks
+# train in threads, and in any other arena than the main one a step of GPT-2's size took 40% more of
+# the processor's time (see `machine.keep_freed_memory`). Huge pages, because with small ones an
+# evaluation takes half as long again (`make bench ARGS=pages`). Neither changes a bit of a result.
+MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
 GRACE = 1.5  # seconds between asking a process to end and ending it
 # SIGINT raises KeyboardInterrupt already
 SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
@@ -36,7 +41,7 @@ class Job:
     Attributes:
         title: its name in the terminal, which no job beside it has.
         words: the program and its arguments.
-        env: variables on top of the environment that there is.
+        env: variables on top of the environment that there is, and of `MEMORY`.
         log: where all that it says is kept; without one, what it prints shows in the terminal,
             after its title.
         after: titles of the jobs that must have ended before it begins.
@@ -128,7 +133,7 @@ def _run(job: Job, env: Mapping[str, str]) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=log if job.log else subprocess.PIPE,
             stderr=log,
-            env=os.environ | env,
+            env=MEMORY | os.environ | env,
             process_group=0,
         )
         if process.stdout:
