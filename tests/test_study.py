@@ -447,6 +447,20 @@ def test_reading_straight_between_points_favours_the_closer_ones(folder):
     assert contrasts.by_reading("averages", "x", [6], ("few", 2), ("few", 2), 4.0).mean == 0
 
 
+def test_a_line_is_compared_from_where_it_begins(folder):
+    """A line from an initialisation of 2 nats, half a unit above one from SFT that ends at 5."""
+    points = {"from-sft": [(0, 0), (5, 5)], "from-init": [(2, 2.5), (6, 6.5)]}
+    keep(folder, "averages", "step-back", 6, [point for line in points.values() for point in line])
+    file = folder / "averages" / "step-back-6.csv"
+    methods = [name for name, line in points.items() for _ in line]
+    rows = pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0)
+    rows.to_csv(file, index=False)
+    lines = ("from-init", 2), ("from-sft", 2)
+    found = contrasts.line_over_line("averages", "step-back", [6], *lines, 9.0)
+    assert found.by_seed[6].mean == pytest.approx(0.5, abs=1e-6) and found.ends == {6: 5}
+    assert contrasts.by_reading("averages", "step-back", [6], *lines, 9.0).mean == pytest.approx(0)
+
+
 def test_every_experiment_has_units_of_different_files(folder):
     """Guards: two units that would write one file, settings that are refused only when their turn
     comes.

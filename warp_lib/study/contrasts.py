@@ -329,13 +329,14 @@ def line_over_line(
 ) -> Contrast:
     """What one line over η has over another of the same units beside a longer step.
 
-    Its mean r̃ less the other's at equal KL on test prompts, from `LOW` to `high` nats. Both are
-    read straight between their points, which favours the line with closer ones (06 says how much).
+    Its mean r̃ less the other's at equal KL on test prompts, from `LOW` to `high` nats, or as much
+    of that as both lines span. Both are read straight between their points, which favours the line
+    with closer ones (06 says how much).
     """
     ends, by_prompt = {}, {}
-    for seed, first, second, end in _two_lines(experiment, arm, seeds, line, other, high):
-        ends[seed] = end
-        a, b = (along(kl, reward, LOW, end, own) for kl, reward, own in (first, second))
+    for seed, first, second, span in _two_lines(experiment, arm, seeds, line, other, high):
+        ends[seed] = span[1]
+        a, b = (along(kl, reward, *span, own) for kl, reward, own in (first, second))
         by_prompt[seed] = a - b
     return Contrast(by_prompt, line[0], other[0], high, ends)
 
@@ -352,25 +353,31 @@ def by_reading(
     from scipy.interpolate import PchipInterpolator
 
     differences = []
-    for _, (kl, *_), (other_kl, other_reward, _), end in _two_lines(
+    for _, (kl, *_), (other_kl, other_reward, _), span in _two_lines(
         experiment, arm, seeds, line, other, high
     ):
         curve = PchipInterpolator(other_kl, other_reward.mean(1))
-        means = [shares(points, LOW, end) @ curve(points) for points in (kl, other_kl)]
+        means = [shares(points, *span) @ curve(points) for points in (kl, other_kl)]
         differences.append(means[0] - means[1])
     return Interval.of(differences)
 
 
 def _two_lines(
     experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
-) -> Iterator[tuple[int, Points, Points, float]]:
-    """Each seed, both of its lines (see `Outcome.through_merge`), and where the first of them or
-    the comparison ends.
+) -> Iterator[tuple[int, Points, Points, tuple[float, float]]]:
+    """Each seed, both of its lines (see `Outcome.through_merge`), and from and to which KL they are
+    compared: a line that does not begin at SFT may begin beyond `LOW`.
     """
     for seed in seeds:
         unit = outcome(experiment, arm, seed)
         first, second = unit.through_merge(*line), unit.through_merge(*other)
-        yield seed, first, second, min(high, first[0][-1], second[0][-1])
+        (begin, *_, end), (other_begin, *_, other_end) = first[0], second[0]
+        yield (
+            seed,
+            first,
+            second,
+            (float(max(LOW, begin, other_begin)), float(min(high, end, other_end))),
+        )
 
 
 def other_averages(experiment: str, high: float) -> dict[str, tuple[Contrast, Interval]]:
