@@ -216,29 +216,28 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     return " ".join(part for part in (finding, why, ceiling) if part)
 
 
-def why(line: Contrast, early: Mapping[int, Effect]) -> str:
-    """Whether REINFORCE earns as much as WARP with nothing but WARP's last step, in a sentence.
+def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
+    """What interpolating REINFORCE's last policy is worth beside stopping early, in a sentence.
 
-    line: WARP less REINFORCE's LITI line. early: WARP less REINFORCE's early checkpoints (see
-    `contrasts.over_checkpoints`).
+    early, line: how much more WARP's front and REINFORCE's own LITI line earn than its checkpoints
+    (see `contrasts.over_checkpoints`).
     """
-    if line.side > 0:
+    if not (shared := sorted(early.keys() & line.keys())):
+        return ""
+    ours, own = (Effect.mean_of(of[steps] for steps in shared) for of in (early, line))
+    if ours.side < 1:
+        apart = "It earns less than" if ours.side else "Nor can it be told apart from"
+        return f"{apart} REINFORCE stopped early ({ours})."
+    if own.side < 1:
         return (
-            "REINFORCE's last policy interpolated back towards SFT, as WARP's is, earns"
-            f" {_amount(line)} less than WARP at equal KL{cut(line)}."
+            f"At equal KL WARP earns {_amount(ours)} more than REINFORCE stopped early, and"
+            f" interpolating REINFORCE's last policy with SFT does not make that up ({own})."
         )
-    earns = (
-        f"even earns {_amount(-line)} more than WARP at equal KL"
-        if line.side < 0
-        else f"earns as much at equal KL, within error (WARP minus that: {line})"
-    ) + cut(line)
-    if early and Effect.mean_of(early.values()).side > 0:
-        return (
-            "What pays is interpolating a trained policy back towards SFT, which REINFORCE can do"
-            f" alone; its last policy so interpolated {earns}, while REINFORCE stopped early earns"
-            " less."
-        )
-    return f"REINFORCE's last policy interpolated back towards SFT {earns}."
+    return (
+        "What pays is interpolating a trained policy back towards SFT, and REINFORCE can do that"
+        " without WARP; at equal KL its last policy so interpolated earns on average"
+        f" {_amount(own)} more than REINFORCE stopped early."
+    )
 
 
 def _amount(of: Effect) -> str:
@@ -323,8 +322,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     boxes = [
         (
             f"{signed(primary.both.mean)} r̃",
-            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (each the better of two settings), at"
-            f" equal KL, {_ci(primary)}",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (each with the better of two settings),"
+            f" at equal KL, {_ci(primary)}",
         ),
         (
             f"{signed(best_of_n.both.mean, 2)} r̃",
