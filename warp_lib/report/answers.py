@@ -434,11 +434,16 @@ def angles_title(layers: pd.DataFrame) -> str:
 
 
 def between_title(between: pd.DataFrame) -> str:
-    """How the angle between REINFORCE's runs goes with their completions."""
-    means = between.groupby("completions")["degrees"].mean()
+    """How the angle between REINFORCE's runs of each batch size goes with their completions."""
+    goes = []
+    for arm, rows in between.groupby("arm"):
+        means = rows.groupby("completions")["degrees"].mean()
+        batch = ARMS[str(arm)].split(", ")[1]
+        goes.append(f"{means.iloc[0]:.0f}° to {means.iloc[-1]:.0f}° ({batch})")
+    many = between["completions"]
     return (
-        f"From {means.index[0]:,} to {means.index[-1]:,} completions the angle goes from"
-        f" {means.iloc[0]:.0f}° to {means.iloc[-1]:.0f}°"
+        f"From {many.min():,} to {many.max():,} completions the angle goes from"
+        f" {' and from '.join(goes)}"
     )
 
 

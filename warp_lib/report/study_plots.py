@@ -320,7 +320,8 @@ def between_seeds(angles: pd.DataFrame, finding: str) -> go.Figure:
     predicts.
     """
     figure = go.Figure()
-    for (arm, rows), colour in zip(angles.groupby("arm"), PALETTE[1:], strict=False):
+    for arm, rows in angles.groupby("arm"):
+        colour = COLOURS[arm]
         mean = rows.groupby("completions")["degrees"].mean()
         pairs = zip(rows["a"], rows["b"], rows["steps"], strict=True)
         figure.add_scatter(
@@ -339,10 +340,11 @@ def between_seeds(angles: pd.DataFrame, finding: str) -> go.Figure:
     name = "if noise averaged out and all completions counted alike"
     look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
     figure.add_scatter(x=expected.index, y=expected, name=name, **look)
-    figure.update_layout(
-        xaxis_title="completions of a run", yaxis_title="Ω between task vectors (degrees)"
+    figure.update_layout(xaxis_title="completions of a run", yaxis_title="angle Ω (degrees)")
+    caption = (
+        "Angles between the task vectors of two seeds' REINFORCE runs, a point a pair; lines go"
+        " through their means."
     )
-    caption = "REINFORCE's runs, two seeds a point; the line goes through the means of the pairs."
     return titled(figure, finding, caption, height=440)
 
 
