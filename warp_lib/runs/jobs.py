@@ -26,8 +26,8 @@ from types import FrameType
 MARK = "WARP_JOBS"
 # What glibc reads when a process begins; the Makefile says the same. One arena, because notebooks
 # train in threads, and in any other arena than the main one a step of GPT-2's size took 40% more of
-# the processor's time (see `machine.keep_freed_memory`). Huge pages, because with small ones an
-# evaluation takes half as long again (`make bench ARGS=pages`). Neither changes a bit of a result.
+# the processor's time (see `machine.keep_freed_memory`). Huge pages, because in small ones a step
+# takes 1.07 times as long (`make bench ARGS=pages`). Neither changes a bit of a result.
 MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
 GRACE = 1.5  # seconds between asking a process to end and ending it
 # SIGINT raises KeyboardInterrupt already
