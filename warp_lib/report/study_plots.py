@@ -78,6 +78,8 @@ def fronts(
             below, for curves that cover each other.
     """
     top: dict[str, Any] = dict(row=1, col=1) if apart else {}
+    below: dict[str, Any] = dict(row=2, col=1) if apart else {}
+    shade: dict[str, Any] = dict(fillcolor=GREY, opacity=0.1, line_width=0)
     figure = (
         make_subplots(2, 1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.05)
         if apart
@@ -137,8 +139,7 @@ def fronts(
         ends.append((grid[-1], means[-1].mean, name, colour))
     span = f"compared: {LOW:g} to {high:.2g} nats"
     label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
-    shade: dict[str, Any] = dict(fillcolor=GREY, opacity=0.1, line_width=0)
-    figure.add_vrect(LOW, high, **shade, **label, **top)
+    figure.add_vrect(LOW, high, **shade | label | top)
     mark_real_positive(figure, "y", real_positive, **top)
     sft = lines[0][1][0].mean()  # every front begins there
     where = f"SFT: 0 on training prompts, {sft:z.1f} here".replace("-", "−")
@@ -151,7 +152,7 @@ def fronts(
         xshift=6,
     )
     figure.update_layout(yaxis_title=REWARD)
-    figure.update_xaxes(title_text=KL, **top | ({"row": 2} if apart else {}))
+    figure.update_xaxes(title_text=KL, **below)
     if best_of_n:
         ends.append((best_of_n.kl(split)[-1], scores.mean(1)[-1], "best of n", GREY))
     label_ends(figure, ends)
@@ -165,7 +166,7 @@ def fronts(
     if apart:
         names, effects = apart
         _band(figure, effects, names)
-        figure.add_vrect(LOW, high, **shade, row=2, col=1)
+        figure.add_vrect(LOW, high, **shade | below)
         figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
         caption += f" Below: {names}, with a 95% interval for each KL by itself."
     return titled(figure, finding, caption, height=660 if apart else 560)

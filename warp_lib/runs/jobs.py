@@ -133,7 +133,7 @@ def _run(job: Job, env: Mapping[str, str]) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=log if job.log else subprocess.PIPE,
             stderr=log,
-            env=MEMORY | os.environ | env,
+            env={**MEMORY, **os.environ, **env},
             process_group=0,
         )
         if process.stdout:
