@@ -235,7 +235,7 @@ def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
         )
     return (
         "What pays is interpolating a trained policy back towards SFT, and REINFORCE can do that"
-        " without WARP; at equal KL its last policy so interpolated earns on average"
+        " without WARP; at equal KL REINFORCE interpolated from its end earns on average"
         f" {_amount(own)} more than REINFORCE stopped early."
     )
 
@@ -327,8 +327,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
         ),
         (
             f"{signed(best_of_n.both.mean, 2)} r̃",
-            f"WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; best-of-n samples n"
-            " completions for each it returns",
+            f"WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; it samples n"
+            " completions and returns the best",
         ),
         (
             smallest,
