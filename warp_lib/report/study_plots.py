@@ -168,7 +168,11 @@ def fronts(
         _band(figure, effects, names)
         figure.add_vrect(LOW, high, **shade | below)
         figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
-        caption += f" Below: {names}, with a 95% interval for each KL by itself."
+        sides = [effect.side for effect in effects.values()]
+        caption += (
+            f" Below: {names}, with a 95% interval for each KL by itself; of {len(sides)},"
+            f" {sides.count(1) or 'none'} lie above 0 and {sides.count(-1) or 'none'} below."
+        )
     return titled(figure, finding, caption, height=660 if apart else 560)
 
 
