@@ -143,14 +143,7 @@ def fronts(
     mark_real_positive(figure, "y", real_positive, **top)
     sft = lines[0][1][0].mean()  # every front begins there
     where = f"SFT: 0 on training prompts, {sft:z.1f} here".replace("-", "−")
-    figure.add_annotation(
-        x=0,
-        y=sft,
-        text=where,
-        showarrow=False,
-        xanchor="left",
-        xshift=6,
-    )
+    figure.add_annotation(x=0, y=sft, text=where, showarrow=False, xanchor="left", xshift=6)
     figure.update_layout(yaxis_title=REWARD)
     figure.update_xaxes(title_text=KL, **below)
     if best_of_n:
