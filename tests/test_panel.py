@@ -96,6 +96,25 @@ def test_cost_counts_what_is_stored(toy):
     assert cost(merged_otherwise, rewards).stored == 10  # the first iteration's runs are the same
 
 
+def test_more_runs_reuse_what_is_stored(toy, store):
+    """A third run is asked for, and a baseline as long as three, as notebooks 3 and 4 would.
+    Guards: anything stored that is computed again.
+    """
+    experiment, rewards = toy
+    align = experiment.aligner(rewards["reward"], Progress())
+    experiment.warp(align)
+    experiment.long_run(align, "reinforce", experiment.settings.steps)
+    before = {record.parent for record in (store / "store").glob("*/record.json")}
+    more = experiment.under(dataclasses.replace(experiment.settings, runs=3))
+    align = more.aligner(more.rewards(Progress())["reward"], Progress())
+    more.warp(align)
+    more.long_run(align, "reinforce", more.settings.steps)
+    after = {record.parent for record in (store / "store").glob("*/record.json")}
+    # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are
+    # new; and the baseline is longer.
+    assert [folder.name.split("-")[0] for folder in after - before] == ["run"] * 5
+
+
 def test_cost_trains_nothing_when_a_pace_is_on_record(toy, monkeypatch):
     """Guards: a question that trains; the pace of another batch, or a constant."""
     experiment, rewards = toy

@@ -16,11 +16,8 @@ from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
 from warp_lib.__main__ import main
-from warp_lib.experiment import Experiment
 from warp_lib.runs import paths
 from warp_lib.runs.paths import ROOT
-from warp_lib.runs.progress import Progress
-from warp_lib.settings import Settings
 
 
 def run(command: list[str], runs) -> str:
@@ -37,10 +34,6 @@ def run(command: list[str], runs) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def entries(runs) -> set[str]:
-    return {record.parent.name for record in (runs / "store").glob("*/record.json")}
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +123,3 @@ def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
         assert page.get_by_role("slider", name="β beta").get_attribute("aria-valuenow") == "0.3"
         assert faults(page) == []
         page.close()
-
-
-def test_more_runs_reuse_what_is_stored(runs, monkeypatch):
-    """After the report a third run is asked for, as notebooks 3 and 4 would: that one of each
-    iteration, its merges, the longer baseline.
-    """
-    folder, _ = runs
-    monkeypatch.setattr(paths, "RUNS", folder)
-    before = entries(folder)
-    experiment = Experiment(Settings.profile("smoke", runs=3))
-    align = experiment.aligner(experiment.rewards(Progress())["reward"], Progress())
-    experiment.warp(align)
-    experiment.long_run(align, "reinforce", experiment.settings.steps)
-    new = entries(folder) - before
-    # Iteration 1 adds its third run; iteration 2 begins elsewhere, so all three of its runs are
-    # new; and the baseline is longer.
-    assert sum(name.startswith("run-") for name in new) == 5
-    assert not any(name.startswith(("reward-", "tfidf-")) for name in new)
