@@ -322,8 +322,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     boxes = [
         (
             f"{signed(primary.both.mean)} r̃",
-            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (each with the better of two settings),"
-            f" at equal KL, {_ci(primary)}",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (of each method the setting that did"
+            f" better on validation prompts), at equal KL, {_ci(primary)}",
         ),
         (
             f"{signed(best_of_n.both.mean, 2)} r̃",

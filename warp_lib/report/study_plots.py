@@ -18,6 +18,7 @@ from ..study import rounding
 from ..study.cells import Cell
 from ..study.fronts import Effect, Interval
 from ..study.outcomes import LOW, MERGES, Outcome, averaged_out, mean_front
+from .answers import above_zero
 from .look import (
     ARMS,
     AXES,
@@ -154,17 +155,16 @@ def fronts(
         if len(seeds) == 1
         else f"{len(seeds)} seeds, faint, and their mean with its 95% interval"
     )
-    of = "Fronts of checkpoints, merges and policies interpolated towards SFT"
-    caption = f"{of}, on {split} prompts: {spread}."
+    of = "Each method's front: its best checkpoints, merges and interpolations towards SFT"
+    caption = f"{of}, on {split} prompts; {spread}."
     if apart:
         names, effects = apart
         _band(figure, effects, names)
         figure.add_vrect(LOW, high, **shade | below)
         figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
-        sides = [effect.side for effect in effects.values()]
         caption += (
-            f" Below: {names}, with a 95% interval for each KL by itself; of {len(sides)},"
-            f" {sides.count(1) or 'none'} lie above 0 and {sides.count(-1) or 'none'} below."
+            f" Below: {names}, with a 95% interval for each KL by itself:"
+            f" {above_zero(effects.values())}."
         )
     return titled(figure, finding, caption, height=660 if apart else 560)
 
