@@ -210,7 +210,7 @@ def primary(primary: Contrast, best_of_n: Contrast, why: str = "") -> str:
     )
     finding = (
         f"{opening} WARP's reward minus REINFORCE's is {primary} standard deviations of SFT's"
-        f" reward, averaged over KL from {LOW:g} to {primary.high:g} nats and over"
+        f" reward (r̃), averaged over KL from {LOW:g} to {primary.high:g} nats and over"
         f" {of_planned(len(primary.by_prompt))}."
     )
     return " ".join(part for part in (finding, why, ceiling) if part)
@@ -234,8 +234,8 @@ def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
             f" interpolating REINFORCE's last policy with SFT does not make that up ({own})."
         )
     return (
-        "What pays is interpolating a trained policy back towards SFT, and REINFORCE can do that"
-        " without WARP; at equal KL REINFORCE interpolated from its end earns on average"
+        "The gain comes from interpolating a trained policy back towards SFT, and REINFORCE can do"
+        " that without WARP; at equal KL its last policy, interpolated, earns on average"
         f" {_amount(own)} more than REINFORCE stopped early."
     )
 
@@ -322,18 +322,18 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     boxes = [
         (
             f"{signed(primary.both.mean)} r̃",
-            f"{ARMS[primary.arm]} − {ARMS[primary.rival]} (of each method the setting that did"
-            f" better on validation prompts), at equal KL, {_ci(primary)}",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]}, at equal KL, {_ci(primary)}; each has"
+            " whichever of its settings did better on validation prompts",
         ),
         (
-            f"{signed(best_of_n.both.mean, 2)} r̃",
-            f"WARP − best-of-n{cut(best_of_n)}, {_ci(best_of_n)}; it samples n"
-            " completions and returns the best",
+            f"{signed(-best_of_n.both.mean)} r̃",
+            f"best-of-n − WARP{cut(best_of_n)}, {_ci(-best_of_n)}; best-of-n samples n"
+            " completions and keeps the one of highest reward",
         ),
         (
             smallest,
-            f"the smallest true difference that {seeds(len(primary.by_prompt))} detect with 90%"
-            " power",
+            f"the smallest true WARP − REINFORCE that {seeds(len(primary.by_prompt))} detect nine"
+            " times in ten",
         ),
     ]
     shown = (f"<div><strong>{n}</strong>{html.escape(words)}</div>" for n, words in boxes)
@@ -345,8 +345,8 @@ def headline(answer: str) -> str:
     short, _, rest = html.escape(answer).partition(". ")
     return (
         "<h1>Does WARP beat REINFORCE at equal KL?</h1><p class='lead'>WARP averages the weights of"
-        " several REINFORCE runs, and promises more reward for the same distance (KL) from the"
-        " policy before alignment, SFT. Here both align a GPT-2 of 7.6 million parameters to write"
+        " several REINFORCE runs, and promises more reward for the same distance (KL) from SFT, the"
+        " policy before alignment. Here both align a GPT-2 of 7.6 million parameters to write"
         " positive film reviews, with the same number of sampled completions, and both may"
         f" interpolate back towards SFT.</p><p><strong>{short}.</strong> {rest}</p>"
     )

@@ -18,7 +18,6 @@ from ..study import rounding
 from ..study.cells import Cell
 from ..study.fronts import Effect, Interval
 from ..study.outcomes import LOW, MERGES, Outcome, averaged_out, mean_front
-from .answers import above_zero
 from .look import (
     ARMS,
     AXES,
@@ -138,12 +137,12 @@ def fronts(
             hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
         )
         ends.append((grid[-1], means[-1].mean, name, colour))
-    span = f"compared: {LOW:g} to {high:.2g} nats"
+    span = f"range compared: {LOW:g} to {high:.2g} nats"
     label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
     figure.add_vrect(LOW, high, **shade | label | top)
     mark_real_positive(figure, "y", real_positive, **top)
     sft = lines[0][1][0].mean()  # every front begins there
-    where = f"SFT: 0 on training prompts, {sft:z.1f} here".replace("-", "−")
+    where = f"SFT: 0 on training prompts, {sft:z.1f} on these".replace("-", "−")
     figure.add_annotation(x=0, y=sft, text=where, showarrow=False, xanchor="left", xshift=6)
     figure.update_layout(yaxis_title=REWARD)
     figure.update_xaxes(title_text=KL, **below)
@@ -162,9 +161,11 @@ def fronts(
         _band(figure, effects, names)
         figure.add_vrect(LOW, high, **shade | below)
         figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
+        sides = [effect.side for effect in effects.values()]
+        up, down = (sides.count(side) or "none" for side in (1, -1))
         caption += (
-            f" Below: {names}, with a 95% interval for each KL by itself:"
-            f" {above_zero(effects.values())}."
+            f" Below: {names}, with a 95% interval at each of {len(sides)} KLs: above 0 at {up},"
+            f" below at {down}."
         )
     return titled(figure, finding, caption, height=660 if apart else 560)
 
