@@ -981,9 +981,8 @@ def test_figures_show_what_is_compared(folder):
     figure = study_plots.fronts({"warp": [one]}, 2.5, band, "x", apart=("a − b", by_kl))
     (below,) = (trace for trace in figure.data if trace.name == "a − b")
     assert below.yaxis == "y2" and list(below.x) == [1, 2]
-    assert figure.layout.meta["caption"].endswith(
-        "above 0 at 2 of its 2 KLs and below at none, each taken by itself."
-    )
+    caption = figure.layout.meta["caption"]
+    assert caption.endswith("at each of 2 KLs: above 0 at 2, below at none.")
     assert list(below.y) == pytest.approx([0.11, 0.21])
     edges = [trace for trace in figure.data if trace.yaxis == "y2" and trace is not below]
     assert [list(edge.y) for edge in edges] == [

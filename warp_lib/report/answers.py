@@ -332,8 +332,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
         ),
         (
             smallest,
-            f"the smallest true WARP − REINFORCE that {seeds(len(primary.by_prompt))} detect nine"
-            " times in ten",
+            f"the smallest true difference that {seeds(len(primary.by_prompt))} detect nine times"
+            " in ten",
         ),
     ]
     shown = (f"<div><strong>{n}</strong>{html.escape(words)}</div>" for n, words in boxes)
