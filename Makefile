@@ -49,7 +49,7 @@ scale: smollm2 ## align SmolLM2-135M on each of SEEDS, and keep the results in d
 	    $(BIN)/python -m warp_lib keep $(SCALE)-$$seed || exit; \
 	done
 
-study: setup ## run what is left of the study (ARGS: tuning primary grid …), twenty minutes and more each unit
+study: setup ## run what is left of the study (ARGS: tuning primary grid …), ten minutes to over an hour each unit
 	$(BIN)/python -m warp_lib study $(ARGS)
 
 # Two processes of one thread: most tests are too small to gain from a second one. A file's tests share what it sets up, and so a process.
