@@ -149,8 +149,8 @@ def test_key_numbers_are_the_contrasts():
 
 
 def test_a_larger_policy_agrees_or_not():
-    """Guards: WARP ahead of one of its two rivals told as ahead, runs that are not there, two seeds
-    whose interval nobody can know.
+    """Guards: WARP ahead of one of its two rivals told as ahead, runs that are not there, few
+    seeds that settle it.
     """
     small, up, none = contrast(0.0), effect(0.5, seeds=1), effect(0.01, seeds=1)
     agrees = answers.scale({"larger": (up, none)}, small)
@@ -158,14 +158,23 @@ def test_a_larger_policy_agrees_or_not():
     assert "LITI line is +0.500 (95% CI" in agrees
     assert " and WARP − REINFORCE's path through its checkpoints +0.010 (95% CI" in agrees
     assert agrees.count("one seed") == 1
-    alike = answers.scale({"larger": (none, none)}, small)
-    assert alike.startswith("No difference is seen there either. On larger, one seed, WARP")
     assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small}.")
-    ahead = answers.scale({"larger": (up, effect(0.5, seeds=2))}, small)
-    assert ahead.startswith("No: WARP earns more there.")
+    assert answers.scale({"larger": (none, none)}, small).startswith("That is not settled.")
+    two = answers.scale({"larger": (effect(0.5, seeds=2), effect(0.1, seeds=2))}, small)
+    assert two.startswith(
+        "That is not settled. On larger, two seeds, too few for an interval, WARP"
+    )
+    assert "LITI line is +0.500 and" in two and "checkpoints +0.100. On the small" in two
+    alike = answers.scale({"larger": (effect(0.0), effect(0.01))}, small)
+    assert alike.startswith("No difference is seen there either. On larger WARP")
+    ahead = answers.scale({"larger": (effect(0.5), effect(0.3))}, small)
+    assert ahead.startswith("No: WARP earns more there. On larger WARP")
+    assert "LITI line is +0.500 (95% CI" in ahead
     behind = answers.scale({"a": (effect(-0.5), effect(-0.5)), "b": (effect(-0.5),) * 2}, small)
     assert behind.startswith("No: WARP earns less there. On a ") and "; on b WARP" in behind
-    assert answers.scale({"a": (up, up), "b": (up, none)}, small).startswith("That is not settled")
+    assert answers.scale(
+        {"a": (effect(0.5),) * 2, "b": (effect(0.5), effect(0.0))}, small
+    ).startswith("That is not settled")
     assert answers.scale({}, small).startswith("No larger policy has been run yet")
 
 

@@ -522,19 +522,25 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
     """
     if not differences:
         return "No larger policy has been run yet: `make scale` does."
-    sides = {_side(effect) for pair in differences.values() for effect in pair}
+    effects = [effect for pair in differences.values() for effect in pair]
+    sides = {effect.side for effect in effects}
     agreed = {
         1: "No: WARP earns more there",
         -1: "No: WARP earns less there",
         0: "No difference is seen there either",
     }
-    opening = agreed[sides.pop()] if len(sides) == 1 else "That is not settled"
+    settled = len(sides) == 1 and not any(effect.few for effect in effects)
+    opening = agreed[sides.pop()] if settled else "That is not settled"
 
     def told(name: str, line: Effect, path: Effect) -> str:
-        one = len(line.by_prompt) == 1
-        values = (line.widest, path.widest) if one else (line, path)
+        many = len(line.by_prompt)
+        few = f", {seeds(many)}{', too few for an interval' * (many > 1)}," if line.few else ""
+        values = [
+            signed(effect.both.mean) if line.few and many > 1 else str(effect.widest)
+            for effect in (line, path)
+        ]
         return (
-            f"on {name}{', one seed,' if one else ''} WARP − REINFORCE's LITI line is {values[0]}"
+            f"on {name}{few} WARP − REINFORCE's LITI line is {values[0]}"
             f" and WARP − REINFORCE's path through its checkpoints {values[1]}"
         )
 
@@ -542,12 +548,6 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
     return (
         f"{opening}. {each[0].upper()}{each[1:]}. On the small policy WARP − REINFORCE is {small}."
     )
-
-
-def _side(effect: Effect) -> int:
-    """The side of a difference; of too few seeds, that which each takes by itself."""
-    sides = {interval.side for interval in effect.by_seed.values()}
-    return effect.side if not effect.few else sides.pop() if len(sides) == 1 else 0
 
 
 def scale_title(run: Kept) -> str:

@@ -78,7 +78,11 @@ class Kept:
     def made_on(self) -> str:
         """Its machine, and how long the report took there."""
         m = self.machine
-        where = f"{m['threads']} threads" if m["device"] == "cpu" else m["device"]
+        where = (
+            f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
+            if m["device"] == "cpu"
+            else m["device"]
+        )
         return f"{where}, {m['dtype'].removeprefix('torch.')}; {m['seconds'] / 3600:.1f} h"
 
 
