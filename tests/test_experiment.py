@@ -79,6 +79,19 @@ def test_the_settings_merge_is_the_one_that_merges(merge, per):
     assert same == [merge if merge == "lerp" else per]
 
 
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_a_policy_is_measured_on_the_split_of_the_settings(monkeypatch, held_out):
+    """Unless another is named. Guards: test prompts where choices are made, or the reverse."""
+    monkeypatch.setattr("warp_lib.experiment.evaluate", lambda theta, **given: given)
+    experiment = Experiment(replace(SETTINGS, held_out=held_out))
+    # what would be read and loaded
+    vars(experiment).update(policy=None, sft=None)
+    monkeypatch.setattr(experiment, "held_out_prompts", lambda split: {7: [f"of {split}"]})
+    own, named = experiment.evaluate({}, {}), experiment.evaluate({}, {}, "train")
+    assert (own["split"], own["prompts"]) == (held_out, [[f"of {held_out}"]])
+    assert (named["split"], named["prompts"]) == ("train", [["of train"]])
+
+
 def test_samples_are_the_completions_alone():
     """Also where the prompt's last token is half of a character, which its completion ends. Guards:
     a prompt cut off the text of both, which does not begin with it then.
