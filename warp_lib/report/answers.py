@@ -234,7 +234,7 @@ def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
             f" interpolating REINFORCE's last policy with SFT does not make that up ({own})."
         )
     return (
-        "The gain comes from interpolating a trained policy back towards SFT, and REINFORCE can do"
+        "What helps is interpolating a trained policy back towards SFT, and REINFORCE can do"
         " that without WARP; at equal KL its last policy, interpolated, earns on average"
         f" {_amount(own)} more than REINFORCE stopped early."
     )
