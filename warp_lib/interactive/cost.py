@@ -38,7 +38,8 @@ class Cost:
         whole = f"{self.steps:,} steps in {self.runs} {'runs' if self.runs > 1 else 'run'}"
         if self.stored == self.steps:
             return f"{whole}, all of them stored: nothing to train, only to evaluate."
-        stored = f", {self.stored:,} of them stored" if self.stored else ""
+        steps = "steps" if self.stored > 1 else "step"
+        stored = f", {self.stored:,} {steps} stored" if self.stored else ""
         return (
             f"{whole}{stored}: about {duration(self.seconds)} here ({a_step(self.pace or 0.0)},"
             f" {self.source}), and the evaluation comes on top."

@@ -534,10 +534,9 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
 
     def told(name: str, line: Effect, path: Effect) -> str:
         many = len(line.by_prompt)
-        few = f", {seeds(many)}{', too few for an interval' * (many > 1)}," if line.few else ""
+        few = {1: ", one seed,", 2: ", two seeds, too few for an interval,"}.get(many, "")
         values = [
-            signed(effect.both.mean) if line.few and many > 1 else str(effect.widest)
-            for effect in (line, path)
+            signed(effect.both.mean) if many == 2 else str(effect.widest) for effect in (line, path)
         ]
         return (
             f"on {name}{few} WARP − REINFORCE's LITI line is {values[0]}"
