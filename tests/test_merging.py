@@ -443,6 +443,17 @@ def test_tied_tensors_stay_tied_at_the_end_of_an_interpolation() -> None:
     assert merged["lm_head.weight"] is merged["wte.weight"]
 
 
+def test_a_tie_that_a_run_has_broken_is_refused() -> None:
+    """Guards: one of a run's two tensors left out without a word. Equal ones merge as before."""
+    base, run = tied([0.5, 1.0], [2.0, 0.0]), tied([1.5, 1.0], [2.0, 1.0])
+    run["lm_head.weight"] = run["wte.weight"].clone()
+    assert near(slerp(base, [run]), run)
+    run["lm_head.weight"] += 1
+    for merge in (lerp, slerp, lambda base, runs: interpolate(base, runs[0], 0.5)):
+        with pytest.raises(ValueError, match=r"lm_head\.weight and wte\.weight are one tensor"):
+            merge(base, [run])
+
+
 def test_tied_tensors_of_one_layer_count_once_in_its_angle() -> None:
     base, *runs = (
         tied(*values)

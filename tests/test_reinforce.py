@@ -451,6 +451,21 @@ def test_a_finished_run_is_not_trained_again(store):
     assert len(scores.shown) > before
 
 
+def test_an_input_of_a_loss_cannot_take_a_runs_name(store):
+    """Guards: a loss's own "seed" or "mu" left out of the key, and another run served."""
+    policy = tiny_policy()
+    of_run = dict(policy=policy, settings=Settings(**SETTINGS), steps=1, keep_every=None)
+    with pytest.raises(ValueError, match="the inputs of a loss cannot be named 'mu'"):
+        warp_lib.aligner.train(
+            lambda t, learner, anchor: (torch.tensor(0.0), {}),
+            {"mu": 1},
+            policy.weights(),
+            FIRST,
+            progress=Progress(),
+            **of_run,
+        )
+
+
 def test_completions_never_hold_eos(store):
     """Guards: EOS enabled in training, so that completions end early."""
     train(scores := Scores(), steps=2)

@@ -643,8 +643,10 @@ def test_judges_learn_from_the_other_half(monkeypatch):
     experiment = Experiment.__new__(Experiment)
     experiment.settings = Settings.profile("full")
     experiment.reviews = Reviews(*(rows.select(part) for part in parts))
-    experiment.__dict__["sft_texts"] = ["a", "bbb"]
-    rewards = experiment.rewards(Progress())
+    asked = []
+    monkeypatch.setattr(Experiment, "sample_sft", lambda _, by: asked.append(by) or ["a", "bbb"])
+    rewards = experiment.rewards(progress := Progress())
+    assert set(asked) == {progress}  # the bar shows it, and Stop ends it
     assert trained == [(("reward",), parts[0]), (None, parts[1]), (("judge",), parts[1])]
     assert list(rewards) == ["reward", "judge_tfidf", "judge"]
     assert all((r.mean, r.sd) == (2.0, pytest.approx(2**0.5)) for r in rewards.values())

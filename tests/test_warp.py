@@ -97,6 +97,12 @@ def test_every_run_has_its_own_seed():
     assert len({*first.run_ids, *second.run_ids}) == 8
 
 
+def test_a_run_has_an_iteration():
+    """Guards: the first run of no iteration on the streams of iteration 1."""
+    with pytest.raises(ValueError, match="run 1 of warp needs its iteration"):
+        RunId(0, "warp", run=1)
+
+
 def test_nothing_is_overwritten():
     """Guards: a merge or a LITI written into θ_init or θ_sft, which makes LITI a no-op and every
     task vector zero.

@@ -50,9 +50,12 @@ def train(
         policy: lends its architecture and tokenizer; its weights are overwritten.
         settings: learning_rate, mu.
         keep_every: keep the weights along the way every so many steps.
+
+    Raises ValueError where `inputs` uses a name that every run's inputs have anyway ("mu", "steps"
+    …): one of the two would be left out of the run's key.
     """
     s = settings
-    inputs = inputs | {
+    of_every_run = {
         # another aligner's run of the same inputs is another run
         "aligner": f"{loss.__module__}.{getattr(loss, '__qualname__', type(loss).__qualname__)}",
         "learning_rate": s.learning_rate,
@@ -63,6 +66,9 @@ def train(
         "steps": steps,
         "keep_every": keep_every,
     }
+    if twice := sorted(inputs.keys() & of_every_run.keys()):
+        raise ValueError(f"the inputs of a loss cannot be named {twice[0]!r}: every run has that.")
+    inputs = inputs | of_every_run
 
     def make(folder) -> dict[str, Any]:
         learner = policy.load(theta_init)

@@ -53,9 +53,9 @@ def evaluate(
     """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take
     the result from the store.
 
-    In float32: what is measured is the policy of these weights, as transformers opens it from a
-    saved folder. A split's random stream is the same for every θ, so that differences between
-    policies on the same prompt are less noisy than each.
+    In float32, unless `precision` says otherwise: what is measured is the policy of these weights,
+    as transformers opens it from a saved folder. A split's random stream is the same for every θ,
+    so that differences between policies on the same prompt are less noisy than each.
 
     Args:
         theta: the weights to evaluate; `policy` is overwritten with them.
@@ -66,7 +66,8 @@ def evaluate(
             another policy.
         progress: may be asked to stop while completions are sampled; they are lost then.
 
-    Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`); entropy
+    Summary: each reward's mean; kl = KL(π_θ‖π_sft) per completion, nats (see `exact_kl`), and
+    kl_k1, the noisier log-ratio of the sampled tokens, to check it by; entropy
     of π_θ, nats per token; distinct2, share of distinct pairs of tokens within a prompt's
     completions; perplexity of π_sft on the completions. All at temperature τ, EOS masked.
     """
@@ -153,8 +154,8 @@ def measures(
     """For each completion (n,): kl and k1 to SFT in nats, entropy in nats per token, SFT's mean
     negative log-probability per token.
 
-    kept: the policy's logits of the first rollouts, as `Policy.sample` had them; of the others they
-    are computed.
+    kept: the policy's logits that `Policy.sample` kept for the first rollouts; the others' are
+    computed.
     """
     parts = []
     for number, chunk in enumerate(rollouts.split(CHUNK)):

@@ -201,9 +201,9 @@ class Experiment:
         """The reward model, trained on its half of the labels or taken from the store,
         standardised. With reward_steps=0 the encoder itself is one.
         """
-        s = self.settings
+        s, texts = self.settings, self.sample_sft(progress)
         if not s.reward_steps:
-            return Reward.standardised(classifier(s.encoder), self.sft_texts)
+            return Reward.standardised(classifier(s.encoder), texts)
         scorer = train_encoder_scorer(
             s.encoder,
             s.reward_layers,
@@ -214,7 +214,7 @@ class Experiment:
             seed=SEED,
             progress=progress,
         )
-        return Reward.standardised(scorer, self.sft_texts)
+        return Reward.standardised(scorer, texts)
 
     def rewards(self, progress: Progress) -> dict[str, Reward]:
         """The reward and the `judges`."""
@@ -224,11 +224,9 @@ class Experiment:
         """What rewards nothing, and learns from the other half of the labels: judge_tfidf; judge
         (the full MiniLM) if it is given steps.
         """
-        s = self.settings
+        s, texts = self.settings, self.sample_sft(progress)
         judges = {
-            "judge_tfidf": Reward.standardised(
-                train_tfidf_scorer(self.reviews.judges), self.sft_texts
-            )
+            "judge_tfidf": Reward.standardised(train_tfidf_scorer(self.reviews.judges), texts)
         }
         if s.judge_steps:
             scorer = train_encoder_scorer(
@@ -241,7 +239,7 @@ class Experiment:
                 seed=("judge",),
                 progress=progress,
             )
-            judges["judge"] = Reward.standardised(scorer, self.sft_texts)
+            judges["judge"] = Reward.standardised(scorer, texts)
         return judges
 
     def stock_classifier(self) -> dict[str, Reward]:

@@ -150,9 +150,7 @@ def geometry(base: Weights, tuned: Sequence[Weights]) -> list[dict[str, Any]]:
 
 
 def slerp_shares(omega: float, share: float) -> tuple[float, float]:
-    """What SLERP by `share` of the angle takes of either vector; LERP's shares where there is no
-    angle Ω (radians): nan, 0 or π.
-    """
+    """SLERP's coefficients at a `share` of the angle Ω (radians); LERP's where Ω is nan, 0 or π."""
     if math.isnan(omega) or math.sin(omega) < 1e-6:
         return 1 - share, share
     return math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(
@@ -234,6 +232,8 @@ def _place(tensor: Tensor) -> tuple:
 def _check(base: Weights, tuned: Sequence[Weights]) -> None:
     if not tuned:
         raise ValueError("a merge needs at least one run's weights.")
+    firsts: dict[tuple, str] = {}
+    tied = [(name, firsts.setdefault(_place(t), name)) for name, t in base.items()]
     for final in tuned:
         if odd := sorted(base.keys() ^ final.keys()):
             raise ValueError(
@@ -245,4 +245,10 @@ def _check(base: Weights, tuned: Sequence[Weights]) -> None:
                 raise ValueError(
                     f"{name} has shape {tuple(base[name].shape)} in the base and"
                     f" {tuple(final[name].shape)} in a run."
+                )
+        for name, first in tied:
+            if name != first and not torch.equal(final[name], final[first]):
+                raise ValueError(
+                    f"{name} and {first} are one tensor in the base and differ in a run: untie the"
+                    " base's (clone one) to merge both."
                 )

@@ -50,7 +50,7 @@ def load_reviews(name: str = "imdb") -> Reviews:
     (`save_to_disk`, or CSV files) or a hub id.
 
     Needs the columns text and label (0 negative, 1 positive). The split depends on the texts alone,
-    not on any seed: who repeats the pipeline repeats it on the same reward model and test prompts.
+    not on any seed, so every run has the same halves of the labels and the same test prompts.
 
     Raises ValueError, in one sentence, for what cannot be read, other columns or labels, or too few
     reviews of either label.
@@ -109,7 +109,7 @@ def _split(table: datasets.Dataset) -> Reviews:
                 total = sum(labels[r] == label for r in rows)
                 raise Unfit(
                     f"holds {total} {word} reviews among {len(rows)}, of which {count} fall into"
-                    f" the part for {'validation' if name == 'validation' else f'the {name[:6]}'};"
+                    f" the part for {'validation' if name == 'validation' else f'the {name}'};"
                     f" 2 are needed there: add {word} ones"
                 )
     return reviews

@@ -46,7 +46,12 @@ class Settings:
     """
 
     name: str = knob("laptop", "folder of this run's pages, tables and models, under runs/")
-    seed: int = knob(0, "the one seed of the whole pipeline; all randomness derives from it", 0)
+    seed: int = knob(
+        0,
+        "of training's draws, prompts and completions; reward model, judges and evaluation are"
+        " the same for every seed",
+        0,
+    )
 
     # What is trained, on what: each a bundled name, a local folder or a hub id.
     policy: str = knob(

@@ -17,12 +17,18 @@ class RunId:
         seed: of the whole pipeline.
         method: "warp", "reinforce", "dpo" …
         iteration, run: i and m, counted from 1; None where the method has no such thing.
+
+    Raises ValueError for a run without an iteration, whose streams would be an iteration's.
     """
 
     seed: int
     method: str
     iteration: int | None = None
     run: int | None = None
+
+    def __post_init__(self):
+        if self.run is not None and self.iteration is None:
+            raise ValueError(f"run {self.run} of {self.method} needs its iteration.")
 
     @property
     def role(self) -> tuple[str | int, ...]:

@@ -1,4 +1,4 @@
-"""One seed, many independent random streams.
+"""Many independent random streams, most of them from one seed.
 
 Every random choice in the project draws from its own stream, named by its role: ``stream(seed,
 "warp", i, m, "sampling", t)`` has nothing in common with ``stream(seed, "warp", i, m, "prompts",
