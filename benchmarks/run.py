@@ -38,10 +38,11 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from warp_lib.experiment import Experiment
 from warp_lib.fast import cuda_graphs, machine
+from warp_lib.models.scorers import EncoderScorer, untrained
 from warp_lib.policy import BUNDLED, Policy
 from warp_lib.reinforce import SFT_EVERY, reinforce
 from warp_lib.reviews import load_reviews
-from warp_lib.reward import EncoderScorer, Reward, untrained
+from warp_lib.reward import Reward
 from warp_lib.runs.jobs import MEMORY
 from warp_lib.runs.paths import RUNS
 from warp_lib.runs.progress import Progress

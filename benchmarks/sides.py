@@ -201,7 +201,8 @@ def evaluate_warp() -> None:
     sys.path.insert(0, str(ROOT))
     from warp_lib.experiment import Experiment
     from warp_lib.fast import machine
-    from warp_lib.reward import Reward, untrained
+    from warp_lib.models.scorers import untrained
+    from warp_lib.reward import Reward
     from warp_lib.runs.progress import Progress
     from warp_lib.settings import Settings
 

@@ -41,9 +41,9 @@ from warp_lib.__main__ import main
 from warp_lib.experiment import Experiment
 from warp_lib.models import hub
 from warp_lib.models.model_files import INDEX, SINGLE
+from warp_lib.models.scorers import classifier, untrained
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
-from warp_lib.reward import classifier, untrained
 from warp_lib.runs.errors import Explained
 from warp_lib.settings import Settings
 

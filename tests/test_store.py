@@ -22,9 +22,11 @@ from torch import nn
 
 import warp_lib.aligner as aligner_module
 import warp_lib.evaluate as evaluate_module
+import warp_lib.models.scorers as scorers_module
 import warp_lib.reinforce as reinforce_module
 import warp_lib.reward as reward_module
 from warp_lib.fast import machine
+from warp_lib.models.scorers import untrained
 from warp_lib.policy import Policy
 from warp_lib.runs import checkpoint, paths
 from warp_lib.runs import store as memory
@@ -393,7 +395,7 @@ def test_reward_key(encoder_folder, tmp_path, monkeypatch):
         ("LONGEST", 16),
     ]:
         with monkeypatch.context() as patch:
-            patch.setattr(reward_module, name, value)
+            patch.setattr(scorers_module if name == "LONGEST" else reward_module, name, value)
             keys.append(of(**base))
     assert len(set(keys)) == len(changes) + 6
 
@@ -419,7 +421,7 @@ def test_reward_key_sees_tokenizer_and_architecture(tmp_path, change):
         save_encoder(tmp_path / name)
     change(tmp_path / "b")
     text = ["good word1 word2 great bad bad"]
-    a, b = (reward_module.untrained(str(tmp_path / name), 2, ("reward",)) for name in ("a", "b"))
+    a, b = (untrained(str(tmp_path / name), 2, ("reward",)) for name in ("a", "b"))
     assert not torch.equal(a(text), b(text))
     assert a.identity != b.identity
 

@@ -20,6 +20,7 @@ from .evaluate import Evaluation, evaluate, language_loss
 from .fast import machine
 from .merging import Weights
 from .models import encoders
+from .models.scorers import classifier
 from .points import Point
 from .policy import Policy
 from .prompts import CHARACTERS, PROMPT_TOKENS
@@ -29,7 +30,6 @@ from .reward import (
     SEED,
     Reward,
     accuracy,
-    classifier,
     train_encoder_scorer,
 )
 from .runs.errors import Explained

@@ -13,7 +13,8 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ..reward import SEED, EncoderScorer, Reward, untrained
+from ..models.scorers import EncoderScorer, untrained
+from ..reward import SEED, Reward
 from ..runs import paths
 from ..runs.checkpoint import load, weights_of
 from ..runs.errors import Explained
