@@ -414,7 +414,8 @@ def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
     if not any(sides):
         return "WARP's cells lie along REINFORCE's curve"
     up, down = sides.count(1), sides.count(-1)
-    return f"Of {len(sides)} cells {up} lie above REINFORCE's curve, {down} below"
+    above = f"{up or 'none'} lie{'s' * (up == 1)} above REINFORCE's curve"
+    return f"Of WARP's {len(sides)} cells {above}, {down or 'none'} below"
 
 
 def bend_title(bends: Mapping[str, Effect]) -> str:

@@ -282,8 +282,9 @@ def cells(
     }
     paths["REINFORCE (steps)"] = {str(t): cell for t, cell in reinforce.items()}
     figure = go.Figure()
-    shades = (*(SKY, BLUE, GREEN)[: len(paths) - 1], ORANGE)
-    for (name, path), colour in zip(paths.items(), shades, strict=True):
+    looks = zip((SKY, BLUE, GREEN), ("top left", "top left", "bottom right"), strict=True)
+    shades = [*list(looks)[: len(paths) - 1], (ORANGE, "bottom right")]
+    for (name, path), (colour, beside) in zip(paths.items(), shades, strict=True):
         effects = [cell.over(seeds) for cell in path.values()]
         reward, kl = ([effect[n].widest for effect in effects] for n in ("r̃", "KL, nats"))
         figure.add_scatter(
@@ -293,7 +294,7 @@ def cells(
             error_y=bars(_halves(reward), colour),
             mode="lines+markers+text",
             text=list(path),
-            textposition="bottom right",
+            textposition=beside,
             marker=dict(size=9),
             line_color=colour,
             name=name,
