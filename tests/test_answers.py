@@ -124,6 +124,32 @@ def test_titles_say_what_is_drawn():
     )
 
 
+@pytest.mark.parametrize(
+    ("sides", "title"),
+    [
+        ([1, -1, 1], "Of WARP's 3 cells 2 lie above REINFORCE's curve, 1 below"),
+        ([1, 0], "Of WARP's 2 cells 1 lies above REINFORCE's curve, none below"),
+        (
+            [-1, None],
+            "Of WARP's 2 cells none lie above REINFORCE's curve, 1 below, 1 beyond its end",
+        ),
+        ([0, 0], "WARP's cells lie along REINFORCE's curve"),
+    ],
+)
+def test_cells_are_told_by_their_sides(sides, title):
+    """Guards: sides swapped, a cell beyond REINFORCE's curve counted."""
+
+    class Cell:
+        def __init__(self, side):
+            self.side = side
+
+        def gap(self):
+            by_seed = {seed: np.array([0.1, 0.11]) * (self.side or 0) for seed in range(4)}
+            return Effect(by_seed) if self.side is not None else None
+
+    assert answers.cells_title({(1, m): Cell(side) for m, side in enumerate(sides)}) == title
+
+
 def test_a_claim_is_reproduced_contradicted_or_neither():
     """Guards: a claim of no difference that counts as reproduced when it is merely not seen to be
     wrong; two seeds that decide.

@@ -455,7 +455,7 @@ def test_an_input_of_a_loss_cannot_take_a_runs_name(store):
     """Guards: a loss's own "seed" or "mu" left out of the key, and another run served."""
     policy = tiny_policy()
     of_run = dict(policy=policy, settings=Settings(**SETTINGS), steps=1, keep_every=None)
-    with pytest.raises(ValueError, match="the inputs of a loss cannot be named 'mu'"):
+    with pytest.raises(ValueError, match="an input of a loss cannot be named 'mu'"):
         warp_lib.aligner.train(
             lambda t, learner, anchor: (torch.tensor(0.0), {}),
             {"mu": 1},

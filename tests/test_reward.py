@@ -640,7 +640,7 @@ def test_judges_learn_from_the_other_half(monkeypatch):
     asked = []
     monkeypatch.setattr(Experiment, "sample_sft", lambda _, by: asked.append(by) or ["a", "bbb"])
     rewards = experiment.rewards(progress := Progress())
-    assert set(asked) == {progress}  # the bar shows it, and Stop ends it
+    assert set(asked) == {progress}  # Stop ends the sampling
     assert trained == [(("reward",), parts[0]), (None, parts[1]), (("judge",), parts[1])]
     assert list(rewards) == ["reward", "judge_tfidf", "judge"]
     assert all((r.mean, r.sd) == (2.0, pytest.approx(2**0.5)) for r in rewards.values())

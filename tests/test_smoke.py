@@ -16,8 +16,12 @@ from playwright.sync_api import expect
 from transformers import AutoModelForCausalLM
 
 from warp_lib.__main__ import main
+from warp_lib.experiment import Experiment
+from warp_lib.interactive import playground
 from warp_lib.runs import paths
 from warp_lib.runs.paths import ROOT
+from warp_lib.study import kept_reward
+from warp_lib.tools import task_vectors
 
 
 def run(command: list[str], runs) -> str:
@@ -36,9 +40,24 @@ def run(command: list[str], runs) -> str:
     return done.stdout
 
 
+def keep_a_slider(runs) -> None:
+    """Store an empty result for the page's slider, whose 252 completions are a good part of the
+    report's work; tests/test_playground.py has them written.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RUNS", runs)
+        patch.setattr(playground, "_written", lambda *_: {"written": {}})
+        experiment = Experiment(task_vectors.settings())
+        reward = kept_reward.read(experiment.settings)
+        policies = task_vectors.committed(experiment.theta_sft)
+        play = playground.Playground(experiment, policies, reward)
+        playground.slider(play, ("WARP", "REINFORCE"))
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
+    keep_a_slider(folder)
     return folder, run([sys.executable, "-m", "warp_lib", "report", "--profile", "smoke"], folder)
 
 
@@ -51,6 +70,8 @@ def test_report(runs):
     page = (folder / "smoke" / "report.html").read_text()
     for notebook in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         assert f'id="{notebook.stem}"' in page
+    assert len([*folder.glob("store/slider-*/")]) == 1  # the one that was put there
+    assert page.count('<div class="slide">') == 1
     assert page.count('<figure id="figure-') >= 30 and 'src="http' not in page
     assert page.count("<strong>Answer") == 9  # once each, below its question
     assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 3

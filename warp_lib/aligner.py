@@ -67,7 +67,9 @@ def train(
         "keep_every": keep_every,
     }
     if twice := sorted(inputs.keys() & of_every_run.keys()):
-        raise ValueError(f"the inputs of a loss cannot be named {twice[0]!r}: every run has that.")
+        raise ValueError(
+            f"an input of a loss cannot be named {twice[0]!r}: every run has one of that name."
+        )
     inputs = inputs | of_every_run
 
     def make(folder) -> dict[str, Any]:

@@ -53,9 +53,9 @@ def evaluate(
     """Sample `samples` completions of `new` tokens for each prompt from π_θ and score them, or take
     the result from the store.
 
-    In float32, unless `precision` says otherwise: what is measured is the policy of these weights,
-    as transformers opens it from a saved folder. A split's random stream is the same for every θ,
-    so that differences between policies on the same prompt are less noisy than each.
+    In float32 unless `precision` says otherwise, so that what is measured is the policy of these
+    weights, as transformers opens it from a saved folder. A split's random stream is the same for
+    every θ, so that differences between policies on the same prompt are less noisy than each.
 
     Args:
         theta: the weights to evaluate; `policy` is overwritten with them.

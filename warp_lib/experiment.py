@@ -26,12 +26,7 @@ from .policy import Policy
 from .prompts import CHARACTERS, PROMPT_TOKENS
 from .reinforce import reinforce
 from .reviews import Reviews, load_reviews
-from .reward import (
-    SEED,
-    Reward,
-    accuracy,
-    train_encoder_scorer,
-)
+from .reward import SEED, Reward, accuracy, train_encoder_scorer
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
 from .runs.paths import folder, write_whole
@@ -201,9 +196,9 @@ class Experiment:
         """The reward model, trained on its half of the labels or taken from the store,
         standardised. With reward_steps=0 the encoder itself is one.
         """
-        s, texts = self.settings, self.sample_sft(progress)
+        s = self.settings
         if not s.reward_steps:
-            return Reward.standardised(classifier(s.encoder), texts)
+            return Reward.standardised(classifier(s.encoder), self.sample_sft(progress))
         scorer = train_encoder_scorer(
             s.encoder,
             s.reward_layers,
@@ -214,7 +209,7 @@ class Experiment:
             seed=SEED,
             progress=progress,
         )
-        return Reward.standardised(scorer, texts)
+        return Reward.standardised(scorer, self.sample_sft(progress))
 
     def rewards(self, progress: Progress) -> dict[str, Reward]:
         """The reward and the `judges`."""
@@ -224,9 +219,11 @@ class Experiment:
         """What rewards nothing, and learns from the other half of the labels: judge_tfidf; judge
         (the full MiniLM) if it is given steps.
         """
-        s, texts = self.settings, self.sample_sft(progress)
+        s = self.settings
         judges = {
-            "judge_tfidf": Reward.standardised(train_tfidf_scorer(self.reviews.judges), texts)
+            "judge_tfidf": Reward.standardised(
+                train_tfidf_scorer(self.reviews.judges), self.sample_sft(progress)
+            )
         }
         if s.judge_steps:
             scorer = train_encoder_scorer(
@@ -239,7 +236,7 @@ class Experiment:
                 seed=("judge",),
                 progress=progress,
             )
-            judges["judge"] = Reward.standardised(scorer, texts)
+            judges["judge"] = Reward.standardised(scorer, self.sample_sft(progress))
         return judges
 
     def stock_classifier(self) -> dict[str, Reward]:

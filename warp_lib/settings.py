@@ -48,8 +48,8 @@ class Settings:
     name: str = knob("laptop", "folder of this run's pages, tables and models, under runs/")
     seed: int = knob(
         0,
-        "of training's draws, prompts and completions; reward model, judges and evaluation are"
-        " the same for every seed",
+        "seeds what training draws, both prompts and completions; reward model, judges and"
+        " evaluation are the same for every seed",
         0,
     )
 

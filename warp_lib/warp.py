@@ -14,7 +14,7 @@ class RunId:
     """Which training of which pipeline: it names the run's random streams and its store entry.
 
     Args:
-        seed: of the whole pipeline.
+        seed: of training's draws (see `Settings.seed`).
         method: "warp", "reinforce", "dpo" …
         iteration, run: i and m, counted from 1; None where the method has no such thing.
 
@@ -135,7 +135,7 @@ def warp(
         align: trains one run; any trainer will do, `reinforce.reinforce` is the paper's.
         iterations, runs, eta: I, M, η.
         merge: averages the runs relative to their initialisation.
-        seed: of the whole pipeline. Run m of iteration i draws from streams of its own.
+        seed: of training's draws. Run m of iteration i draws from streams of its own.
         map: maps `align` over an iteration's M runs, one after another or on other machines (see
             `Map`). They need nothing of each other.
     """

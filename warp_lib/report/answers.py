@@ -415,7 +415,8 @@ def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
         return "WARP's cells lie along REINFORCE's curve"
     up, down = sides.count(1), sides.count(-1)
     above = f"{up or 'none'} lie{'s' * (up == 1)} above REINFORCE's curve"
-    return f"Of WARP's {len(sides)} cells {above}, {down or 'none'} below"
+    beyond = f", {len(warp) - len(sides)} beyond its end" if len(sides) < len(warp) else ""
+    return f"Of WARP's {len(warp)} cells {above}, {down or 'none'} below{beyond}"
 
 
 def bend_title(bends: Mapping[str, Effect]) -> str:

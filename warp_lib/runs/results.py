@@ -22,7 +22,7 @@ from .paths import folder, write_whole
 # and dpo-liti, and for lines through other merges lerp and slerp-layer, slerp-tensor, slerp-model.
 COLUMNS = {
     "method": "what was evaluated",
-    "seed": "seed of the whole pipeline",
+    "seed": "seed of what training draws",
     "iteration": "WARP iteration, from 1",
     "runs": "M",
     "run": "m, for a single run",
