@@ -99,9 +99,9 @@ def test_every_test_row_of_the_study_is_a_point(store):
     found = all_points()
     folders = [
         outcomes.FOLDER / name
-        for name in ("primary", "best-of-n", "precision", "merges", "averages")
+        for name in ("primary", "best-of-n", "precision", "grid", "merges", "averages")
     ]
-    older = ("grid", "dpo", "reference")
+    older = ("dpo", "reference")
     folders += [outcomes.FOLDER / "rounded" / name for name in older]
     files = [file for folder in folders for file in folder.glob("*.csv")]
     assert len(found) == sum((pd.read_csv(file)["split"] == "test").sum() for file in files)
@@ -115,13 +115,13 @@ def test_an_older_table_is_shown_until_its_successor_is_whole(folder, store, cap
     """Guards: both studies' points side by side, or neither's; what tuning decided taken for a
     unit.
     """
-    keep(folder, "grid", "warp-m3", 20, [(0, 0), (1, 1)])  # the first of several
-    keep(folder, "rounded/grid", "warp-m3", 5, [(0, 0), (1, 1)])
+    keep(folder, "dpo", "warp-dpo", 20, [(0, 0), (1, 1)])  # the first of several
+    keep(folder, "rounded/dpo", "warp-dpo", 5, [(0, 0), (1, 1)])
     keep(folder, "primary", "warp", 20, [(0, 0), (1, 1)])
     keep(folder, "rounded/primary", "warp", 5, [(0, 0), (1, 1)])
     for file in (folder / "tuning.json", folder / "rounded" / "tuning.json"):
         file.write_text("{}")
-    assert set(all_points()["source"]) == {"rounded/grid", "primary"}
+    assert set(all_points()["source"]) == {"rounded/dpo", "primary"}
     said = capsys.readouterr()
     assert said.out == said.err == ""
 

@@ -104,8 +104,8 @@ def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison
 
 def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The lines from SFT through SLERP and through LERP of the same two runs."""
-    where = outcomes.place("merges"), "warp-m3"
-    high = end or _planned(outcomes.place("tuning", beside="merges"))
+    where = "merges", "warp-m3"
+    high = end or _planned("tuning")
     seeds = outcomes.finished_seeds(where[0], [where[1]])
     if not seeds:
         raise Explained("No SLERP has been compared with LERP yet.")

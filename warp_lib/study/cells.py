@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from .fronts import Effect
-from .outcomes import ArmId, Outcome, finished_seeds, outcome, place
+from .outcomes import ArmId, Outcome, finished_seeds, outcome
 
 MANY = (1, 2, 3)  # I and M
 # Which arms have policies of M runs, with every I on their way, and which are long runs with every
 # T on theirs.
-GRID, PRIMARY = place("grid"), place("primary", beside="grid")
+GRID, PRIMARY = "grid", "primary"
 WARP: dict[int, list[ArmId]] = {m: [(GRID, f"warp-m{m}")] for m in MANY}
 WARP[2].append((PRIMARY, "warp"))
 LONGEST: ArmId = (GRID, "reinforce-900")

@@ -29,7 +29,7 @@ SEEDS = tuple(range(20, 28))
 # The older study, on policies rounded to bfloat16: where its tables lie, and the experiments of
 # which they are still shown. An experiment leaves the list when its exact units have ended.
 ROUNDED = "rounded"
-OLDER = ("grid", "dpo-tuning", "dpo", "reference")
+OLDER = ("dpo-tuning", "dpo", "reference")
 LOW = 1.0  # nats of KL where the mean of a front begins
 # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are
 # compared
