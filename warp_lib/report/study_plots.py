@@ -308,6 +308,8 @@ def cells(
         )
     mark_real_positive(figure, "y", real_positive)
     figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
+    # room for the first point's label, also on a phone
+    figure.update_xaxes(autorangeoptions_include=-0.6)
     of = f"seed {seeds[0]}" if len(seeds) == 1 else f"means of seeds {', '.join(map(str, seeds))}"
     return titled(figure, finding, f"Test prompts, {of}, with 95% intervals.", height=560)
 
