@@ -220,11 +220,8 @@ class Experiment:
         (the full MiniLM) if it is given steps.
         """
         s = self.settings
-        judges = {
-            "judge_tfidf": Reward.standardised(
-                train_tfidf_scorer(self.reviews.judges), self.sample_sft(progress)
-            )
-        }
+        tfidf, texts = train_tfidf_scorer(self.reviews.judges), self.sample_sft(progress)
+        judges = {"judge_tfidf": Reward.standardised(tfidf, texts)}
         if s.judge_steps:
             scorer = train_encoder_scorer(
                 "minilm",
@@ -236,7 +233,7 @@ class Experiment:
                 seed=("judge",),
                 progress=progress,
             )
-            judges["judge"] = Reward.standardised(scorer, self.sample_sft(progress))
+            judges["judge"] = Reward.standardised(scorer, texts)
         return judges
 
     def stock_classifier(self) -> dict[str, Reward]:
