@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from warp_lib.report import answers
+from warp_lib.report import answers, tables
 from warp_lib.study.contrasts import Contrast
 from warp_lib.study.fronts import Effect, Matched
 from warp_lib.study.outcomes import Outcome
@@ -116,7 +116,10 @@ def test_titles_say_what_is_drawn():
     )
     none = {"WARP − a": {2.0: effect(0.0), 3.0: effect(0.0)}, "WARP − b": {2.0: effect(0.0)}}
     assert answers.by_end_title(none).endswith("ends, up to 3 nats (2 against b)")
-    assert answers.by_end_title({"WARP − b": none["WARP − b"]}).endswith("up to 2 nats")
+    alone = answers.by_end_title({"WARP − b": none["WARP − b"]})
+    assert alone == (
+        "WARP − b: no detectable difference wherever the comparison ends, up to 2 nats"
+    )
     history = [{"reward": k / 10, "kl_anchor": k / 20} for k in range(11)]
     assert (
         answers.curves_title({"run": history})
@@ -163,8 +166,19 @@ def test_a_claim_is_reproduced_contradicted_or_neither():
     assert answers.checked(1, none) == "not detectable" and answers.checked(1, None) == "not run"
     assert answers.checked(0, none) == "no difference detected, as claimed"
     assert answers.checked(1, effect(0.3, seeds=2)) == "not detectable"
-    row, *_ = answers.compared([("it pays", "yes", "–", 1, up, "r̃")])
+    section = tables.Section("06_ablations", "Is 1 < 2?")
+    table = tables.compared([("it pays", "yes", "–", 1, up, "r̃", section)])
+    (row,) = table.rows
     assert row["here (7.6M)"].endswith(" r̃") and row["verdict"] == "reproduced"
+    link = '<a href="06_ablations.ipynb#Is-1-&lt;-2?">Is 1 &lt; 2?</a>'
+    assert link in table._repr_html_() and "figure: Is 1 < 2?" in repr(table)
+
+
+def test_power_is_told_where_nothing_was_seen():
+    none = contrast(0.0)
+    said = answers.dpo(none, contrast(0.2))
+    assert f"; {none.detectable:.2f} would be detected nine times in ten." in said
+    assert "nine times" not in answers.dpo(contrast(0.3), contrast(0.2))
 
 
 def test_key_numbers_are_the_contrasts():

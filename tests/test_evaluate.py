@@ -28,8 +28,9 @@ from warp_lib.evaluate import (
     summarise,
 )
 from warp_lib.fast import machine
+from warp_lib.fast.log_probs import MASKED
 from warp_lib.merging import Weights
-from warp_lib.policy import MASKED, Policy
+from warp_lib.policy import Policy
 from warp_lib.reward import Reward
 from warp_lib.runs.seeds import torch_stream
 from warp_lib.runs.store import digest

@@ -10,6 +10,7 @@ from warp_lib import merging
 from warp_lib.experiment import Experiment
 from warp_lib.points import reinforce_points, warp_points
 from warp_lib.policy import Policy, Rollouts
+from warp_lib.report import checks
 from warp_lib.settings import Settings
 from warp_lib.warp import Iteration, Run
 
@@ -110,5 +111,5 @@ def test_samples_are_the_completions_alone():
         settings=SimpleNamespace(test_samples=2),
         evaluate=lambda theta, rewards: seen,
     )
-    (row,) = Experiment.samples(experiment, {"SFT": {}}, {})
+    (row,) = checks.samples(experiment, {"SFT": {}}, {})
     assert row["prompt"].endswith("\ufffd") and row["completion"] == "\ufffd film"

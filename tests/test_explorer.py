@@ -99,29 +99,21 @@ def test_every_test_row_of_the_study_is_a_point(store):
     found = all_points()
     folders = [
         outcomes.FOLDER / name
-        for name in ("primary", "best-of-n", "precision", "grid", "merges", "averages")
+        for name in ("primary", "best-of-n", "precision", "grid", "merges", "averages", "dpo")
     ]
-    older = ("dpo", "reference")
-    folders += [outcomes.FOLDER / "rounded" / name for name in older]
     files = [file for folder in folders for file in folder.glob("*.csv")]
     assert len(found) == sum((pd.read_csv(file)["split"] == "test").sum() for file in files)
-    assert set(found.query("rounded")["source"]) == {f"rounded/{name}" for name in older}
     # chose settings, and is reported nowhere else
     assert not (found["seed"] == outcomes.TUNING_SEED).any()
     assert found["address"].is_unique
 
 
-def test_an_older_table_is_shown_until_its_successor_is_whole(folder, store, capsys):
-    """Guards: both studies' points side by side, or neither's; what tuning decided taken for a
-    unit.
-    """
-    keep(folder, "dpo", "warp-dpo", 20, [(0, 0), (1, 1)])  # the first of several
-    keep(folder, "rounded/dpo", "warp-dpo", 5, [(0, 0), (1, 1)])
+def test_what_tuning_decided_is_no_unit(folder, store, capsys):
+    """Guards: a file that is named like an experiment read as a point's record."""
     keep(folder, "primary", "warp", 20, [(0, 0), (1, 1)])
-    keep(folder, "rounded/primary", "warp", 5, [(0, 0), (1, 1)])
-    for file in (folder / "tuning.json", folder / "rounded" / "tuning.json"):
+    for file in (folder / "tuning.json", folder / "primary" / "tuning.json"):
         file.write_text("{}")
-    assert set(all_points()["source"]) == {"rounded/dpo", "primary"}
+    assert set(all_points()["source"]) == {"primary"}
     said = capsys.readouterr()
     assert said.out == said.err == ""
 
@@ -498,7 +490,7 @@ def test_app_keeps_the_view_in_its_address(app, address):
 def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
     """Guards: a page that scrolls sideways, a figure wider than it, text too faint to read."""
     points = all_points().query("arm == 'warp-dpo' and method == 'warp'")
-    address_of = points[points["source"] == outcomes.place("dpo")]["address"].iloc[0]
+    address_of = points["address"].iloc[0]
     point = f"?compare=WARP-DPO+vs+DPO&point={address_of.replace('/', '%2F')}"
     page = opened(chromium, address, point)
     region = page.get_by_role("region", name="completions")

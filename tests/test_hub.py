@@ -152,6 +152,7 @@ configs:
 CHAIN = """
 import sys
 from warp_lib.experiment import Experiment
+from warp_lib.report import checks
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
 from warp_lib.warp import RunId
@@ -161,8 +162,8 @@ settings = Settings.profile("gpt2-imdb", test_prompts=4, test_samples=1, batch_s
 experiment = Experiment(settings)
 print(type(experiment.policy.model).__name__, len(experiment.reviews.train))
 if sys.argv[1:]:
-    rewards = experiment.rewards(Progress()) | experiment.stock_classifier()
-    accuracies = experiment.accuracies(rewards, Progress())
+    rewards = experiment.rewards(Progress()) | checks.stock_classifier(experiment)
+    accuracies = checks.accuracies(experiment, rewards, Progress())
     print(*accuracies["scorer"].unique())
     align = experiment.aligner(rewards["reward"], Progress())
     run = align(experiment.theta_sft, RunId(0, "warp", 1, 1))

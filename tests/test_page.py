@@ -1,6 +1,7 @@
 """The page in a browser: its front, figures in the reader's theme and width, parts that unfold."""
 
 import json
+import re
 
 import nbformat
 import plotly.graph_objects as go
@@ -11,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from warp_lib.report import look, study_plots, tables
 from warp_lib.report.page import PLOTLY, write_page
+from warp_lib.runs.paths import ROOT
 from warp_lib.study.fronts import Interval
 
 AT_THE_EDGE = "<p style='text-align: right'>It does: 3 nats, nats</p>"
@@ -81,6 +83,18 @@ def test_the_front_comes_first_and_parts_unfold(page, chromium):
     assert tab.locator("[data-title*='Share'], [data-title*='cloud']").count() == 0
     assert tab.locator(".modebar-btn").count() and errors == []
     tab.close()
+
+
+def test_links_between_notebooks_lead_to_sections_that_are_there(tmp_path):
+    """Guards: a heading that was renamed, an anchor that is written in another way there, a link to
+    a notebook's file.
+    """
+    write_page(sorted((ROOT / "notebooks").glob("[01]*.ipynb")), tmp_path / "page.html", "T")
+    page = (tmp_path / "page.html").read_text()
+    links, places = (set(re.findall(words + '([^"]+)"', page)) for words in ('href="#', ' id="'))
+    assert links <= places and not re.search(r'href="[^"]*\d\d_\w+\.ipynb', page)
+    in_tables = re.findall(r'<td[^>]*><a href="#([^"]+)"', page)
+    assert {"06_ablations-why", "07_dpo-what-causes-the-gain"} <= set(in_tables)
 
 
 def test_panels_stand_below_each_other_on_a_phone(tmp_path, chromium):

@@ -36,11 +36,13 @@ from transformers import (
     MistralForCausalLM,
 )
 
+import warp_lib.fast.log_probs
 import warp_lib.policy
 from warp_lib.evaluate import exact_kl, kl_of_pass, language_loss
 from warp_lib.fast import cuda_graphs, machine
 from warp_lib.fast.decoding import decode, is_plain_gpt2, sample_token
-from warp_lib.policy import MASKED, ChosenLogProbs, Policy, Rollouts, masked
+from warp_lib.fast.log_probs import MASKED, ChosenLogProbs, masked
+from warp_lib.policy import Policy, Rollouts
 from warp_lib.prompts import PROMPT_TOKENS
 from warp_lib.runs.seeds import torch_stream
 from warp_lib.tools.task_vectors import committed
@@ -164,7 +166,7 @@ def test_log_probs_are_those_of_the_plain_forward(kind, temperature):
 @pytest.mark.parametrize("cached", [1, 100, 2**19])
 def test_chosen_log_probs_and_their_gradient_are_those_of_cross_entropy(dtype, cached, monkeypatch):
     """Guards: the hand-written gradient; rows lost or counted twice where the work is cut."""
-    monkeypatch.setattr(warp_lib.policy, "CACHED", cached)
+    monkeypatch.setattr(warp_lib.fast.log_probs, "CACHED", cached)
     rows, words = 37, 12
     draw = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(rows, words, generator=draw)).to(dtype).requires_grad_()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import warp_lib.aligner
 from warp_lib.fast import machine
-from warp_lib.policy import Policy, masked
+from warp_lib.fast.log_probs import masked
+from warp_lib.policy import Policy
 from warp_lib.reinforce import batch, leave_one_out, policy_gradient_loss, reinforce
 from warp_lib.reward import Reward
 from warp_lib.runs.checkpoint import Checkpoint

@@ -36,10 +36,10 @@ import warp_lib.models.scorers as scorers_module
 from warp_lib.experiment import Experiment
 from warp_lib.fast import attention, machine
 from warp_lib.models.scorers import EncoderScorer, untrained
+from warp_lib.report.checks import accuracy
 from warp_lib.reviews import Reviews
 from warp_lib.reward import (
     Reward,
-    accuracy,
     crop,
     train_encoder_scorer,
 )

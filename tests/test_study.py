@@ -226,21 +226,23 @@ def test_a_kept_reward_model_rewards_alike(folder):
 
 
 def test_committed_units_have_the_reward_model_that_they_are_compared_by():
-    """The kept one reads back and rewarded all units of its seeds; the arms of a seed have one."""
+    """The kept one reads back and rewarded all units, and all were measured in float32."""
     kept = kept_reward.read(task_vectors.settings()).identity
-    exact, older = {}, {}
+    models = {}
     for file in outcomes.FOLDER.glob("**/*-*.json"):
         if "settings" in (record := json.loads(file.read_text())):
-            found = older if outcomes.ROUNDED in file.parts else exact
-            seed = record["settings"]["seed"]
-            # records of the older tuning hold no digest
-            model = record.get("reward_model")
-            found.setdefault((file.parent.name, seed), set()).add(model)
-            assert ("measured_in" in record) == (found is exact)
-    assert all(models == {kept} for models in exact.values()) and ("primary", 20) in exact
-    assert all(len(models) == 1 for models in older.values())
-    later = [models for (_, seed), models in older.items() if 4 <= seed <= 8]
-    assert later and all(models == {kept} for models in later) and older["primary", 0] != {kept}
+            models[file] = record["reward_model"]
+            assert record["measured_in"] == "float32"
+    assert set(models.values()) == {kept} and outcomes.FOLDER / "primary/warp-20.json" in models
+
+
+def test_nothing_of_the_first_three_orders_is_left(capsys):
+    """Guards: a unit that was not committed; a command that ends without a word."""
+    assert all(unit.finished for name in plan.NOW for unit in plan.EXPERIMENTS[name]())
+    assert main(["study"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "dpo: nothing to do, 14 of 14 units have ended." in said and len(said) == len(plan.NOW)
+    assert {row["units left"] == row["of"] for row in outcomes.waiting()} == {True}
 
 
 def test_both_splits_of_a_unit_are_kept_apart(folder, monkeypatch, folders):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .fast import machine
+from .fast.log_probs import ChosenLogProbs, at_once
 from .merging import Weights
-from .policy import ChosenLogProbs, Policy, Rollouts, at_once
+from .policy import Policy, Rollouts
 from .reward import Reward
 from .runs.errors import Explained
 from .runs.progress import Progress

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from . import merging
 from .dpo import MakePairs, best_against_worst, dpo, make_pairs
-from .evaluate import Evaluation, evaluate, language_loss
+from .evaluate import Evaluation, evaluate
 from .fast import machine
 from .merging import Weights
 from .models import encoders
@@ -26,7 +25,7 @@ from .policy import Policy
 from .prompts import CHARACTERS, PROMPT_TOKENS
 from .reinforce import reinforce
 from .reviews import Reviews, load_reviews
-from .reward import SEED, Reward, accuracy, train_encoder_scorer
+from .reward import SEED, Reward, train_encoder_scorer
 from .runs.errors import Explained
 from .runs.identities import tokenizer_identity
 from .runs.paths import folder, write_whole
@@ -40,10 +39,8 @@ from .warp import Aligner, Iteration, Map, Run, RunId, warp
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
 # of the judge: all layers, and the learning rate at which all of them are trained
 MINILM_LAYERS, JUDGE_RATE = 6, 1e-4
-STOCK = "lvwerra/distilbert-imdb"  # what the student report compares its reward model with
 SHOWN = 20  # test prompts whose completions the explorer shows
 REPORT = "warp_report.json"  # in the folder of a saved policy: what it is
-CROPS = (50, 150, None)  # words of a review that a scorer is tested on: a completion's, more, all
 
 
 class Experiment:
@@ -236,66 +233,10 @@ class Experiment:
             judges["judge"] = Reward.standardised(scorer, texts)
         return judges
 
-    def stock_classifier(self) -> dict[str, Reward]:
-        """`STOCK`, to be compared with the reward model; nothing where it is neither downloaded nor
-        can be.
-        """
-        try:
-            scorer = classifier(STOCK)
-        except Explained:
-            return {}
-        return {STOCK.split("/")[1]: Reward.standardised(scorer, self.sft_texts)}
-
     def standardised(self, rewards: dict[str, Reward], progress: Progress) -> dict[str, Reward]:
         """The same scorers, standardised over what SFT writes under these settings."""
         texts = self.sample_sft(progress)
         return {name: Reward.standardised(reward.raw, texts) for name, reward in rewards.items()}
-
-    def accuracies(self, rewards: dict[str, Reward], progress: Progress) -> pd.DataFrame:
-        """How well each scorer tells positive from negative validation reviews, by how many words
-        of them it sees (see `accuracy`).
-        """
-        held = self.reviews.validation
-
-        def make(_) -> dict:
-            rows = []
-            for words in progress.track(CROPS, "accuracy"):
-                texts = [" ".join(text.split()[:words]) for text in held["text"]]
-                positive, negative = (
-                    [t for t, k in zip(texts, held["label"], strict=True) if k == label]
-                    for label in (1, 0)
-                )
-                rows += [
-                    {"scorer": n, "words": words or "whole"} | accuracy(r.raw, positive, negative)
-                    for n, r in rewards.items()
-                ]
-            return {"rows": rows}
-
-        inputs = {
-            "scorers": {n: r.raw.identity for n, r in rewards.items()},
-            "reviews": digest(held["text"][:], held["label"][:]),
-            "crops": CROPS,
-        }
-        return pd.DataFrame(memoise("accuracy", inputs, make).record["rows"])
-
-    def openings_loss(self) -> tuple[float, float]:
-        """The policy's loss on openings of validation reviews, as long as prompt and completion:
-        nats per token, and its standard error.
-        """
-        texts = self.reviews.validation["text"][:]
-        tokens = PROMPT_TOKENS[1] + self.settings.max_new_tokens
-
-        def make(_) -> dict:
-            return dict(zip(("loss", "se"), language_loss(self.sft, texts, tokens), strict=True))
-
-        inputs = {
-            "policy": self.policy.identity,
-            "theta": digest(self.theta_sft),
-            "texts": digest(texts),
-            "tokens": tokens,
-        }
-        loss = memoise("openings-loss", inputs, make).record
-        return loss["loss"], loss["se"]
 
     def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
         """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length
@@ -457,27 +398,6 @@ class Experiment:
             shown,
             {name: scorer.identity for name, scorer in rewards.items()},
         )
-
-    def samples(
-        self, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3
-    ) -> list[dict[str, Any]]:
-        """A completion of the first test prompts by each policy, with its reward and its KL to
-        SFT.
-        """
-        rows = []
-        for name, theta in thetas.items():
-            seen = self.evaluate(theta, rewards)
-            texts = self.policy.tokenizer.batch_decode(
-                seen.rollouts.completions[:: self.settings.test_samples][:prompts]
-            )
-            for k, completion in enumerate(texts):
-                prompt = str(self.policy.tokenizer.decode(self.test_prompts[k]))
-                scores = {
-                    "reward r̃": seen.scores["reward"][k, 0].item(),
-                    "KL, nats": seen.scores["kl"][k, 0].item(),
-                }
-                rows.append({"policy": name, "prompt": prompt, "completion": completion} | scores)
-        return sorted(rows, key=lambda row: row["prompt"])
 
     def save_policy(self, point: Point, name: str, rewards: dict[str, Reward]) -> Path:
         """Write a point's policy as a folder that ``AutoModelForCausalLM.from_pretrained`` opens;

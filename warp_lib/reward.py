@@ -174,28 +174,3 @@ def crop(text: str, words: int, draw: np.random.Generator) -> str:
     split = text.split()
     start = 0 if draw.random() < 0.5 else draw.integers(0, max(1, len(split) - words + 1))
     return " ".join(split[start : start + words])
-
-
-def accuracy(scorer: Scorer, positive: Sequence[str], negative: Sequence[str]) -> dict[str, float]:
-    """How well a scorer tells positive from negative reviews it was not trained on.
-
-    pairwise: share of all (positive, negative) pairs ordered rightly (ties half), which is the area
-    under the ROC curve; plain: share classified rightly at the threshold that splits the scores in
-    halves of the classes' sizes; scale: half the distance between the class means, the size of a
-    confident logit. Standard errors with `_se`: of pairwise by DeLong's variance, of plain
-    binomial.
-    """
-    up, down = scorer(positive).double(), scorer(negative).double()
-    wins = (up[:, None] > down).double() + 0.5 * (up[:, None] == down).double()
-    both = torch.cat([up, down])
-    threshold = both.sort().values[len(down) - 1 : len(down) + 1].mean()
-    plain = torch.cat([up > threshold, down <= threshold]).double().mean().item()
-    return {
-        "pairwise": wins.mean().item(),
-        "pairwise_se": (
-            (wins.mean(1).var() / len(up) + wins.mean(0).var() / len(down)).sqrt().item()
-        ),
-        "plain": plain,
-        "plain_se": math.sqrt(plain * (1 - plain) / len(both)),
-        "scale": (up.mean() - down.mean()).item() / 2,
-    }

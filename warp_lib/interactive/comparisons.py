@@ -128,15 +128,11 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
 
 def dpo(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """WARP on DPO against DPO, and whether WARP gains more over it than over REINFORCE."""
-    dpo, reinforce, tuning, tuning_dpo = (
-        outcomes.place(experiment, beside="dpo")
-        for experiment in ("dpo", "primary", "tuning", "dpo-tuning")
-    )
-    pair = (dpo, "warp-dpo"), (dpo, "dpo")
-    main = contrasts.difference(*pair, end or _planned(tuning_dpo), score)
+    pair = ("dpo", "warp-dpo"), ("dpo", "dpo")
+    main = contrasts.difference(*pair, end or _planned("dpo-tuning"), score)
     sides = [_arm(points, arm, list(main.by_prompt), score) for arm in pair]
-    gains = (reinforce, "warp"), (reinforce, "reinforce")
-    high = min(main.high, _planned(tuning))
+    gains = ("primary", "warp"), ("primary", "reinforce")
+    high = min(main.high, _planned("tuning"))
     name = f"its gain over DPO − WARP's over REINFORCE, to {high:g} nats"
     more = {name: contrasts.difference_of_gains(pair, gains, high)} if score == "reward" else {}
     return _study(sides, main, score, more)

@@ -38,9 +38,6 @@ VIEWS = {
 MINE, FREE = "My runs", "Choose freely"
 FILTERS = {"seed": "seed", "iteration": "I", "runs": "M"}
 ENDS = (2, 3, 4, 5, 6, 8, 10, 12, 14)  # nats, as far as which scores can be averaged
-ON_ROUNDED = (
-    " Some were measured on weights rounded to bfloat16, where KL reads too low: notebook 9."
-)
 NUMBERS = (
     "Numbers: mean r̃ of all completions of the prompt; blue above 0, SFT's average, orange below."
 )
@@ -154,7 +151,7 @@ def _caption(comparison: Comparison) -> str:
     caption = "Test prompts; dots: every policy."
     if lines > 1:
         caption += " Thin lines: seeds; thick: their mean at equal KL, its 95% interval over seeds."
-    return caption + ON_ROUNDED * any(side.points["rounded"].any() for side in comparison.sides)
+    return caption
 
 
 def titled(comparison: Comparison, view: tuple[str, str]) -> go.Figure:

@@ -42,17 +42,14 @@ def all_points() -> pd.DataFrame:
     """Every evaluated point of the study on test prompts and of the runs under runs/, a row each.
 
     Beside the columns of `results.COLUMNS`: file, the table it stands in; point, its place there;
-    name, what it is one of many of, in plain words; address, by which a link finds it again;
-    rounded, whether it was measured on rounded weights.
+    name, what it is one of many of, in plain words; address, by which a link finds it again.
     """
     tables = []
-    for file, rows, record in readable(unit.with_suffix(".csv") for unit in _units()):
+    for file, rows, _ in readable(unit.with_suffix(".csv") for unit in _units()):
         rows = rows.query("split == 'test'").reset_index(drop=True)
         if len(rows):  # some units measure weights only
-            rows["rounded"] = "measured_in" not in record
-            tables.append(_placed(rows, file, _experiment(file)))
+            tables.append(_placed(rows, file, file.parent.name))
     for file, rows, _ in readable(sorted(paths.RUNS.glob("*/results/*.csv"))):
-        rows["rounded"] = False
         rows["arm"] = np.where(rows["method"].str.startswith("reinforce"), "reinforce", "warp")
         tables.append(_placed(rows, file, OWN + file.parent.parent.name))
     if not tables:
@@ -68,15 +65,9 @@ def all_points() -> pd.DataFrame:
 
 
 def _units() -> list[Path]:
-    """The records of the study's units that are shown."""
+    """The records of the study's units."""
     # a unit's record is named ARM-SEED, other than what tuning decided
-    records = outcomes.FOLDER.glob("**/*-[0-9]*.json")
-    return sorted(file for file in records if _experiment(file) == outcomes.place(file.parent.name))
-
-
-def _experiment(file: Path) -> str:
-    """The experiment of the study that a unit's file belongs to."""
-    return file.parent.relative_to(outcomes.FOLDER).as_posix()
+    return sorted(outcomes.FOLDER.glob("*/*-[0-9]*.json"))
 
 
 def _placed(rows: pd.DataFrame, file: Path, source: str) -> pd.DataFrame:
@@ -94,10 +85,9 @@ def _name(source: str, arm: str) -> str:
         words = words.replace(short, short.upper())
     if source.startswith(OWN):  # whose batch is its own
         return f"{words.split(',')[0]} ({source})"
-    experiment = source.removeprefix(f"{outcomes.ROUNDED}/")
-    if experiment in ("primary", "dpo"):
+    if source in ("primary", "dpo"):
         return words
-    asked = outcomes.ASKED.get(experiment, (experiment, 0))[0]
+    asked = outcomes.ASKED.get(source, (source, 0))[0]
     return f"{words} ({asked})"
 
 
@@ -134,7 +124,7 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
     if not shown:  # some units keep none
         return []
     if file.is_relative_to(outcomes.FOLDER):
-        unit = outcomes.outcome(_experiment(file), point["arm"], int(point["seed"]))
+        unit = outcomes.outcome(file.parent.name, point["arm"], int(point["seed"]))
         for number, rows in shown.items():
             # in the order of the prompts
             for row, reward in zip(rows, unit.scores["test.reward"][number].tolist(), strict=False):

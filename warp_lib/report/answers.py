@@ -32,7 +32,7 @@ def percent(row: Mapping[str, float] | pd.Series, column: str) -> str:
 
 
 def reward_model(accuracies: pd.DataFrame, real_positive: Mapping[str, float]) -> str:
-    """Notebook 1, from `Experiment.accuracies` and `real_positive`."""
+    """Notebook 1, from `checks.accuracies` and `real_positive`."""
     opening, whole = (
         accuracies.query("scorer == 'reward' and words == @words").iloc[0]
         for words in (50, "whole")
@@ -53,7 +53,7 @@ def trained_reward(history: pd.DataFrame) -> str:
 
 
 def policy(loss: float, loss_se: float, sft: Mapping[str, float], temperature: float) -> str:
-    """Notebook 2, from `Experiment.openings_loss` and SFT's evaluation."""
+    """Notebook 2, from `checks.openings_loss` and SFT's evaluation."""
     return (
         "Roughly; see the samples below. On unseen openings its loss is"
         f" {loss:.2f} ± {2 * loss_se:.2f} nats a token (perplexity {math.exp(loss):.0f}). Sampled"
@@ -458,7 +458,8 @@ def by_end_title(curves: Mapping[str, Mapping[float, Effect]]) -> str:
         reach, less = reaches[furthest], reaches[nearest]
         shorter = f" ({less:g} against {nearest})" if less < reach else ""
         where = f"wherever the comparison ends, up to {reach:g} nats{shorter}"
-        return f"No detectable difference {where}"
+        (only,) = curves if len(curves) == 1 else (None,)
+        return f"{f'{only}: no' if only else 'No'} detectable difference {where}"
     lost = [end for effects in curves.values() for end, e in effects.items() if e.side < 0]
     won = [end for effects in curves.values() for end, e in effects.items() if e.side > 0]
     parts = [
@@ -481,24 +482,6 @@ def checked(expected: int, of: Effect | None) -> str:
     return "not detectable" if of.side == 0 else "contradicted"
 
 
-def compared(claims: Iterable[tuple[str, str, str, int, Effect | None, str]]) -> list[dict]:
-    """Rows of the table "paper, student report, here".
-
-    claims: the sentence, what the paper says, what the student report says, the side that it says
-    the effect is on, the effect here, its unit.
-    """
-    return [
-        {
-            "claim": claim,
-            "paper (Gemma 7B)": paper,
-            "student report (GPT-2)": student,
-            "here (7.6M)": f"{effect} {unit}" if effect else "not run",
-            "verdict": checked(expected, effect),
-        }
-        for claim, paper, student, expected, effect, unit in claims
-    ]
-
-
 def dpo(more: Contrast, own: Contrast) -> str:
     """Notebook 7.
 
@@ -510,10 +493,12 @@ def dpo(more: Contrast, own: Contrast) -> str:
         0: "Not detectably",
     }[more.side]
     short = cut(own, "where a curve ends there")
+    unseen = more.side == 0 and not more.few
+    power = f"; {more.detectable:.2f} would be detected nine times in ten" if unseen else ""
     return (
-        f"{opening}. The difference of the two gains is {more} r̃ from {LOW:g} to {more.high:g}"
-        f" nats, over {seeds(len(more.by_prompt))}. WARP-DPO − DPO itself is {own} r̃ from"
-        f" {LOW:g} to {own.high:g} nats{short}."
+        f"{opening}. From {LOW:g} to {more.high:g} nats and over {seeds(len(more.by_prompt))}, the"
+        f" difference of the two gains is {more} r̃{power}. WARP-DPO − DPO itself is"
+        f" {own} r̃{short}."
     )
 
 

@@ -31,7 +31,6 @@ COLOURS = {
     "reinforce-2b": YELLOW,
     "warp-dpo": GREEN,
     "dpo": PURPLE,
-    "warp-dpo-own": "#56C4A0",
     "warp-dpo-once": "#8A7A00",
     "dpo-iterated": "#9B59B6",
 }
@@ -42,7 +41,6 @@ ARMS = {  # of the study
     "reinforce-2b": "REINFORCE, batch 128",
     "warp-dpo": "WARP-DPO",
     "dpo": "DPO",
-    "warp-dpo-own": "WARP-DPO, own pairs",
     "warp-dpo-once": "WARP-DPO, pairs once",
     "dpo-iterated": "DPO, fresh pairs",
 }

@@ -122,7 +122,8 @@ def _part(notebook: NotebookNode, stem: str) -> Part:
 
     # where notebooks link each other, the page links its own parts
     def link(address: re.Match[str]) -> str:
-        return f'href="#{address[1]}{"-" + _slug(address[2]) if address[2] else ""}"'
+        section = address[2] and f"-{_slug(html.unescape(address[2]))}"
+        return f'href="#{address[1]}{section or ""}"'
 
     body = re.sub(r'href="(?:\./)?(\d\d_\w+)\.ipynb(?:#([^"]+))?"', link, body)
     return Part(stem, title, question, headings, body)

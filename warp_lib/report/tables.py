@@ -2,12 +2,14 @@
 
 import html
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from ..study.fronts import Effect
 from ..study.outcomes import MEASURES
-from .answers import percent, pm
+from .answers import checked, percent, pm
 from .look import ARMS, LOOKS
 
 
@@ -24,6 +26,21 @@ def settings_in_words(row: dict[str, Any]) -> str:
     return settings_of(row, words | {"steps": "{:.0f} steps"})
 
 
+@dataclass(frozen=True)
+class Section:
+    """A section of a notebook; in a table it is a link."""
+
+    notebook: str
+    heading: str
+
+    def __str__(self) -> str:
+        return self.heading
+
+    def _repr_html_(self) -> str:
+        anchor = html.escape(self.heading.replace(" ", "-"))  # as Jupyter names headings
+        return f'<a href="{self.notebook}.ipynb#{anchor}">{html.escape(self.heading)}</a>'
+
+
 class Table:
     """A table that notebooks show; every cell is escaped, for a model's text is nobody's HTML.
 
@@ -38,9 +55,9 @@ class Table:
 
     def _repr_html_(self) -> str:
         def line(tag: str, cells: Iterable[Any]) -> str:
-            texts = (f"{c:.2f}" if isinstance(c, float) else html.escape(str(c)) for c in cells)
             end = tag.split()[0]
-            row = "".join(f"<{tag} style='text-align:left'>{text}</{end}>" for text in texts)
+            texts = (f"<{tag} style='text-align:left'>{_text(cell)}</{end}>" for cell in cells)
+            row = "".join(texts)
             return f"<tr>{row}</tr>"
 
         head = line("th scope='col'", self.rows[0])
@@ -52,6 +69,31 @@ class Table:
             return f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}"
 
         return "\n".join("  ".join(cell(*item) for item in row.items()) for row in self.rows)
+
+
+def compared(claims: Iterable[tuple[str, str, str, int, Effect | None, str, Section]]) -> Table:
+    """The table "paper, student report, here".
+
+    claims: the sentence, what the paper says, what the student report says, the side that it says
+    the effect is on, the effect here, its unit, where its figure is.
+    """
+    return Table(
+        {
+            "claim": claim,
+            "paper (Gemma 7B)": paper,
+            "student report (GPT-2)": student,
+            "here (7.6M)": f"{effect} {unit}" if effect else "not run",
+            "verdict": checked(expected, effect),
+            "figure": section,
+        }
+        for claim, paper, student, expected, effect, unit, section in claims
+    )
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, Section):
+        return cell._repr_html_()
+    return f"{cell:.2f}" if isinstance(cell, float) else html.escape(str(cell))
 
 
 SCORERS = {"reward": "reward model"} | {column: words for words, column in MEASURES.items()}

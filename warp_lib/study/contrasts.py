@@ -273,8 +273,7 @@ def _made_alike(units: list[Outcome]) -> bool:
 def _scored_alike(units: list[Outcome], scorer: str) -> bool:
     """Whether units have the same reward model and, if `scorer` is a judge, the same judge.
 
-    Every machine trains judges for itself. Units from before judges were recorded are of one kind
-    of machine.
+    Every machine trains judges for itself.
     """
     judges = {unit.record.get("judges", {}).get(scorer) for unit in units}
     return len({unit.record["reward_model"] for unit in units}) == len(judges) == 1

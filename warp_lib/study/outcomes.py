@@ -26,10 +26,6 @@ from .fronts import Interval, along, pareto
 FOLDER = Path(os.environ.get("WARP_STUDY") or ROOT / "data" / "study")
 TUNING_SEED = 999  # chooses settings, and is reported nowhere else
 SEEDS = tuple(range(20, 28))
-# The older study, on policies rounded to bfloat16: where its tables lie, and the experiments of
-# which they are still shown. An experiment leaves the list when its exact units have ended.
-ROUNDED = "rounded"
-OLDER = ("dpo-tuning", "dpo", "reference")
 LOW = 1.0  # nats of KL where the mean of a front begins
 # nats that a trial must reach to be chosen; nats that chosen ones reach beyond where fronts are
 # compared
@@ -194,15 +190,6 @@ def outcome(experiment: str, arm: str, seed: int) -> Outcome:
     record = read_record(file)
     rows, scores = pd.read_csv(file.with_suffix(".csv")), file.with_suffix(".safetensors")
     return Outcome(rows, load_file(scores), record)
-
-
-def place(experiment: str, beside: str | None = None) -> str:
-    """Where the tables of an experiment lie that are shown: among the plan's, or among the older
-    ones.
-
-    beside: the experiment that it is compared with; both are taken from the same study.
-    """
-    return f"{ROUNDED}/{experiment}" if (beside or experiment) in OLDER else experiment
 
 
 def waiting() -> list[dict[str, str | int]]:

@@ -37,6 +37,9 @@ def run(
         if only and only not in (known := [unit.file.stem for unit in listed]):
             raise ValueError(f"{name} has no unit {only!r}; it has {', '.join(known)}.")
         waiting = [unit for unit in listed if not unit.finished and only in (None, unit.file.stem)]
+        if not waiting and MARK not in os.environ:
+            ended = f"{only} has" if only else f"{len(listed)} of {len(listed)} units have"
+            print(f"{name}: nothing to do, {ended} ended.", flush=True)
         at_once = min(jobs, len(waiting))
         if at_once > 1 or (waiting and runner is not run_here):
             _run_side_by_side(waiting, at_once, runner)
