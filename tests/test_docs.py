@@ -68,7 +68,7 @@ def test_the_readmes_numbers_are_the_studys():
         each["reinforce-2b", "LITI"]: "WARP − REINFORCE's LITI line, batch 128",
         over_best: f"WARP − best-of-n{answers.cut(over_best)}",
         slerp: "SLERP − LERP of two runs (three seeds)",
-        dpo: "WARP's gain over DPO − its gain over REINFORCE (up to "
+        dpo: "WARP's gain over DPO − its gain over REINFORCE of batch 64 (up to "
         f"{dpo.high:g} nats, five seeds)",
     }.items():
         assert f"| {name} | {short(effect)} | {verdicts[effect.side]} |" in text

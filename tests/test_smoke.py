@@ -74,8 +74,10 @@ def test_report(runs):
     assert page.count('<div class="slide">') == 1
     assert page.count('<figure id="figure-') >= 30 and 'src="http' not in page
     assert page.count("<strong>Answer") == 9  # once each, below its question
-    assert page.count("run <code>smoke</code>") == 5 and page.count("last cell; the study") == 3
-    assert page.count("last cell; the runs kept in <code>data/scale</code>") == 1
+    assert (
+        page.count("run <code>smoke</code>") == 5 and page.count("last cell, from the study") == 3
+    )
+    assert page.count("last cell, from the runs kept in <code>data/scale</code>") == 1
     assert said.count("No Chromium or Chrome draws images here") == 10  # once a notebook
     results = pd.read_csv(folder / "smoke" / "results.csv")
     assert results["method"].value_counts().to_dict() == {

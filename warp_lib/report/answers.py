@@ -497,8 +497,8 @@ def dpo(more: Contrast, own: Contrast) -> str:
     power = f"; {more.detectable:.2f} would be detected nine times in ten" if unseen else ""
     return (
         f"{opening}. From {LOW:g} to {more.high:g} nats and over {seeds(len(more.by_prompt))}, the"
-        f" difference of the two gains is {more} r̃{power}. WARP-DPO − DPO itself is"
-        f" {own} r̃{short}."
+        f" difference of the two gains is {more} r̃{power}. WARP-DPO's own gain"
+        f" over DPO is {own} r̃{short}."
     )
 
 

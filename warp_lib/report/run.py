@@ -158,6 +158,6 @@ def _answer_on_top(file: Path, settings: Settings) -> None:
         if answers and "answer-here" in cell.metadata.get("tags", []):
             own = f"run `{settings.name}`, seed {settings.seed}"
             of = next((OTHERS[tag] for tag in cell.metadata["tags"] if tag in OTHERS), own)
-            cell.source = f"{answers[-1]}\n\n*Computed by the last cell; {of}.*"
+            cell.source = f"{answers[-1]}\n\n*Computed by the last cell, from {of}.*"
     notebook.metadata.pop("widgets", None)  # papermill keeps their state, which only a kernel shows
     paths.write_whole(file, nbformat.writes(notebook))
