@@ -133,7 +133,7 @@ def dpo(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     sides = [_arm(points, arm, list(main.by_prompt), score) for arm in pair]
     gains = ("primary", "warp"), ("primary", "reinforce")
     high = min(main.high, _planned("tuning"))
-    name = f"its gain over DPO − WARP's over REINFORCE, to {high:g} nats"
+    name = f"WARP's gain over DPO − its gain over REINFORCE, to {high:g} nats"
     more = {name: contrasts.difference_of_gains(pair, gains, high)} if score == "reward" else {}
     return _study(sides, main, score, more)
 
