@@ -81,7 +81,7 @@ def test_answers_take_the_side_of_their_numbers():
     assert said()["6"].startswith("Not detectably.") and "earns 0.300 (95% CI" in said()["6"]
     assert (
         "is +0.000 (95% CI" in said()["6"]
-        and "its last policy, interpolated, earns on average 0.400 (95%" in said()["6"]
+        and "REINFORCE's last policy, interpolated, earns on average 0.400 (95%" in said()["6"]
     )
     assert answers.primary(contrast(0.2), contrast(0.0)).startswith("Yes.")
     assert "Best-of-n" not in answers.primary(contrast(0.2), contrast(0.0))
@@ -95,7 +95,7 @@ def test_the_cause_takes_the_side_of_its_numbers():
     gain, none, loss = effect(0.3), effect(0.0), effect(-0.3)
     early, line = {50: loss, 100: gain, 200: none}, {100: effect(0.4), 200: effect(0.2)}
     shared = answers.why(early, line)
-    assert "its last policy, interpolated, earns on average 0.300 (95% CI" in shared
+    assert "REINFORCE's last policy, interpolated, earns on average 0.300 (95% CI" in shared
     assert shared.endswith("more than REINFORCE stopped early.")
     no_line = answers.why({9: gain}, {9: none})
     assert "WARP earns 0.300 (95% CI" in no_line and "make that up (+0.000 (95% CI" in no_line

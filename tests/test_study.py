@@ -984,7 +984,7 @@ def test_figures_show_what_is_compared(folder):
     (below,) = (trace for trace in figure.data if trace.name == "a − b")
     assert below.yaxis == "y2" and list(below.x) == [1, 2]
     caption = figure.layout.meta["caption"]
-    assert caption.endswith("at each of 2 KLs: above 0 at 2, below at none.")
+    assert caption.endswith("which lies above 0 at 2 of them, below at none.")
     assert list(below.y) == pytest.approx([0.11, 0.21])
     edges = [trace for trace in figure.data if trace.yaxis == "y2" and trace is not below]
     assert [list(edge.y) for edge in edges] == [

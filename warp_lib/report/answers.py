@@ -235,7 +235,7 @@ def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
         )
     return (
         "What helps is interpolating a trained policy back towards SFT, and REINFORCE can do"
-        " that without WARP; at equal KL its last policy, interpolated, earns on average"
+        " that without WARP; at equal KL REINFORCE's last policy, interpolated, earns on average"
         f" {_amount(own)} more than REINFORCE stopped early."
     )
 
@@ -322,8 +322,8 @@ def key_numbers(primary: Contrast, best_of_n: Contrast) -> str:
     boxes = [
         (
             f"{signed(primary.both.mean)} r̃",
-            f"{ARMS[primary.arm]} − {ARMS[primary.rival]}, at equal KL, {_ci(primary)}; each has"
-            " whichever of its settings did better on validation prompts",
+            f"{ARMS[primary.arm]} − {ARMS[primary.rival]}, at equal KL, {_ci(primary)}; each method"
+            " had two settings (REINFORCE: batch sizes), of which validation prompts chose one",
         ),
         (
             f"{signed(-best_of_n.both.mean)} r̃",

@@ -164,8 +164,8 @@ def fronts(
         sides = [effect.side for effect in effects.values()]
         up, down = (sides.count(side) or "none" for side in (1, -1))
         caption += (
-            f" Below: {names}, with a 95% interval at each of {len(sides)} KLs: above 0 at {up},"
-            f" below at {down}."
+            f" Below: {names} at {len(sides)} KLs, each with its 95% interval, which lies above 0"
+            f" at {up} of them, below at {down}."
         )
     return titled(figure, finding, caption, height=660 if apart else 560)
 
