@@ -48,7 +48,7 @@ def test_the_readmes_numbers_are_the_studys():
     """Guards: a README that a later unit, seed or correction has left behind."""
     text = " ".join((ROOT / "README.md").read_text().replace(" r̃", "").split())
     warps, rivals = ["warp", "warp-eta-0.8"], ["reinforce", "reinforce-2b"]
-    high, high_dpo = (outcomes.settled(name)["high"] for name in ("tuning", "dpo-tuning"))
+    high = outcomes.settled("tuning")["high"]
     primary = contrasts.contrast("primary", warps, rivals, high)
     arm, seeds = primary.arm, list(primary.by_prompt)
     each = contrasts.against_each("primary", arm, rivals, high, among=seeds)
@@ -56,11 +56,7 @@ def test_the_readmes_numbers_are_the_studys():
     merged = outcomes.finished_seeds("merges", ["warp-m3"])
     over_lerp = contrasts.slerp_over_lerp("merges", "warp-m3", merged, high)
     slerp = over_lerp[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
-    gains = (
-        (("dpo", "warp-dpo"), ("dpo", "dpo")),
-        (("primary", "warp"), ("primary", "reinforce")),
-    )
-    dpo = contrasts.difference_of_gains(*gains, min(high, high_dpo))
+    dpo = contrasts.gain_over_dpo()
     verdicts = {1: "higher", 0: "no detectable difference", -1: "lower"}
     for effect, name in {
         primary: "WARP − REINFORCE (each the better of two settings)",

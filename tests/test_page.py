@@ -34,13 +34,14 @@ def shown(data: dict, tags: list[str] | None = None) -> nbformat.NotebookNode:
 def page(tmp_path_factory):
     """Two notebooks, the second one's first cell on the front."""
     folder = tmp_path_factory.mktemp("page")
+    section = tables.Section("01_first", "The why & how")
     first = v4.new_notebook(
         cells=[
             v4.new_markdown_cell("# 1 · First\n\n**Question.** Is it so?"),
             v4.new_markdown_cell("**Answer.** It is."),
             v4.new_markdown_cell("## The why & how\n\n[there](02_second.ipynb#Where-it-is)"),
             shown({PLOTLY: json.loads(figure("A finding").to_json())}),
-            shown({"text/html": tables.Table([{"wide_" * 60: 1.0}])._repr_html_()}),
+            shown({"text/html": tables.Table([{"wide_" * 60: section}])._repr_html_()}),
             v4.new_code_cell("at = 1  # a comment"),
             shown({"text/markdown": "**Answer.** It is."}, ["answer"]),
         ]
@@ -76,6 +77,7 @@ def test_the_front_comes_first_and_parts_unfold(page, chromium):
     tab.locator("nav a", has_text="First").click()
     tab.locator("[id='01_first'] .main-svg").first.wait_for()
     assert tab.get_by_text("It is.").count() == 1
+    assert tab.locator("td a[href='#01_first-the-why-how']").inner_text() == "The why & how"
     assert tab.locator("figcaption").last.inner_text().startswith("A finding.")
     tab.get_by_role("link", name="there").click()
     heading = tab.get_by_role("heading", name="Where it is")

@@ -23,6 +23,7 @@ from .outcomes import (
     finished_seeds,
     outcome,
     over_seeds,
+    settled,
 )
 
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
@@ -189,6 +190,15 @@ def difference_of_gains(
     first, second = (_gains(*pair, ends) for pair in (of, than))
     arm, rival = (f"{arm} − {rival}" for (_, arm), (_, rival) in (of, than))
     return Contrast({seed: first[seed] - second[seed] for seed in ends}, arm, rival, high, ends)
+
+
+def gain_over_dpo() -> Contrast:
+    """(WARP-DPO − DPO) − (WARP − REINFORCE) as planned: as far as the smaller K* of the two tunings
+    (see `difference_of_gains`).
+    """
+    high = min(settled(name)["high"] for name in ("tuning", "dpo-tuning"))
+    of_dpo = ("dpo", "warp-dpo"), ("dpo", "dpo")
+    return difference_of_gains(of_dpo, (("primary", "warp"), ("primary", "reinforce")), high)
 
 
 def over_best_of_n(
