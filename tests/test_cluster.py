@@ -66,7 +66,7 @@ class Fives:
         checkpoint.SECONDS = 0  # after every step
         if self.met:
             (self.met / str(os.getpid())).touch()
-            until = time.monotonic() + 60
+            until = time.monotonic() + 150  # a worker begins by importing torch, perhaps slowly
             while len(list(self.met.iterdir())) < 2 and time.monotonic() < until:
                 time.sleep(0.05)
             assert len(list(self.met.iterdir())) > 1, "the runs are not side by side"
@@ -121,7 +121,7 @@ class Nodes:
     def drive(self, script: str, *words: object) -> SimpleNamespace:
         """What such a process printed, and how it ended."""
         with self.driving(script, *words) as driver:
-            out, err = driver.communicate(timeout=180)
+            out, err = driver.communicate(timeout=300)
         return SimpleNamespace(code=driver.returncode, out=out, err=err)
 
     def lose_one(self) -> None:
