@@ -51,19 +51,25 @@ REFUSED = [
         ["merge", "a", "b", "--out", "x", "--eta", "1e308"],
         "eta must be from -1000 to 1000, not 1e+308.",
     ),
-    (["reprot"], "there is no command 'reprot'; there are report, sweep, study, pack, merge, "),
-    (["report", "--stepz=3"], "there is no setting 'stepz'; did you mean 'steps'?"),
-    (["report", "--reward-step", "3"], "there is no setting 'reward_step'; did you mean "),
+    (
+        ["reprot"],
+        'Unknown command "reprot". Did you mean "report"? Available commands: report, sweep, ',
+    ),
+    (["report", "--stepz=3"], "Unknown option: --stepz. Did you mean --steps? See report --help."),
+    (
+        ["report", "--reward-step", "3"],
+        "Unknown option: --reward-step. Did you mean --reward_steps? ",
+    ),
     (["report", "--steps"], 'Command "report" parameter --steps requires an argument.'),
     (["pack", "--merge", "mean"], "merge must be slerp or lerp, not 'mean'."),
     (["sweep"], 'Command "sweep" parameter NOTEBOOK requires an argument.'),
-    (["sweep", "n", "--job", "2"], "sweep takes no --job; parameters are given as -p "),
+    (["sweep", "n", "--job", "2"], "Unknown option: --job. Did you mean --jobs? See sweep --help."),
     (["study", "--jobs", "1.5"], "--jobs must be a whole number of at least 1, not 1.5."),
     (["study", "nothing"], "there is no experiment 'nothing'; there are tuning, "),
     (["merge", "a", "b"], 'Command "merge" parameter --out requires an argument.'),
     (["merge", "a", "--out", "x"], "a merge needs at least one run."),
-    (["verify", "a", "b"], "verify takes the name of one run only, not b."),
-    (["publish", "a"], "publish takes --name only, not a."),
+    (["verify", "a", "b"], "Unknown word: b. See verify --help."),
+    (["publish", "a"], "Unknown word: a. See publish --help."),
 ]
 
 

@@ -74,7 +74,7 @@ def test_the_whole_chain_by_name(folders, store):
     rewards = experiment.rewards(Progress())
     assert list(rewards) == ["reward", "judge_tfidf"]
     assert len(rewards["reward"].raw.model.distilbert.transformer.layer) == 1
-    scores = rewards["reward"](experiment.sft_texts)
+    scores = rewards["reward"](experiment.sft_texts())
     assert scores.mean().item() == pytest.approx(
         0, abs=0.01
     ) and scores.std().item() == pytest.approx(1, abs=0.01)
@@ -167,8 +167,9 @@ def test_the_unit_of_reward_is_measured_on_training_prompts(folders, store):
     are trained on.
     """
     experiment = Experiment(settings(folders))
-    rows = zip(experiment.sft_texts, experiment.train_prompts, strict=False)
-    assert len(experiment.sft_texts) > 200 and all(
+    texts = experiment.sft_texts()
+    rows = zip(texts, experiment.train_prompts, strict=False)
+    assert len(texts) > 200 and all(
         text.startswith(experiment.policy.tokenizer.decode(p)) for text, p in rows
     )
 
@@ -235,8 +236,11 @@ def test_reviews_shorter_than_a_completion(folders, tmp_path, store):
 
 def test_no_openings_are_no_texts():
     """Guards: one empty text in place of none."""
-    assert tiny_policy().openings(["w1 w2", "w4"], 5, 9) == []
-    assert tiny_policy().openings(["w1 w2 w4 w5", "w4"], 2, 1) == ["w1 w2 w4"]
+    experiment = Experiment.__new__(Experiment)
+    experiment.policy, experiment.settings = tiny_policy(), Settings(max_new_tokens=3)
+    long = " ".join(f"w{k % 5 + 1}" for k in range(30))
+    assert experiment._openings(["w1 w2", "w4"]) == []
+    assert experiment._openings([long, "w4"]) == [long[: 3 * experiment._length - 1]]
 
 
 def test_smollm2_is_converted_once(store, tmp_path, monkeypatch):

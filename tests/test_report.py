@@ -445,10 +445,10 @@ def test_unfinished_notebook_is_not_published():
             ["--batch_size=9", "--completions-per-prompt=2"],
             "completions_per_prompt must divide batch_size (9), and 2 does not.",
         ),
-        (["--iteration", "9"], "there is no setting 'iteration'; did you mean 'iterations'?"),
+        (["--iteration", "9"], "Unknown option: --iteration. Did you mean --iterations? See "),
         (["--merge", "mean"], "merge must be slerp or lerp, not 'mean'."),
         (["--profile", "huge"], "profile must be one of "),
-        (["laptop"], "report takes options only, not 'laptop'."),
+        (["laptop"], "Unknown word: laptop. See report --help."),
     ],
 )
 def test_bad_option_is_one_sentence(monkeypatch, capsys, options, sentence):

@@ -36,6 +36,7 @@ import warp_lib.models.scorers as scorers_module
 from warp_lib.experiment import Experiment
 from warp_lib.fast import attention, machine
 from warp_lib.models.scorers import EncoderScorer, untrained
+from warp_lib.models.tfidf import train_tfidf_scorer
 from warp_lib.report.checks import accuracy
 from warp_lib.reviews import Reviews
 from warp_lib.reward import (
@@ -46,7 +47,6 @@ from warp_lib.reward import (
 from warp_lib.runs.checkpoint import weights_of
 from warp_lib.runs.progress import Progress
 from warp_lib.settings import Settings
-from warp_lib.tfidf import train_tfidf_scorer
 
 GOOD = ["good", "great", "fine"]
 BAD = ["bad", "awful", "poor"]
@@ -638,7 +638,7 @@ def test_judges_learn_from_the_other_half(monkeypatch):
     experiment.settings = Settings.profile("full")
     experiment.reviews = Reviews(*(rows.select(part) for part in parts))
     asked = []
-    monkeypatch.setattr(Experiment, "sample_sft", lambda _, by: asked.append(by) or ["a", "bbb"])
+    monkeypatch.setattr(Experiment, "sft_texts", lambda _, by: asked.append(by) or ["a", "bbb"])
     rewards = experiment.rewards(progress := Progress())
     assert set(asked) == {progress}  # Stop ends the sampling
     assert trained == [(("reward",), parts[0]), (None, parts[1]), (("judge",), parts[1])]

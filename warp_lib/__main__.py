@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack
 
 from cyclopts import App, CycloptsError, Parameter, Token
-from cyclopts.exceptions import UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 from cyclopts.help import DefaultFormatter
 
 from .runs.errors import Explained, reason
@@ -21,17 +21,6 @@ from .runs.progress import TerminalProgress
 from .settings import PROFILES, Settings, number, typed
 
 STOPPED = "Stopped. What is finished is kept; run the same command to go on."
-# What each command says of a word that it does not know.
-TAKES = {
-    "report": "takes options only, not {!r}.",
-    "sweep": "takes no {}; parameters are given as -p NAME=VALUE or -g NAME=VALUE,VALUE,…",
-    "study": "takes names of experiments only, not {}.",
-    "pack": "takes options only, not {!r}.",
-    "merge": "takes no {}; its options are --out, --eta, --merge, --per and --dtype.",
-    "verify": "takes the name of one run only, not {}.",
-    "publish": "takes --name only, not {}.",
-    "keep": "takes the name of one run only, not {}.",
-}
 
 
 class Failed(Exception):
@@ -66,8 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with interrupted_by_signals():
             code = APP(words)
+    except UnusedCliTokensError as error:
+        return say(f"Unknown word: {(error.unused_tokens or [''])[0]}. See {words[0]} --help.", 2)
+    except UnknownOptionError as error:
+        return say(f"{error} See {words[0]} --help.", 2)
     except CycloptsError as error:
-        return say(refusal(error, words[0]), 2)
+        return say(str(error.msg or error), 2)
     except KeyboardInterrupt:
         return say(STOPPED, 1)
     except BrokenPipeError:  # as under `| head`: nobody reads on
@@ -82,26 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     if code is None:  # help was shown: asked for, or as there was no command
         sys.exit(0 if words else 2)
     return code
-
-
-def refusal(error: CycloptsError, command: str) -> str:
-    """What was wrong with the words after a command, in a sentence."""
-    match error:
-        case UnknownCommandError(unused_tokens=[command, *_]):
-            return f"there is no command {command!r}; there are {', '.join(TAKES)}."
-        case UnknownOptionError(token=token):
-            word = (token.keyword or token.value).split("=")[0]
-        case UnusedCliTokensError(unused_tokens=[word, *_]):
-            pass
-        case _:
-            return str(error.msg or error)
-    if command in ("report", "pack") and word.startswith("--"):
-        misspelt: dict[str, Any] = {word[2:].replace("-", "_"): None}
-        try:
-            Settings.profile(**misspelt)
-        except ValueError as unknown:  # with the nearest name
-            return str(unknown)
-    return f"{command} {TAKES[command].format(word)}"
 
 
 @contextmanager

@@ -106,11 +106,7 @@ def train(
 
     entry = memoise("run", inputs, make)
     history = entry.record["history"]
-    checkpoints = (
-        {t: entry.tensors(f"step-{t}") for t in range(keep_every, steps + 1, keep_every)}
-        if keep_every
-        else {}
-    )
-    return Run(
-        entry.tensors("policy"), checkpoints, history, sum(row["seconds"] for row in history)
-    )
+    kept = range(keep_every, steps + 1, keep_every) if keep_every else ()
+    checkpoints = {t: entry.tensors(f"step-{t}") for t in kept}
+    seconds = sum(row["seconds"] for row in history)
+    return Run(entry.tensors("policy"), checkpoints, history, seconds)

@@ -120,13 +120,8 @@ def language_loss(policy: Policy, reviews: Sequence[str], tokens: int) -> tuple[
     Plain language modelling: no temperature, nothing masked; shorter reviews are left out. The
     first token is not counted, and stands behind BOS where the model was trained so.
     """
-    rows = policy.tokenizer([r[: 40 * tokens] for r in reviews], add_special_tokens=False)[
-        "input_ids"
-    ]
-    ids = torch.tensor(
-        [policy.bos_ids + row[:tokens] for row in rows if len(row) >= tokens],
-        device=machine.device(),
-    )
+    rows = [policy.bos_ids + row for row in policy.openings(reviews, tokens)]
+    ids = torch.tensor(rows, device=machine.device())
     if len(ids) < 2:
         raise Explained(
             f"the policy's loss is measured on reviews of at least {tokens} tokens, and fewer than"
@@ -178,7 +173,7 @@ def measures(
             log_q_y = log_q.gather(-1, y)[..., 0]
             parts.append(
                 [
-                    exact_kl(p, log_p, log_q),
+                    exact_kl(p, log_p, log_q).sum(1),
                     (log_p_y - log_q_y).sum(1),
                     -(p * log_p).sum(-1).mean(1),
                     -log_q_y.mean(1),
@@ -188,32 +183,13 @@ def measures(
     return dict(zip(("kl", "kl_k1", "entropy", "nll_sft"), columns, strict=True))
 
 
-@torch.no_grad()
-def kl_of_pass(policy: Policy, rollouts: Rollouts, temperature: float, precision: str) -> Tensor:
-    """KL(π ‖ what a pass of this precision computes instead) along completions that π wrote: (n,),
-    nats a completion.
-    """
-    parts = []
-    for chunk in rollouts.split(CHUNK):
-        log_p = policy.log_distribution(policy.logits(chunk), temperature)
-        with machine.passes(precision):
-            log_q = policy.log_distribution(policy.logits(chunk), temperature)
-        parts.append(exact_kl(log_p.exp(), log_p, log_q).cpu())
-    return torch.cat(parts)
-
-
 def exact_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Σ_s KL(p(·|y_<s) ‖ q(·|y_<s)) over the positions of a sampled completion: (n, new,
-    vocabulary) → (n,), nats.
+    """KL(p ‖ q) over the vocabulary at each position of a sampled completion: (n, new, vocabulary)
+    → (n, new), nats.
 
-    The Rao–Blackwellised estimator of KL(π‖π_sft) (arXiv 2504.10637): unbiased, and of no more
-    variance than the log-ratio (kl_k1).
+    Their sum is the Rao–Blackwellised estimator of KL(π‖π_sft) (arXiv 2504.10637): unbiased, and of
+    no more variance than the log-ratio (kl_k1).
     """
-    return kl_by_token(p, log_p, log_q).sum(1)
-
-
-def kl_by_token(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) over the vocabulary at each position: (n, new, vocabulary) → (n, new), nats."""
     return (p * (log_p - log_q)).sum(2)
 
 

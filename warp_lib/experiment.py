@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import concatenate_datasets
 from torch import Tensor
 
 from . import merging
@@ -20,6 +21,7 @@ from .fast import machine
 from .merging import Weights
 from .models import encoders
 from .models.scorers import classifier
+from .models.tfidf import train_tfidf_scorer
 from .points import Point
 from .policy import Policy
 from .prompts import CHARACTERS, PROMPT_TOKENS
@@ -33,7 +35,6 @@ from .runs.progress import Progress
 from .runs.results import write_results
 from .runs.store import digest, memoise, save_tensors, write_json
 from .settings import Settings
-from .tfidf import train_tfidf_scorer
 from .warp import Aligner, Iteration, Map, Run, RunId, warp
 
 SFT_COMPLETIONS = 512  # of training prompts, over which rewards are standardised
@@ -89,29 +90,32 @@ class Experiment:
         """
         for label, word in ((1, "positive"), (0, "negative")):
             texts = self._held_out(label)
-            tokens = sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens
             parts = (self._openings(texts[k : k + 20]) for k in range(0, len(texts), 20))
             if len(list(islice((text for part in parts for text in part), 2))) < 2:
-                new, name = self.settings.max_new_tokens, self.settings.reviews
+                s = self.settings
                 raise Explained(
-                    f"max_new_tokens={new} is too much for reviews={name!r}: fewer than two of its"
-                    f" held-out {word} reviews have the {tokens} tokens of a completion with its"
-                    " prompt; lower it, or give longer reviews."
+                    f"max_new_tokens={s.max_new_tokens} is too much for reviews={s.reviews!r}:"
+                    f" fewer than two of its held-out {word} reviews have the {self._length} tokens"
+                    " of a completion with its prompt; lower it, or give longer reviews."
                 )
+
+    @property
+    def _length(self) -> int:
+        """Tokens of a completion with its prompt."""
+        return sum(PROMPT_TOKENS) // 2 + self.settings.max_new_tokens
 
     def _held_out(self, label: int) -> list[str]:
         """The held-out reviews of a label."""
-        held = [self.reviews.validation, self.reviews.test]
-        return [
-            t
-            for part in held
-            for t, k in zip(part["text"][:], part["label"][:], strict=True)
-            if k == label
-        ]
+        held = concatenate_datasets([self.reviews.validation, self.reviews.test])
+        return [t for t, k in zip(held["text"][:], held["label"][:], strict=True) if k == label]
 
     def _openings(self, texts: list[str]) -> list[str]:
-        """Reviews cut to the length of prompt and completion."""
-        return self.policy.openings(texts, sum(PROMPT_TOKENS) // 2, self.settings.max_new_tokens)
+        """Reviews cut to the length of prompt and completion: what a rollout of the same length
+        looks like when a person wrote it.
+        """
+        cut = self.policy.openings(texts, self._length)
+        # of no rows it may make one empty text
+        return self.policy.tokenizer.batch_decode(cut) if cut else []
 
     def under(self, settings: Settings) -> "Experiment":
         """The same models and reviews under other settings, with a policy of its own to
@@ -128,7 +132,6 @@ class Experiment:
             )
         other = copy.copy(self)
         other.settings, other.policy = settings, self.policy.clone()
-        other.__dict__.pop("sft_texts", None)  # they move with the temperature
         other._check_sizes()
         return other
 
@@ -172,15 +175,10 @@ class Experiment:
 
     # Rewards
 
-    @cached_property
-    def sft_texts(self) -> list[str]:
+    def sft_texts(self, progress: Progress | None = None) -> list[str]:
         """SFT completions of the first training prompts, the sample that sets the zero and the unit
-        of every reward.
+        of every reward: sampled, or taken from the store. Raises Stopped between two tokens.
         """
-        return self.sample_sft(Progress())
-
-    def sample_sft(self, progress: Progress) -> list[str]:
-        """`sft_texts`, sampled or taken from the store. Raises Stopped between two tokens."""
         prompts = list(
             self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values()
         )[:SFT_COMPLETIONS]
@@ -194,19 +192,20 @@ class Experiment:
         standardised. With reward_steps=0 the encoder itself is one.
         """
         s = self.settings
-        if not s.reward_steps:
-            return Reward.standardised(classifier(s.encoder), self.sample_sft(progress))
-        scorer = train_encoder_scorer(
-            s.encoder,
-            s.reward_layers,
-            s.reward_trained,
-            self.reviews.reward,
-            steps=s.reward_steps,
-            learning_rate=s.reward_learning_rate,
-            seed=SEED,
-            progress=progress,
-        )
-        return Reward.standardised(scorer, self.sample_sft(progress))
+        if s.reward_steps:
+            scorer = train_encoder_scorer(
+                s.encoder,
+                s.reward_layers,
+                s.reward_trained,
+                self.reviews.reward,
+                steps=s.reward_steps,
+                learning_rate=s.reward_learning_rate,
+                seed=SEED,
+                progress=progress,
+            )
+        else:
+            scorer = classifier(s.encoder)
+        return Reward.standardised(scorer, self.sft_texts(progress))
 
     def rewards(self, progress: Progress) -> dict[str, Reward]:
         """The reward and the `judges`."""
@@ -217,7 +216,7 @@ class Experiment:
         (the full MiniLM) if it is given steps.
         """
         s = self.settings
-        tfidf, texts = train_tfidf_scorer(self.reviews.judges), self.sample_sft(progress)
+        tfidf, texts = train_tfidf_scorer(self.reviews.judges), self.sft_texts(progress)
         judges = {"judge_tfidf": Reward.standardised(tfidf, texts)}
         if s.judge_steps:
             scorer = train_encoder_scorer(
@@ -235,14 +234,14 @@ class Experiment:
 
     def standardised(self, rewards: dict[str, Reward], progress: Progress) -> dict[str, Reward]:
         """The same scorers, standardised over what SFT writes under these settings."""
-        texts = self.sample_sft(progress)
+        texts = self.sft_texts(progress)
         return {name: Reward.standardised(reward.raw, texts) for name, reward in rewards.items()}
 
     def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
         """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length
         of prompt and completion.
         """
-        texts = {"SFT completions": self.sft_texts}
+        texts = {"SFT completions": self.sft_texts()}
         for name, label in (("real positive openings", 1), ("real negative openings", 0)):
             texts[name] = self._openings(self._held_out(label))
 
@@ -371,15 +370,12 @@ class Experiment:
         prompts = self.policy.tokenizer.batch_decode(self.test_prompts[:SHOWN])
         for number, point in enumerate(progress.track(list(points), "evaluation")):
             seen = self.evaluate(point.theta, rewards, progress=progress)
-            texts = self.policy.tokenizer.batch_decode(
-                seen.rollouts.completions[:: s.test_samples][:SHOWN]
-            )
-            for prompt, text, reward in zip(
+            first = seen.rollouts.completions[:: s.test_samples][:SHOWN]
+            texts = self.policy.tokenizer.batch_decode(first)
+            for x, y, r in zip(
                 prompts, texts, seen.scores["reward"].mean(1).tolist(), strict=False
             ):
-                shown.append(
-                    {"point": number, "prompt": prompt, "completion": text, "reward": reward}
-                )
+                shown.append({"point": number, "prompt": x, "completion": y, "reward": r})
             rows.append(
                 point.columns
                 | {"seed": s.seed, "completions": point.steps * s.batch_size}
@@ -407,7 +403,8 @@ class Experiment:
         settings, EOS, BOS, the test prompts and the evaluated completions (prompts, samples, new)
         as token ids, r̃'s mean and standard deviation, digests of reward model and π_sft.
         """
-        target = folder(self.settings.name) / "models" / name
+        s = self.settings
+        target = folder(s.name) / "models" / name
         # it says nothing of a folder that is half written
         (target / REPORT).unlink(missing_ok=True)
         theta = point.theta
@@ -416,19 +413,14 @@ class Experiment:
         self.policy.tokenizer.save_pretrained(target)
         reward = rewards["reward"]
         record = {
-            "row": {k: v for k, v in point.columns.items() if k != "seconds"}
-            | {"seed": self.settings.seed},
-            "settings": self.settings.asdict(),
+            "row": {k: v for k, v in point.columns.items() if k != "seconds"} | {"seed": s.seed},
+            "settings": s.asdict(),
             "eos": self.policy.eos_ids,
             "bos": self.policy.bos_ids,
             "sft": digest(self.theta_sft),
             "reward": {"identity": reward.identity, "mean": reward.mean, "sd": reward.sd},
             "prompts": self.test_prompts,
-            "completions": (
-                seen.completions.view(
-                    len(self.test_prompts), self.settings.test_samples, -1
-                ).tolist()
-            ),
+            "completions": seen.completions.view(-1, s.test_samples, seen.new).tolist(),
         }
         write_whole(target / REPORT, json.dumps(record))
         return target

@@ -34,7 +34,6 @@ def task_vector(base: Weights, final: Weights) -> Weights:
 
 def lerp(base: Weights, tuned: Sequence[Weights]) -> Weights:
     """θ_init + mean of the task vectors."""
-    _check(base, tuned)
     return _merge(base, tuned, "tensor", _mean)
 
 
@@ -52,7 +51,6 @@ def slerp(base: Weights, tuned: Sequence[Weights], *, per: str = "layer") -> Wei
 
     Raises ValueError when names or shapes differ, or `per` is unknown.
     """
-    _check(base, tuned)
     if per not in ("layer", "tensor", "model"):
         raise ValueError(f"per must be layer, tensor or model, not {per!r}.")
 
@@ -74,7 +72,6 @@ def slerp_without_order(base: Weights, tuned: Sequence[Weights]) -> Weights:
 
     Raises ValueError when names or shapes differ.
     """
-    _check(base, tuned)
 
     def spherical(deltas: list[list[Tensor]]) -> list[Tensor]:
         mean = _mean(deltas)
@@ -88,7 +85,6 @@ def between(base: Weights, first: Weights, second: Weights, share: float) -> Wei
     """SLERP of two task vectors, one angle a layer, by any `share` of it: 0 is `first`, ½ what
     `slerp` gives, 1 is `second`.
     """
-    _check(base, [first, second])
     return _merge(
         base, [first, second], "layer", lambda deltas: _slerp_pair(deltas[0], deltas[1], share)
     )
@@ -101,13 +97,10 @@ def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
     _check(base, [target])
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
-
-    by_place = {
-        _place(base[n]): torch.lerp(_wide(base[n]), _wide(target[n]), eta)
-        for ns in _groups(base, "tensor").values()
-        for n in ns
-    }
-    return _spread(base, by_place)
+    names = (name for names in _groups(base, "tensor").values() for name in names)
+    return _spread(
+        base, {_place(base[n]): torch.lerp(_wide(base[n]), _wide(target[n]), eta) for n in names}
+    )
 
 
 def angle(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -130,32 +123,23 @@ def geometry(base: Weights, tuned: Sequence[Weights]) -> list[dict[str, Any]]:
     _check(base, tuned)
     deltas = [task_vector(base, final) for final in tuned]
     layers = _groups(base, "layer") | {"model": _groups(base, "model").get("", [])}
-    norms = [
-        {layer: norm([d[n] for n in names]) for layer, names in layers.items()} for d in deltas
-    ]
-    return [
-        {
-            "layer": layer,
-            "a": a + 1,
-            "b": b + 1,
-            "degrees": math.degrees(
-                angle([deltas[a][n] for n in names], [deltas[b][n] for n in names])
-            ),
-            "norm_a": norms[a][layer],
-            "norm_b": norms[b][layer],
-        }
-        for layer, names in layers.items()
-        for a, b in combinations(range(len(tuned)), 2)
-    ]
+    rows = []
+    for layer, names in layers.items():
+        vectors = [[delta[n] for n in names] for delta in deltas]
+        norms = list(map(norm, vectors))
+        for a, b in combinations(range(len(tuned)), 2):
+            degrees = math.degrees(angle(vectors[a], vectors[b]))
+            pair = {"layer": layer, "a": a + 1, "b": b + 1, "degrees": degrees}
+            rows.append(pair | {"norm_a": norms[a], "norm_b": norms[b]})
+    return rows
 
 
 def slerp_shares(omega: float, share: float) -> tuple[float, float]:
     """SLERP's coefficients at a `share` of the angle Ω (radians); LERP's where Ω is nan, 0 or π."""
     if math.isnan(omega) or math.sin(omega) < 1e-6:
         return 1 - share, share
-    return math.sin((1 - share) * omega) / math.sin(omega), math.sin(share * omega) / math.sin(
-        omega
-    )
+    whole = math.sin(omega)
+    return math.sin((1 - share) * omega) / whole, math.sin(share * omega) / whole
 
 
 def _mean(deltas: list[list[Tensor]]) -> list[Tensor]:
@@ -184,9 +168,8 @@ def _groups(base: Weights, per: str) -> dict[str, list[str]]:
     for name, tensor in base.items():
         if tensor.is_floating_point() and (storage := _place(tensor)) not in seen:
             seen.add(storage)
-            groups.setdefault(
-                {"layer": layer_of(name), "tensor": name, "model": ""}[per], []
-            ).append(name)
+            group = {"layer": layer_of(name), "tensor": name, "model": ""}[per]
+            groups.setdefault(group, []).append(name)
     return groups
 
 
@@ -197,6 +180,7 @@ def _merge(
     average: Callable[[list[list[Tensor]]], list[Tensor]],
 ) -> Weights:
     """base + average(task vectors), group by group."""
+    _check(base, tuned)
     by_place = {}
     for names in _groups(base, per).values():
         deltas = [[_wide(final[n]) - _wide(base[n]) for n in names] for final in tuned]

@@ -168,18 +168,11 @@ class Policy:
             *role,
         )
 
-    def openings(self, reviews: Sequence[str], prompts: int, new: int) -> list[str]:
-        """Real reviews cut to the length of prompt and completion: what a rollout of the same
-        length looks like when a person wrote it.
-
-        Shorter reviews are left out.
-        """
-        rows = self.tokenizer(
-            [r[: 40 * (prompts + new)] for r in reviews], add_special_tokens=False
-        )["input_ids"]
-        cut = [ids[: prompts + new] for ids in rows if len(ids) >= prompts + new]
-        # of no rows it may make one empty text
-        return self.tokenizer.batch_decode(cut) if cut else []
+    def openings(self, reviews: Sequence[str], tokens: int) -> list[list[int]]:
+        """The first `tokens` tokens of reviews; shorter ones are left out."""
+        cut = [review[: 40 * tokens] for review in reviews]
+        rows = self.tokenizer(cut, add_special_tokens=False)["input_ids"]
+        return [ids[:tokens] for ids in rows if len(ids) >= tokens]
 
     def texts(self, rollouts: Rollouts) -> list[str]:
         """Prompt and completion of each rollout as text, without BOS."""

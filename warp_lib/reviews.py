@@ -3,7 +3,6 @@
 import hashlib
 import html
 import re
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,8 +12,6 @@ from .models import review_files
 from .models.model_files import Unfit, said_of
 
 LEAST = 200  # different labelled reviews
-# the largest share of labels other than 0, 1 and −1 that are left out rather than refused
-ODD = 0.05
 HELD_OUT = 0.04  # the share of the reviews that goes to validation, and again to test
 
 
@@ -56,25 +53,13 @@ def load_reviews(name: str = "imdb") -> Reviews:
     reviews of either label.
     """
     with said_of(f"reviews={name!r}"):
-        return _split(review_files.table(name))
+        review_files.refuse(table := review_files.table(name))
+        return _split(table)
 
 
 def _split(table: datasets.Dataset) -> Reviews:
     """The parts of a table of reviews. Raises Unfit."""
-    if not {"text", "label"} <= set(table.column_names):
-        raise Unfit(f"has the columns {table.column_names}; text and label are needed")
-    kind = getattr(table.features["text"], "dtype", type(table.features["text"]).__name__)
-    if kind not in ("string", "large_string"):
-        what = (
-            "nothing"
-            if kind == "null"
-            else "numbers"
-            if "int" in kind or "float" in kind
-            else f"values of the type {kind}"
-        )
-        raise Unfit(f"has {what} in its column text; reviews are needed there")
     labels = table["label"][:]
-    _refuse_labels(labels)
     texts, seen, keep = [clean(t or "") for t in table["text"][:]], set(), []
     for row, text in enumerate(texts):
         digest = hashlib.sha256(text.lower().encode()).digest()
@@ -113,32 +98,3 @@ def _split(table: datasets.Dataset) -> Reviews:
                     f" 2 are needed there: add {word} ones"
                 )
     return reviews
-
-
-def _refuse_labels(labels: list) -> None:
-    """Raise Unfit unless labels are 0 and 1, but for a few others and the −1 of reviews without
-    one, which are left out.
-    """
-    if any(isinstance(label, list | dict) for label in labels):
-        raise Unfit(
-            "has several values in a label; one number is needed, 0 (negative) or 1 (positive)"
-        )
-    counts = Counter(label for label in labels if label is not None and label == label)
-    odd = sum(n for label, n in counts.items() if label not in (0, 1, -1))
-    if counts[0] and counts[1] and odd <= ODD * len(labels):
-        return
-    there = [repr(label) for label in sorted(counts, key=lambda label: (str(type(label)), label))]
-    shown = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
-    hint = (
-        ": write 0 in place of -1"
-        if set(counts) == {-1, 1}
-        else ": add reviews of the other"
-        if set(counts) in ({0}, {1})
-        else ""
-    )
-    if not counts:
-        raise Unfit("has no labels; they must be 0 (negative) and 1 (positive), some of each label")
-    raise Unfit(
-        f"has the label{'s' * (len(there) > 1)} {shown}; they must be 0 (negative) and 1"
-        f" (positive), some of each label{hint}"
-    )

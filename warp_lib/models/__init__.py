@@ -1,1 +1,3 @@
-"""Other people's models and reviews: found by name, checked, converted, opened, or refused."""
+"""Other people's models and reviews: found by name, checked, converted, opened, or refused; what scores
+texts.
+"""

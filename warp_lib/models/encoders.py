@@ -4,7 +4,6 @@ in one sentence.
 
 import importlib.util
 import math
-import re
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -88,32 +87,13 @@ def positions(model: PreTrainedModel) -> float:
     return positions if before is None else positions - before - 1
 
 
-def refuse_tensors(model: PreTrainedModel, problems: dict[str, set], beyond: range) -> None:
-    """Raise Unfit if the file lacks weights of the encoder or has others.
+def counts(model: PreTrainedModel, name: str, beyond: range) -> bool:
+    """Whether a tensor is one of the encoder's that is used, and so has to be in its file.
 
-    Excused are heads, of which the scorer has one of its own (another number of labels, too), the
-    pooler, which belongs to it, and the layers `beyond` those that are used.
+    Heads are not, of which the scorer has one of its own (another number of labels, too), nor the
+    pooler, which belongs to it, nor the layers `beyond` those that are used.
     """
-    base = model.base_model_prefix
-    inside = [name for name, _ in model.base_model.named_children()]
-
-    def counts(name: str) -> bool:
-        name = name.removeprefix(f"{base}.")
-        layer = re.search(r"\.(\d+)\.", name)
-        return (
-            name.split(".")[0] in inside
-            and "pooler" not in name.split(".")
-            and not (layer and int(layer[1]) in beyond)
-        )
-
-    lacking = [
-        name for name in problems["missing_keys"] if name.startswith(f"{base}.") and counts(name)
-    ]
-    mismatched = [
-        odd
-        for odd in problems["mismatched_keys"]
-        if odd[0].startswith(f"{base}.") and counts(odd[0])
-    ]
-    loading.refuse_tensors(
-        model, lacking, [name for name in problems["unexpected_keys"] if counts(name)], mismatched
-    )
+    parts = name.removeprefix(f"{model.base_model_prefix}.").split(".")
+    inside = [child for child, _ in model.base_model.named_children()]
+    layer = next((int(part) for part in parts[1:-1] if part.isdigit()), -1)
+    return parts[0] in inside and "pooler" not in parts and layer not in beyond

@@ -4,7 +4,7 @@ one sentence.
 A policy and an encoder come through here. No code that a folder brings is ever run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,59 +98,52 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise Unfit(_not_opened("a tokenizer that", error)) from error
 
 
-def open_model(auto: type, folder: Path, **options: Any) -> tuple[PreTrainedModel, dict[str, set]]:
-    """A folder's model in float32, and what transformers says of its tensors: missing, unexpected
-    and mismatched ones.
+def open_model(
+    auto: type,
+    folder: Path,
+    counts: Callable[[PreTrainedModel, str], bool] = lambda model, name: True,
+    **options: Any,
+) -> PreTrainedModel:
+    """A folder's model in float32.
 
     Args:
         auto: one of transformers' AutoModel classes.
+        counts: whether a tensor that the file lacks, or has besides, is to be there or not.
         options: for its `from_pretrained`.
 
-    Raises Unfit when it cannot be opened. Tensors are left to `refuse_tensors`.
+    Raises Unfit when it cannot be opened, or the file does not hold exactly its tensors (those it
+    lacks would be random numbers), all of them finite.
     """
     options |= {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     try:
-        return auto.from_pretrained(
+        model, problems = auto.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except Exception as error:  # a config.json can go wrong in as many ways as there are models
         raise Unfit(_not_opened("a model that", error)) from error
+    if odd := sorted(each for each in problems["mismatched_keys"] if counts(model, each[0])):
+        name, there, wanted = odd[0]
+        raise Unfit(
+            f"has a config.json and weights that do not fit together: {name} is {_shape(there)} and"
+            f" should be {_shape(wanted)}"
+        )
+    sides = {
+        "missing": ("lacks", "needs"),
+        "unexpected": ("has weights too many:", "does not have"),
+    }
+    for side, (verb, says) in sides.items():
+        if names := sorted(name for name in problems[f"{side}_keys"] if counts(model, name)):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            kind = type(model).__name__
+            raise Unfit(f"{verb} {names[0]}{more}, which the {kind} of its config.json {says}")
+    refuse_non_finite(model.named_parameters())
+    return model
 
 
 def _not_opened(what: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "needs code of its own to open, and such code is never run here"
     return f"has {what} transformers cannot open ({type(error).__name__}: {first_line(error)})"
-
-
-def refuse_tensors(
-    model: PreTrainedModel,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    mismatched: Iterable[tuple],
-) -> None:
-    """Raise Unfit if a model's file did not hold exactly its tensors: those it lacks would be
-    random numbers.
-
-    Args:
-        missing, unexpected, mismatched: as `from_pretrained` returns them, less what is excused. Of
-            the last: name, its shape, the model's.
-    """
-    kind = type(model).__name__
-    if odd := sorted(mismatched):
-        name, there, wanted = odd[0]
-        raise Unfit(
-            f"has a config.json and weights that do not fit together: {name} is {_shape(there)} and"
-            f" should be {_shape(wanted)}"
-        )
-    for names, verb in ((sorted(missing), "lacks"), (sorted(unexpected), "has weights too many:")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            which = (
-                f"which the {kind} of its config.json"
-                f" {'needs' if verb == 'lacks' else 'does not have'}"
-            )
-            raise Unfit(f"{verb} {names[0]}{more}, {which}")
 
 
 def _shape(shape: Iterable[int]) -> str:
@@ -176,11 +169,7 @@ def open_policy(folder: Path, prompt: int) -> tuple[PreTrainedModel, PreTrainedT
     """
     inspect(folder, causal=True)
     tokenizer = open_tokenizer(folder)
-    model, problems = open_model(AutoModelForCausalLM, folder)
-    refuse_tensors(
-        model, problems["missing_keys"], problems["unexpected_keys"], problems["mismatched_keys"]
-    )
-    refuse_non_finite(model.named_parameters())
+    model = open_model(AutoModelForCausalLM, folder)
     tokens = vocabulary(model)
     refuse_vocabulary(tokenizer, tokens)
     eos_ids = model.generation_config.eos_token_id

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,9 @@ from ..runs import paths
 from ..runs.errors import reason
 from . import hub
 from .model_files import Unfit, first_line, refuse_pointer
+
+# the largest share of labels other than 0, 1 and −1 that are left out rather than refused
+ODD = 0.05
 
 
 def table(name: str) -> datasets.Dataset:
@@ -57,6 +61,48 @@ def table(name: str) -> datasets.Dataset:
         for file, names in zip(files, columns, strict=True):
             _refuse_rows(file, len(names))
         raise Unfit(f"has CSV files that cannot be read ({first_line(_first(error))})") from error
+
+
+def refuse(table: datasets.Dataset) -> None:
+    """Raise Unfit unless a table has texts, and labels that are 0 and 1, but for a few others and
+    the −1 of reviews without one, which are left out.
+    """
+    if not {"text", "label"} <= set(table.column_names):
+        raise Unfit(f"has the columns {table.column_names}; text and label are needed")
+    kind = getattr(table.features["text"], "dtype", type(table.features["text"]).__name__)
+    if kind not in ("string", "large_string"):
+        what = (
+            "nothing"
+            if kind == "null"
+            else "numbers"
+            if "int" in kind or "float" in kind
+            else f"values of the type {kind}"
+        )
+        raise Unfit(f"has {what} in its column text; reviews are needed there")
+    labels = table["label"][:]
+    if any(isinstance(label, list | dict) for label in labels):
+        raise Unfit(
+            "has several values in a label; one number is needed, 0 (negative) or 1 (positive)"
+        )
+    counts = Counter(label for label in labels if label is not None and label == label)
+    odd = sum(n for label, n in counts.items() if label not in (0, 1, -1))
+    if counts[0] and counts[1] and odd <= ODD * len(labels):
+        return
+    there = [repr(label) for label in sorted(counts, key=lambda label: (str(type(label)), label))]
+    shown = ", ".join(there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
+    hint = (
+        ": write 0 in place of -1"
+        if set(counts) == {-1, 1}
+        else ": add reviews of the other"
+        if set(counts) in ({0}, {1})
+        else ""
+    )
+    if not counts:
+        raise Unfit("has no labels; they must be 0 (negative) and 1 (positive), some of each label")
+    raise Unfit(
+        f"has the label{'s' * (len(there) > 1)} {shown}; they must be 0 (negative) and 1"
+        f" (positive), some of each label{hint}"
+    )
 
 
 def _not_reviews(folder: Path) -> str:

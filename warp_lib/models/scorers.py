@@ -26,7 +26,7 @@ from ..runs.identities import config_of, tokenizer_identity
 from ..runs.seeds import stream
 from ..runs.store import digest
 from . import encoders, hub, loading
-from .model_files import Unfit, first_line, refuse_non_finite, said_of
+from .model_files import Unfit, first_line, said_of
 
 # lengths are padded to a multiple of it: the processor's kernels are compiled anew for every new
 # shape
@@ -147,11 +147,12 @@ def untrained(encoder: str, layers: int, seed: tuple) -> EncoderScorer:
     with said_of(f"encoder={encoder!r}"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(*seed, "head"))
-            model, problems = loading.open_model(
-                AutoModelForSequenceClassification, source, config=config
+            model = loading.open_model(
+                AutoModelForSequenceClassification,
+                source,
+                partial(encoders.counts, beyond=beyond),
+                config=config,
             )
-        encoders.refuse_tensors(model, problems, beyond)
-        refuse_non_finite(model.named_parameters())
         scorer = EncoderScorer(model, tokenizer, [])
         scorer.check()
     return scorer
@@ -171,20 +172,13 @@ def classifier(name: str) -> EncoderScorer:
         source = hub.model_folder(name, ())
         loading.inspect(source, causal=False)
         tokenizer = loading.open_tokenizer(source)
-        model, problems = loading.open_model(AutoModelForSequenceClassification, source)
+        model = loading.open_model(AutoModelForSequenceClassification, source)
         labels = [str(label) for _, label in sorted((model.config.id2label or {}).items())]
         if len(labels) != 2 or labels[0].lower().startswith("pos"):
             raise Unfit(
                 f"has the labels {', '.join(labels)}; a classifier that is used as it is"
                 " (reward_steps=0) has two, negative and positive"
             )
-        loading.refuse_tensors(
-            model,
-            problems["missing_keys"],
-            problems["unexpected_keys"],
-            problems["mismatched_keys"],
-        )
-        refuse_non_finite(model.named_parameters())
         loading.refuse_vocabulary(tokenizer, model.config.vocab_size)
         encoders.agree_on_padding(tokenizer, model.config)
         scorer = EncoderScorer(model, tokenizer, [])

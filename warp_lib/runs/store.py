@@ -31,6 +31,7 @@ from .paths import write_whole
 FORMAT = 7  # raised when the same inputs give other results than before
 # where a computation may leave what it goes on from; no part of its result
 CHECKPOINT = "checkpoint.safetensors"
+LEFT = ("record.json", CHECKPOINT)  # no part of the result
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,9 @@ def _record(
     """Write the record of what was computed into `part`, and return it as a later reader gets
     it.
     """
-    kept = [
-        f
-        for f in sorted(part.iterdir())
-        if f.suffix != ".tmp" and f.name not in ("record.json", CHECKPOINT)
-    ]
-    files = {f.name: file_digest(f) for f in kept}
-    record = {
-        "kind": kind,
-        "inputs": inputs,
-        "threads": torch.get_num_threads(),
-        "result": result,
-        "files": files,
-    }
+    kept = [f for f in sorted(part.iterdir()) if f.suffix != ".tmp" and f.name not in LEFT]
+    record = {"kind": kind, "inputs": inputs, "threads": torch.get_num_threads()}
+    record |= {"result": result, "files": {f.name: file_digest(f) for f in kept}}
     record = json.loads(json.dumps(record))
     write_json(part / "record.json", record | {"digest": digest(record)})
     return record

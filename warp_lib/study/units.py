@@ -17,10 +17,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..evaluate import Evaluation, kl_of_pass
+from ..evaluate import CHUNK, Evaluation, exact_kl
 from ..experiment import Experiment
 from ..fast import machine
 from ..merging import Weights, geometry
+from ..policy import Policy, Rollouts
 from ..reward import Reward
 from ..runs.commit import COMMIT
 from ..runs.paths import write_whole
@@ -178,6 +179,20 @@ class Passes(Unit):
                     row["pass_kl_se"] = apart.std().item() / math.sqrt(len(apart))
                 measured.add(row, one)
         return measured
+
+
+@torch.no_grad()
+def kl_of_pass(policy: Policy, rollouts: Rollouts, temperature: float, precision: str) -> Tensor:
+    """KL(π ‖ what a pass of this precision computes instead) along completions that π wrote: (n,),
+    nats a completion.
+    """
+    parts = []
+    for chunk in rollouts.split(CHUNK):
+        log_p = policy.log_distribution(policy.logits(chunk), temperature)
+        with machine.passes(precision):
+            log_q = policy.log_distribution(policy.logits(chunk), temperature)
+        parts.append(exact_kl(log_p.exp(), log_p, log_q).sum(1).cpu())
+    return torch.cat(parts)
 
 
 def rounds_to(base: Weights, theta: Weights) -> float:

@@ -5,10 +5,10 @@ parameters 3.7 million, a file small enough for a repository. data/smollm2-imdb 
 made, with the card that it wrote.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -22,7 +22,7 @@ from ..policy import Policy
 from ..reviews import load_reviews
 from ..runs import paths
 from ..runs.checkpoint import Checkpoint
-from ..runs.progress import Progress, TerminalProgress
+from ..runs.progress import TerminalProgress
 from ..runs.seeds import torch_stream
 from ..runs.store import write_json
 from .pretrain import CONTEXT, LOOK_EVERY, Corpus, completed, loss_of, rate_at, validation_loss
@@ -32,15 +32,20 @@ RATE = 5e-4  # peak learning rate
 MEASURED = 256  # validation reviews, for the card
 
 
-def finetune(out: Path, *, steps: int, windows: int, progress: Progress) -> None:
+def finetune(
+    *, out: Path = paths.RUNS / "smollm2-imdb", steps: int = 600, windows: int = 16
+) -> None:
     """Train the adapter into the folder `out`; called again, a killed training goes on.
 
     Args:
-        steps, windows: optimiser steps, of so many windows of 128 tokens each.
+        out: the folder
+        steps: optimiser steps
+        windows: windows of 128 tokens in a step
 
     Raises ValueError in one sentence where the packages of the extra smollm2 are missing.
     """
     prepare()
+    progress = TerminalProgress()
     with said_of("policy='smollm2'"):
         converted.need("peft")
         base = converted.smollm2()
@@ -139,14 +144,5 @@ Of openings of validation reviews (bold), 53 tokens at τ = 0.7, the first eight
 """)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=paths.RUNS / "smollm2-imdb")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--windows", type=int, default=16, help="windows of 128 tokens in a step")
-    finetune(**vars(parser.parse_args()), progress=TerminalProgress())
-
-
 if __name__ == "__main__":
-    main()
+    cyclopts.run(finetune)

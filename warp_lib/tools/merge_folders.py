@@ -471,9 +471,8 @@ def _write_header(
     Returns where its tensors (name, shape, dtype) belong. They follow each other without a gap,
     wide dtypes first, so that each begins at a multiple of its numbers' size, as readers expect.
     """
-    with like.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        metadata = json.loads(opened.read(size)).get("__metadata__")
+    with safe_open(like, framework="numpy") as opened:
+        metadata = opened.metadata()
     header, end = ({"__metadata__": metadata} if metadata else {}), 0
     for name, shape, dtype in sorted(tensors, key=lambda tensor: -tensor[2].itemsize):
         begin, end = end, end + math.prod(shape) * dtype.itemsize

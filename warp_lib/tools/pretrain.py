@@ -4,10 +4,10 @@ Both are trained on the reviews. The bundled policy under data/policy was made b
 data/policy/README.md is the model card it wrote.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
@@ -25,7 +25,7 @@ from ..policy import Policy
 from ..reviews import load_reviews
 from ..runs import paths
 from ..runs.checkpoint import Checkpoint
-from ..runs.progress import Progress, TerminalProgress
+from ..runs.progress import TerminalProgress
 from ..runs.seeds import torch_stream
 from ..runs.store import write_json
 
@@ -95,15 +95,24 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def pretrain(
-    out: Path, *, layers: int, width: int, steps: int, windows: int, progress: Progress
+    *,
+    out: Path = paths.RUNS / "pretrain",
+    layers: int = 4,
+    width: int = 320,
+    steps: int = 5_000,
+    windows: int = 64,
 ) -> None:
     """Train tokenizer and policy into the folder `out`; called again, a killed training goes on.
 
     Args:
-        layers, width: of the GPT-2; 64 dimensions a head.
-        steps, windows: optimiser steps, of so many windows of 128 tokens each.
+        out: the folder
+        layers: of the GPT-2
+        width: of the GPT-2; 64 dimensions a head
+        steps: optimiser steps
+        windows: windows of 128 tokens in a step
     """
     prepare()
+    progress = TerminalProgress()
     out.mkdir(parents=True, exist_ok=True)
     reviews = load_reviews("imdb")
     if (out / "tokenizer.json").exists():
@@ -221,16 +230,5 @@ Of openings of validation reviews (bold), 53 tokens at τ = 0.7, the first eight
 """)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=paths.RUNS / "pretrain")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=320)
-    parser.add_argument("--steps", type=int, default=5_000)
-    parser.add_argument("--windows", type=int, default=64, help="windows of 128 tokens in a step")
-    pretrain(**vars(parser.parse_args()), progress=TerminalProgress())
-
-
 if __name__ == "__main__":
-    main()
+    cyclopts.run(pretrain)

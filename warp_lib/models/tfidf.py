@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runs.store import digest, memoise, save_tensors
+from ..runs.store import digest, memoise, save_tensors
 
 
 class TfidfScorer:
