@@ -59,6 +59,7 @@ from warp_lib.fast import machine
 from warp_lib.policy import Policy, Rollouts
 from warp_lib.runs import paths
 from warp_lib.study import outcomes
+from warp_lib.study.fronts import Effect, Interval
 
 GIVEN = {"learning_rate": 1e-5, "beta": 0.3}  # settings of units that `keep` makes
 # a tiny policy's end of sequence; not at the vocabulary's edge, and as likely as any other token
@@ -449,3 +450,13 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def over_seeds(effect: Effect) -> Interval:
+    """Of the seeds' means: over training runs, on the same prompts."""
+    return Interval.of([values.mean() for values in effect.by_prompt.values()])
+
+
+def over_prompts(effect: Effect) -> Interval:
+    """Of the prompts' means: over prompts, with the same runs."""
+    return Interval.of(np.mean(list(effect.by_prompt.values()), axis=0))

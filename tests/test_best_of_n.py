@@ -9,7 +9,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 import torch
-from conftest import keep
+from conftest import keep, over_seeds
 from safetensors.numpy import load_file
 
 from warp_lib.runs.progress import Progress
@@ -86,13 +86,13 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     keep(folder, "best-of-n", "sft", 0, [(0.0, 0.0), (1.0, 1.0), (2.5, 1.75)], method="best-of-n")
     for seed, up in ((0, 0.1), (1, 0.3)):
         keep(folder, "x", "warp", seed, [(0, 0), (1, 1 + up), (5, 3 + up)])
-    assert contrasts.over_best_of_n("x", "warp", 3.0, among=[0]).by_seed.keys() == {0}
+    assert contrasts.over_best_of_n(("x", "warp"), 3.0, among=[0]).by_seed.keys() == {0}
     file = folder / "x" / "warp-1.json"
     file.write_text(
         json.dumps(json.loads(file.read_text()) | {"machine": {"dtype": "torch.float8"}})
     )
-    found = contrasts.over_best_of_n("x", "warp", 3.0)
-    assert found.by_seed[0].mean == pytest.approx(0.1) and found.over_seeds.mean == pytest.approx(
+    found = contrasts.over_best_of_n(("x", "warp"), 3.0)
+    assert found.by_seed[0].mean == pytest.approx(0.1) and over_seeds(found).mean == pytest.approx(
         0.2
     )
     assert found.ends == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
@@ -100,11 +100,11 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
     for file in (folder / "x").glob("warp-[12].json"):
         file.write_text(file.read_text().replace("kept", "another"))
     outcomes.outcome.cache_clear()
-    assert contrasts.over_best_of_n("x", "warp", 3.0).by_seed.keys() == {0}
+    assert contrasts.over_best_of_n(("x", "warp"), 3.0).by_seed.keys() == {0}
     keep(folder, "best-of-n", "sft", 4, [(0.0, 0.1), (1.0, 1.1), (2.5, 1.85)], method="best-of-n")
     file = folder / "best-of-n" / "sft-4.json"
     file.write_text(file.read_text().replace("kept", "another"))
-    found = contrasts.over_best_of_n("x", "warp", 3.0)
+    found = contrasts.over_best_of_n(("x", "warp"), 3.0)
     assert [found.by_seed[seed].mean for seed in (0, 1)] == pytest.approx([0.1, 0.2])
-    with pytest.raises(ValueError, match="no seed of x for dpo"):
-        contrasts.over_best_of_n("x", "dpo", 3.0)
+    with pytest.raises(ValueError, match=r"no seed has finished all of dpo \(x\)"):
+        contrasts.over_best_of_n(("x", "dpo"), 3.0)

@@ -51,10 +51,9 @@ def test_the_readmes_numbers_are_the_studys():
     high = outcomes.settled("tuning")["high"]
     primary = contrasts.contrast("primary", warps, rivals, high)
     arm, seeds = primary.arm, list(primary.by_prompt)
-    each = contrasts.against_each("primary", arm, rivals, high, among=seeds)
-    over_best = contrasts.over_best_of_n("primary", arm, high, among=seeds)
-    merged = outcomes.finished_seeds("merges", ["warp-m3"])
-    over_lerp = contrasts.slerp_over_lerp("merges", "warp-m3", merged, high)
+    each = contrasts.against_each(("primary", arm), rivals, high, among=seeds)
+    over_best = contrasts.over_best_of_n(("primary", arm), high, among=seeds)
+    over_lerp = contrasts.slerp_over_lerp(outcomes.finished("merges", "warp-m3"), high)
     slerp = over_lerp[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
     dpo = contrasts.gain_over_dpo()
     verdicts = {1: "higher", 0: "no detectable difference", -1: "lower"}
@@ -78,9 +77,8 @@ def test_the_readmes_numbers_are_the_studys():
         round(100 * x) for x in (ceiling.mean, ceiling.high, ceiling.low)
     ]
 
-    line = contrasts.over_checkpoints(
-        "primary", primary.rival, primary.rival, seeds, contrasts.LITI_LINE
-    )
+    rival = outcomes.finished("primary", primary.rival, seeds)
+    line = contrasts.over_checkpoints(rival, rival, contrasts.LITI_LINE)
     assert f"earns on average {plain(Effect.mean_of(line.values()))} more" in text
     first, *_, last = (f"{effect.both.mean:.3f}" for _, effect in sorted(line.items()))
     assert f"({first} at the first of three checkpoints, {last} at the last)" in text

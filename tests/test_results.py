@@ -18,7 +18,7 @@ from warp_lib.runs.progress import Progress
 from warp_lib.runs.results import COLUMNS, read_results, read_scores, real_positive, write_results
 from warp_lib.settings import Settings
 from warp_lib.study import fronts
-from warp_lib.study.fronts import Interval, matched
+from warp_lib.study.fronts import Interval
 
 ROWS = pd.DataFrame({"method": ["sft", "reinforce", "warp", "warp"]})
 
@@ -32,6 +32,13 @@ def drawn(seed: int, prompts: int = 100) -> dict[str, np.ndarray]:
     return {"reward": reward, "kl": kl}
 
 
+def compared(
+    scores: dict[str, np.ndarray], first: str, second: str, kl: float | None = None
+) -> fronts.Matched:
+    lines = (fronts.straight(ROWS, scores, method) for method in (first, second))
+    return fronts.matched(*lines, kl)
+
+
 def test_between_two_points_and_from_sft_on():
     """Worked by hand: at 3 nats WARP is halfway between its points, REINFORCE halfway from SFT;
     prompts differ alike, so the difference is the same on each. Guards: another method's points on
@@ -41,18 +48,18 @@ def test_between_two_points_and_from_sft_on():
         "reward": np.array([[0.0], [1.2], [1.0], [1.4]]) + up,
         "kl": np.array([[0.0], [6.0], [2.0], [4.0]]) * np.ones(3),
     }
-    at = matched(ROWS, scores, "warp", "reinforce", kl=3.0)
+    at = compared(scores, "warp", "reinforce", kl=3.0)
     assert (at.kl, at.difference.mean, at.difference.low, at.difference.high) == pytest.approx(
         (3, 0.6, 0.6, 0.6)
     )
     assert str(at.difference) == "+0.600 (95% CI +0.600 to +0.600)" and at.difference.side == 1
-    assert matched(ROWS, scores, "reinforce", "warp", kl=3.0).difference.mean == pytest.approx(-0.6)
-    largest = matched(ROWS, scores, "warp", "reinforce")
+    assert compared(scores, "reinforce", "warp", kl=3.0).difference.mean == pytest.approx(-0.6)
+    largest = compared(scores, "warp", "reinforce")
     assert (largest.kl, largest.difference.mean) == pytest.approx((4, 1.4 - 0.8))
     with pytest.raises(
-        ValueError, match="kl must be within the KL that warp reaches, 0.00 to 4.00, not 5.00"
+        ValueError, match="kl must be within what both reach, 0.00 to 4.00, not 5.00"
     ):
-        matched(ROWS, scores, "warp", "reinforce", kl=5.0)
+        compared(scores, "warp", "reinforce", kl=5.0)
 
 
 def test_with_known_kl_the_interval_is_that_of_paired_differences():
@@ -63,7 +70,7 @@ def test_with_known_kl_the_interval_is_that_of_paired_differences():
     scores["kl"] = scores["kl"].mean(1)[:, None] * np.ones(100)
     places = [(scores["kl"][rows, 0], scores["reward"][rows]) for rows in ([0, 2, 3], [0, 1])]
     a, b = (fronts.weights(kl, [2.5])[:, 0] @ reward for kl, reward in places)
-    found = matched(ROWS, scores, "warp", "reinforce", kl=2.5).difference
+    found = compared(scores, "warp", "reinforce", kl=2.5).difference
     expected = Interval.of(a - b)
     assert (found.mean, found.n) == pytest.approx((expected.mean, 100))
     assert found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.05)
@@ -72,7 +79,7 @@ def test_with_known_kl_the_interval_is_that_of_paired_differences():
 def test_policies_that_have_not_moved_are_compared_at_sft():
     """Guards: a slope over no KL at all, which is not a number."""
     still = {"reward": np.array([[0.0], [1.0], [2.0], [2.0]]) * np.ones(3), "kl": np.zeros((4, 3))}
-    found = matched(ROWS, still, "warp", "reinforce")
+    found = compared(still, "warp", "reinforce")
     assert found.kl == 0 and found.difference.mean in (1, 2)
 
 
@@ -80,9 +87,7 @@ def test_policies_that_have_not_moved_are_compared_at_sft():
 def test_the_interval_holds_the_truth_where_kl_is_estimated(kl):
     """300 draws of test prompts; in truth both lines are r̃ = KL / 2. Guards: the KL of the points
     taken as known, which misses the truth more often than 1 time in 20."""
-    intervals = [
-        matched(ROWS, drawn(seed), "warp", "reinforce", kl).difference for seed in range(300)
-    ]
+    intervals = [compared(drawn(seed), "warp", "reinforce", kl).difference for seed in range(300)]
     assert 0.92 <= np.mean([i.low <= 0 <= i.high for i in intervals]) <= 0.98
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from bootstrap import bootstrap
-from conftest import GIVEN, keep
+from conftest import GIVEN, keep, over_prompts, over_seeds
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -443,11 +443,18 @@ def test_reading_straight_between_points_favours_the_closer_ones(folder):
     pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0).to_csv(
         file, index=False
     )
-    more = contrasts.by_reading("averages", "x", [6], ("many", 2), ("few", 2), 4.0).mean
-    less = contrasts.by_reading("averages", "x", [6], ("few", 2), ("many", 2), 4.0).mean
+    more = contrasts.by_reading(
+        outcomes.finished("averages", "x"), ("many", 2), ("few", 2), 4.0
+    ).mean
+    less = contrasts.by_reading(
+        outcomes.finished("averages", "x"), ("few", 2), ("many", 2), 4.0
+    ).mean
     # √KL's own mean there is 1.556, its chord's 1.5
     assert more > 0.02 and less == pytest.approx(-0.054, abs=0.01)
-    assert contrasts.by_reading("averages", "x", [6], ("few", 2), ("few", 2), 4.0).mean == 0
+    assert (
+        contrasts.by_reading(outcomes.finished("averages", "x"), ("few", 2), ("few", 2), 4.0).mean
+        == 0
+    )
 
 
 def test_a_line_is_compared_from_where_it_begins(folder):
@@ -459,9 +466,12 @@ def test_a_line_is_compared_from_where_it_begins(folder):
     rows = pd.read_csv(file).query("split == 'test'").assign(method=methods, runs=2, eta=1.0)
     rows.to_csv(file, index=False)
     lines = ("from-init", 2), ("from-sft", 2)
-    found = contrasts.line_over_line("averages", "step-back", [6], *lines, 9.0)
+    finished = outcomes.finished("averages", "step-back")
+    found = contrasts.line_over_line(finished, *lines, 9.0)
     assert found.by_seed[6].mean == pytest.approx(0.5, abs=1e-6) and found.ends == {6: 5}
-    assert contrasts.by_reading("averages", "step-back", [6], *lines, 9.0).mean == pytest.approx(0)
+    assert contrasts.by_reading(
+        outcomes.finished("averages", "step-back"), *lines, 9.0
+    ).mean == pytest.approx(0)
 
 
 def test_every_experiment_has_units_of_different_files(folder):
@@ -690,10 +700,10 @@ def test_contrast_is_the_difference_of_the_fronts(folder):
     )
     # From 1 to 3 nats: WARP's line has slope 1 (seed 1: 1.05), the rival's 0.5, both through 0.
     assert [found.by_seed[k].mean for k in (0, 1)] == pytest.approx([1.0, 1.1], abs=1e-6)
-    assert found.over_seeds.mean == pytest.approx(1.05) and found.over_seeds.n == 2
+    assert over_seeds(found).mean == pytest.approx(1.05) and over_seeds(found).n == 2
     # Every prompt has the same difference, so over prompts it is certain; over two seeds 0.1 apart
     # it is not.
-    assert found.over_prompts.low == pytest.approx(1.05, abs=1e-6) and found.over_seeds.low < 0.5
+    assert over_prompts(found).low == pytest.approx(1.05, abs=1e-6) and over_seeds(found).low < 0.5
     with pytest.raises(ValueError, match="no seed"):
         contrast("e", ["warp"], ["absent"], high=3.0)
 
@@ -825,7 +835,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
         [0.5 * 2, 0.7 * 1.5], abs=1e-5
     ) and short(found) == {1: 2.0}
     assert (
-        found.over_seeds.n == 2
+        over_seeds(found).n == 2
         and found.arm == "warp-dpo − dpo"
         and found.rival == "warp − reinforce"
     )
@@ -836,7 +846,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
         "not yet": (of[0], ("rl", "absent")),
     }
     across = contrasts.differences(pairs, 3.0, range(3))
-    assert list(across) == ["there"] and across["there"].over_seeds.n == 2
+    assert list(across) == ["there"] and over_seeds(across["there"]).n == 2
     assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx(
         [1.0 * 2, 1.2 * 1.5], abs=1e-5
     )
@@ -957,7 +967,7 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
     }
     assert planned[seeds] in said and (best.side == 0 or "more than WARP (up to 2.9 nats)." in said)
     if of_prompts == 0.4:
-        assert found.over_seeds.side == found.over_prompts.side == 1
+        assert over_seeds(found).side == over_prompts(found).side == 1
 
 
 def test_figures_show_what_is_compared(folder):
@@ -1025,7 +1035,7 @@ def test_angles_are_the_models(folder):
     row = {"iteration": 1, "a": 1, "b": 2, "degrees": 80.0, "norm_a": 1.0, "norm_b": 2.0}
     record = {"geometry": [row | {"layer": "h.0", "degrees": 10.0}, row | {"layer": "model"}]}
     (folder / "e" / "warp-0.json").write_text(json.dumps(record))
-    assert angle_rows("e", "warp", [0]) == [
+    assert angle_rows(outcomes.finished("e", "warp", [0])) == [
         {"seed": 0, "iteration": 1, "runs": "1 and 2", "Ω, degrees": 80.0, "‖δ‖": 1.0, "‖δ′‖": 2.0}
     ]
 
@@ -1053,7 +1063,7 @@ def test_layers_are_averaged_over_seeds(folder):
             ]
         }
         (folder / "e" / f"warp-{seed}.json").write_text(json.dumps(record))
-    first, whole, second = outcomes.by_layer("e", "warp", [0, 1]).to_dict("records")
+    first, whole, second = outcomes.by_layer(outcomes.finished("e", "warp")).to_dict("records")
     assert (whole["layer"], whole["degrees"], whole["degrees_half"]) == ("model", 10.0, 0.0)
     assert (first["layer"], first["degrees"], first["norm"]) == ("h.0", 90.0, 2.0)
     longer = [1 / math.cos(math.radians(degrees) / 2) for degrees in (56, 64, 116, 124)]
@@ -1065,7 +1075,9 @@ def test_layers_are_averaged_over_seeds(folder):
     assert (second["iteration"], second["norm"]) == (2, 1.0) and second["longer"] == pytest.approx(
         2**0.5
     )
-    assert len(study_plots.by_layer(outcomes.by_layer("e", "warp", [0, 1]), "x").data) == 6
+    assert (
+        len(study_plots.by_layer(outcomes.by_layer(outcomes.finished("e", "warp")), "x").data) == 6
+    )
 
 
 def test_an_arm_is_not_taken_for_another_whose_name_begins_alike(folder):
@@ -1102,7 +1114,9 @@ def test_gaps_are_to_the_rivals_front_at_the_same_kl(folder):
         # chooses fronts, and counts nowhere else
         rows.loc[rows["split"] == "validation", "reward"] += 5
         rows.to_csv(file, index=False)
-    found = contrasts.averages("x", "warp", ["rival"], [0, 1])
+    found = contrasts.averages(
+        outcomes.finished("x", "warp"), {"rival": outcomes.finished("x", "rival")}
+    )
     assert list(found) == [(1, "run"), (1, "slerp"), (1, "liti"), (2, "slerp")]
     gaps = [effect["rival"].both.mean for effect in found.values()]
     assert gaps == pytest.approx([0.0, 0.1, 0.2, 0.3], abs=1e-6)
@@ -1111,12 +1125,17 @@ def test_gaps_are_to_the_rivals_front_at_the_same_kl(folder):
     for seed in (0, 1):
         keep(folder, "x", "near", seed, [(0, 0), (2.5, 2)])
     # one of them is at 3 nats
-    assert "near" not in contrasts.averages("x", "warp", ["near"], [0, 1])[1, "run"]
+    assert (
+        "near"
+        not in contrasts.averages(
+            outcomes.finished("x", "warp"), {"near": outcomes.finished("x", "near")}
+        )[1, "run"]
+    )
     gap = merged["rival"]
-    assert gap.over_seeds.high == pytest.approx(Interval.of([0.0, 0.2]).high)
+    assert over_seeds(gap).high == pytest.approx(Interval.of([0.0, 0.2]).high)
     # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left
     # of that.
-    assert gap.over_prompts.high == pytest.approx(0.1, abs=1e-6)
+    assert over_prompts(gap).high == pytest.approx(0.1, abs=1e-6)
 
 
 def test_a_gap_counts_that_kl_is_a_mean_over_the_same_prompts():
@@ -1158,11 +1177,12 @@ def test_early_checkpoints_lie_below_a_front_and_below_reinforces_own_line(folde
         rows = pd.read_csv(file).assign(method=methods * 2, steps=steps * 2)
         rows.to_csv(file, index=False)
         keep(folder, "x", "warp", seed, [(0, 0), (1.5, 1.5)])
-    line = contrasts.over_checkpoints("x", "reinforce", "reinforce", [0, 1, 2], contrasts.LITI_LINE)
+    stopped = outcomes.finished("x", "reinforce")
+    line = contrasts.over_checkpoints(stopped, stopped, contrasts.LITI_LINE)
     assert {steps: one.both.mean for steps, one in line.items()} == pytest.approx(
         {100: 0.1, 200: 0.1}, abs=1e-6
     )
-    above = contrasts.over_checkpoints("x", "warp", "reinforce", [0, 1, 2])
+    above = contrasts.over_checkpoints(outcomes.finished("x", "warp"), stopped)
     assert {steps: one.both.mean for steps, one in above.items()} == pytest.approx(
         {100: 0.6}, abs=1e-6
     )
@@ -1181,7 +1201,7 @@ def test_r_is_ahead_of_a_judge_by_what_the_judge_does_not_see(folder):
             scores | {"test.judge": scores["test.reward"] - gap},
             folder / "x" / f"warp-{seed}.safetensors",
         )
-    found = contrasts.ahead_of_judge("x", "warp", "judge", [0, 1])
+    found = contrasts.ahead_of_judge(outcomes.finished("x", "warp"), "judge")
     assert list(found) == [0.5, 1.0, 1.5, 2.0, 2.5]
     assert [effect.both.mean for effect in found.values()][:2] == pytest.approx([0, 0], abs=1e-6)
     assert found[2.0].by_seed[0].mean == pytest.approx(0.4 / 3, abs=1e-6) and found[2.0].by_seed[
@@ -1209,7 +1229,7 @@ def test_slerp_is_compared_with_a_longer_step_of_lerp(folder):
         file = folder / "merges" / f"warp-m3-{seed}.csv"
         columns = dict(zip(("method", "runs", "eta"), zip(*places * 2, strict=True), strict=True))
         pd.read_csv(file).assign(**columns, seed=seed).to_csv(file, index=False)
-    found = contrasts.slerp_over_lerp("merges", "warp-m3", [4, 5], 3.0)
+    found = contrasts.slerp_over_lerp(outcomes.finished("merges", "warp-m3"), 3.0)
     assert list(found) == [
         f"M = {runs}, {words}" for runs in (2, 3) for words in outcomes.MERGES.values()
     ]
@@ -1237,20 +1257,18 @@ def test_lines_over_eta_and_their_bend(folder):
         keep(folder, "x", "warp", seed, [(0, 9), (1, 9), (4, 9)], test=[test[k] for k in order])
         file = folder / "x" / f"warp-{seed}.csv"
         pd.read_csv(file).assign(eta=[etas[k] for k in order] * 2).to_csv(file, index=False)
-    table = contrasts.along_eta("x", "warp", "warp", [0, 1, 2])
+    of_warp = outcomes.finished("x", "warp")
+    table = contrasts.along_eta(of_warp, "warp")
     assert (
         table["eta"].tolist() == etas
         and table["reward"].tolist() == [0, 1, 1]
         and table["kl"].tolist() == [0, 2, 4]
     )
     assert table["kl_half"].tolist() == pytest.approx([0, Interval.of([1, 2, 3]).high - 2, 0])
-    bends = {
-        column: contrasts.bend("x", "warp", "warp", column, [0, 1, 2])
-        for column in ("reward", "kl")
-    }
+    bends = {column: contrasts.bend(of_warp, "warp", column) for column in ("reward", "kl")}
     assert bends["reward"].both.mean == pytest.approx(0.5) and bends["reward"].side == 1  # concave
     assert bends["kl"].both.mean == 0 and bends["kl"].side == 0  # −1, 0 and 1
-    of_two = contrasts.bend("x", "warp", "warp", "kl", [0, 1])
+    of_two = contrasts.bend(outcomes.finished("x", "warp", [0, 1]), "warp", "kl")
     assert of_two.both.mean == -0.5 and of_two.side == 0
 
 

@@ -4,13 +4,14 @@ The study's comparisons are its own (`contrasts`): within a seed and its reward 
 on validation prompts and read on test prompts.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from ..report.answers import cut
+from ..report.answers import cut, finding
 from ..report.answers import seeds as of_seeds
 from ..report.look import ARMS, BLUE, COLOURS, GREY, ORANGE
 from ..runs import paths
@@ -18,17 +19,13 @@ from ..runs.errors import Explained
 from ..runs.results import read_results, read_scores
 from ..study import contrasts, outcomes
 from ..study.contrasts import Contrast
-from ..study.fronts import Effect, Interval, over_kl
+from ..study.fronts import Effect, Interval, over_kl, straight
 from ..study.outcomes import LOW, ArmId, outcome
 from .points import OWN
 
 Line = tuple[np.ndarray, np.ndarray]
 """KL of its points, (points,), by increasing KL, and their mean score, (points,)."""
-SCORES = {  # the word for its number; what a positive and a negative difference say
-    "reward": ("r̃", "earns more than", "earns less than"),
-    "judge": ("judge's score", "is judged better than", "is judged worse than"),
-    "judge_tfidf": ("TF-IDF judge's score", "is judged better than", "is judged worse than"),
-}
+SCORES = {"reward": "r̃", "judge": "judge's score", "judge_tfidf": "TF-IDF judge's score"}
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,8 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     main = _primary(score, end)
     seeds = list(main.by_prompt)
     arms = [arm for arm in ARMS if arm in (main.arm, *_finished("reinforce"))]
-    each = contrasts.against_each(
-        "primary", main.arm, _finished("reinforce"), main.high, score, seeds
-    )
+    arm, rivals = ("primary", main.arm), _finished("reinforce")
+    each = contrasts.against_each(arm, rivals, main.high, score, seeds)
     differences = {
         f"− {'the LITI line of ' if which else ''}{ARMS[rival]}": one
         for (rival, which), one in each.items()
@@ -87,39 +83,29 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
 def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The better WARP against best-of-n from SFT, a ceiling that trains nothing."""
     whole = _primary("reward", None)
-    main = contrasts.over_best_of_n(
-        "primary", whole.arm, end or _planned("tuning"), score, whole.by_prompt
-    )
-    arm, seeds = whole.arm, list(main.by_prompt)
-    models = {outcome("primary", arm, seed).record["reward_model"] for seed in seeds}
-    best = {
-        s: outcome("best-of-n", "sft", s) for s in outcomes.finished_seeds("best-of-n", ["sft"])
-    }
+    arm, high = ("primary", whole.arm), end or _planned("tuning")
+    main = contrasts.over_best_of_n(arm, high, score, list(whole.by_prompt))
+    seeds = list(main.by_prompt)
+    models = {outcome(*arm, seed).record["reward_model"] for seed in seeds}
+    best = outcomes.finished("best-of-n", "sft")
     best = {seed: unit for seed, unit in best.items() if unit.record["reward_model"] in models}
     rows = points[(points["source"] == "best-of-n") & points["seed"].isin(list(best))]
     lines = [_means(unit.kl("test"), unit.reward("test", score)) for unit in best.values()]
-    sides = [_arm(points, ("primary", arm), seeds, score), Side("best-of-n", GREY, rows, lines)]
+    sides = [_arm(points, arm, seeds, score), Side("best-of-n", GREY, rows, lines)]
     return _study(sides, main, score)
 
 
 def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The lines from SFT through SLERP and through LERP of the same two runs."""
-    where = "merges", "warp-m3"
-    high = end or _planned("tuning")
-    seeds = outcomes.finished_seeds(where[0], [where[1]])
-    if not seeds:
+    merged = outcomes.finished("merges", "warp-m3")
+    if not merged:
         raise Explained("No SLERP has been compared with LERP yet.")
-    by_runs = contrasts.slerp_over_lerp(*where, seeds, high)
-    rows = points[(points["source"] == where[0]) & (points["runs"] == 2)]
-    sides = [
-        Side(
-            name,
-            colour,
-            rows[rows["method"] == method],
-            [_means(*outcome(*where, seed).through_merge(method, 2)[:2]) for seed in seeds],
-        )
-        for name, colour, method in (("SLERP", BLUE, "slerp-layer"), ("LERP", GREY, "lerp"))
-    ]
+    by_runs = contrasts.slerp_over_lerp(merged, end or _planned("tuning"))
+    rows = points[(points["source"] == "merges") & (points["runs"] == 2)]
+    sides = []
+    for name, colour, method in (("SLERP", BLUE, "slerp-layer"), ("LERP", GREY, "lerp")):
+        lines = [_means(*unit.through_merge(method, 2)[:2]) for unit in merged.values()]
+        sides.append(Side(name, colour, rows[rows["method"] == method], lines))
     main = by_runs[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
     if score != "reward":
         raise Explained("SLERP and LERP are compared by the reward only.")
@@ -170,25 +156,16 @@ def _study(
     """The verdict on the first side against its rival, of several seeds."""
     names = ARMS | {"slerp-layer": "SLERP", "lerp": "LERP"}
     arm, rival = (names.get(name, name) for name in (main.arm, main.rival))
-    word = SCORES[score][0]
     less = cut(main, "where a curve ends there")
     evidence = (
-        f"{arm} − {rival} is {main} in mean {word} at equal KL, from {LOW:g} to"
+        f"{arm} − {rival} is {main} in mean {SCORES[score]} at equal KL, from {LOW:g} to"
         f" {main.high:g} nats{less}; {of_seeds(len(main.by_prompt))}, test prompts."
     )
-    finding = _finding(arm, rival, score, main.side)
+    said = finding(arm, rival, main.side, judged=score != "reward")
     if main.few:
-        finding = f"Too few seeds to tell {arm} from {rival}"
+        said = f"Too few seeds to tell {arm} from {rival}"
     in_words = {name: str(effect) for name, effect in (others or {}).items()}
-    return Comparison(sides, finding, evidence, (LOW, main.high), in_words)
-
-
-def _finding(arm: str, rival: str, score: str, side: int) -> str:
-    arm, rival = (name.split(",")[0] for name in (arm, rival))
-    _, more, less = SCORES[score]
-    if not side:
-        return f"{arm} and {rival} cannot be told apart at equal KL"
-    return f"At equal KL {arm} {more if side > 0 else less} {rival}"
+    return Comparison(sides, said, evidence, (LOW, main.high), in_words)
 
 
 # --------------------------------------------------------------------------------------- own choice
@@ -215,7 +192,8 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
             raise Explained("Judges' scores of a run are not kept prompt by prompt.")
         run = paths.RUNS / name
         table, scores = read_results(run), read_scores(run)
-        difference, span = over_kl(table, scores, "warp", "reinforce-liti", LOW, end)
+        warp, rival = (straight(table, scores, method) for method in ("warp", "reinforce-liti"))
+        difference, span = over_kl(warp, rival, LOW, end or math.inf)
     except Explained as why:
         return Comparison(sides, "There is no verdict on this run yet", str(why))
     interval = Interval.of(difference)
@@ -224,12 +202,8 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
         f" {span[0]:g} to {span[1]:.2f} nats; one seed, {interval.n} test prompts. The next seed"
         " may differ."
     )
-    return Comparison(
-        sides,
-        f"{_finding('WARP', 'REINFORCE', score, interval.side)}, on this seed",
-        evidence,
-        span,
-    )
+    said = finding("WARP", "REINFORCE", interval.side, "at equal KL on this seed")
+    return Comparison(sides, said, evidence, span)
 
 
 def _means(kl: np.ndarray, scores: np.ndarray) -> Line:

@@ -54,47 +54,26 @@ def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = Non
         if x == "kl" and side.lines:
             ends.append(_lines(figure, side))
         rows = side.points.dropna(subset=[x, y])
-        figure.add_scatter(
-            x=rows[x],
-            y=rows[y],
-            name=html.escape(side.name),
-            mode="markers",
-            showlegend=x != "kl" or not side.lines,
-            customdata=rows.index.to_list(),
-            marker=dict(color=side.colour, size=7, opacity=0.55),
-            text=[html.escape(describe(row)) for _, row in rows.iterrows()],
-            hovertemplate="%{text}<extra></extra>",
-        )
+        said = [html.escape(describe(row)) for _, row in rows.iterrows()]
+        style: dict[str, Any] = dict(mode="markers", marker_size=7, marker_opacity=0.55, text=said)
+        style |= dict(showlegend=x != "kl" or not side.lines, name=html.escape(side.name))
+        numbers = rows.index.to_list()
+        look.series(figure, rows[x], rows[y], side.colour, "%{text}", customdata=numbers, **style)
     for side in comparison.sides:
         if opened in side.points.index:
-            star = dict(
-                color=side.colour, size=20, symbol="star", line=dict(color="white", width=2)
-            )
-            here = dict(x=side.points.loc[[opened], x], y=side.points.loc[[opened], y], marker=star)
-            figure.add_scatter(
-                **here, mode="markers", name="open", hoverinfo="skip", showlegend=False
-            )
+            style = dict(mode="markers", name="open", hoverinfo="skip", showlegend=False)
+            style |= dict(marker_size=20, marker_symbol="star", marker_line_color="white")
+            here = side.points.loc[[opened]]
+            look.series(figure, here[x], here[y], side.colour, marker_line_width=2, **style)
     if x == "kl" and comparison.span:
-        figure.add_vrect(
-            *comparison.span,
-            fillcolor=look.GREY,
-            opacity=0.12,
-            line_width=0,
-            annotation_text="averaged",
-            annotation_position="bottom left",
-        )
+        shade: dict[str, Any] = dict(annotation_text="averaged", annotation_position="bottom left")
+        shade |= dict(fillcolor=look.GREY, opacity=0.12, line_width=0)
+        figure.add_vrect(*comparison.span, **shade)
     shown = [side.points.iloc[0] for side in comparison.sides if len(side.points)]
     if "reward" in view and shown and (band := positive_band(shown[0])):
         look.mark_real_positive(figure, "xy"[view.index("reward")], band)
-    figure.update_layout(
-        template="warp",
-        height=500,
-        margin=dict(t=30, r=60),
-        xaxis_title=look.AXES[x],
-        yaxis_title=look.AXES[y],
-        showlegend=True,
-        uirevision=str(view),
-    )
+    figure.update_layout(template="warp", height=500, margin=dict(t=30, r=60), showlegend=True)
+    figure.update_layout(xaxis_title=look.AXES[x], yaxis_title=look.AXES[y], uirevision=str(view))
     if ends:
         look.label_ends(figure, ends)
     return figure
@@ -106,16 +85,9 @@ def _lines(figure: go.Figure, side: Side) -> tuple[float, float, str, str]:
     """
     several, name = len(side.lines) > 1, html.escape(side.name)
     for kl, score in side.lines:
-        figure.add_scatter(
-            x=kl,
-            y=score,
-            name=name,
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=not several,
-            opacity=0.35 if several else 1,
-            line=dict(color=side.colour, width=1 if several else 3),
-        )
+        style = dict(line_width=1, opacity=0.35) if several else dict(line_width=3)
+        style |= dict(mode="lines", hoverinfo="skip", showlegend=not several, name=name)
+        look.series(figure, kl, score, side.colour, **style)
     if not several:
         kl, score = side.lines[0]
         return float(kl[-1]), float(score[-1]), name, side.colour
@@ -123,21 +95,13 @@ def _lines(figure: go.Figure, side: Side) -> tuple[float, float, str, str]:
     grid = np.linspace(max(kl[0] for kl, _ in side.lines), reach, 40)
     by_seed = np.array([np.interp(grid, *line) for line in side.lines])
     means = [Interval.of(scores) for scores in by_seed.T]
-    look_of = dict(x=grid, mode="lines", hoverinfo="skip", legendgroup=name)
+    style = dict(mode="lines", hoverinfo="skip", legendgroup=name)
     if len(side.lines) >= FEWEST:
-        edges = (("low", None), ("high", "tonexty"))
-        for edge, fill in edges:
-            figure.add_scatter(
-                **look_of,
-                y=[getattr(interval, edge) for interval in means],
-                line_width=0,
-                fill=fill,
-                fillcolor=f"rgba{(*_rgb(side.colour), 0.2)}",
-                showlegend=False,
-            )
-    figure.add_scatter(
-        **look_of, y=by_seed.mean(0), name=name, line=dict(color=side.colour, width=3)
-    )
+        shade = style | dict(line_width=0, fillcolor=f"rgba{(*_rgb(side.colour), 0.2)}")
+        for edge, fill in (("low", None), ("high", "tonexty")):
+            y = [getattr(interval, edge) for interval in means]
+            look.series(figure, grid, y, side.colour, fill=fill, showlegend=False, **shade)
+    look.series(figure, grid, by_seed.mean(0), side.colour, name=name, line_width=3, **style)
     return float(reach), means[-1].mean, name, side.colour
 
 
@@ -374,13 +338,12 @@ def _beside(others: dict[str, str]) -> str:
     return HINT + (rows and f"<table><caption>Related differences</caption>{rows}</table>")
 
 
-def _texts(point: pd.Series, rows: list[dict[str, Any]]) -> str:
+def _texts(point: pd.Series, rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     """Completions below SFT's as HTML. They are a model's text, so every one is escaped."""
     cards = "".join(
-        f"<article><p><i>{html.escape(row['prompt'])} …</i></p>"
-        f"{_said('SFT', row['sft'], row['sft_reward'])}"
-        f"{_said('this policy', row['completion'], row['reward'])}</article>"
-        for row in rows
+        f"<article><p><i>{html.escape(sft['prompt'])} …</i></p>"
+        f"{_said('SFT', sft)}{_said('this policy', own)}</article>"
+        for sft, own in rows
     )
     about = "tabindex='0' role='region' aria-label='completions'"
     note = NUMBERS if rows else "The completions of this point were not kept."
@@ -388,7 +351,8 @@ def _texts(point: pd.Series, rows: list[dict[str, Any]]) -> str:
     return f"<div class='warp-scroll' {about}>{head}{cards}</div>"
 
 
-def _said(who: str, text: str, reward: float) -> str:
+def _said(who: str, row: dict[str, Any]) -> str:
     """A completion on its reward's colour, half transparent: it reads on light and on dark."""
+    text, reward = html.escape(row["completion"]), row["reward"]
     shade = f"rgba{(*_rgb(look.BLUE if reward > 0 else look.ORANGE), min(abs(reward) / 3, 0.5))}"
-    return f"<p style='background:{shade}'><b>{who} {signed(reward, 2)}</b> {html.escape(text)}</p>"
+    return f"<p style='background:{shade}'><b>{who} {signed(reward, 2)}</b> {text}</p>"

@@ -322,13 +322,16 @@ class WidgetView:
 
     def draw_results(self) -> None:
         """Bring the figure and the completions up to date."""
+        from ..report.tables import Table
+
         loops = list(self.progress.loops)
         if (points := sum(len(loop.points) for loop in loops)) > self.drawn:
             self.drawn = points
             self.figure.draw(curves(loops))
         if self.progress.shown is not self.written:
             self.written = self.progress.shown
-            self.texts.value = completions(self.written)
+            rows = Table({"r̃": reward, "latest step": text} for text, reward in self.written)
+            self.texts.value = rows._repr_html_()
 
     def close(self) -> None:
         self.button.disabled = True
@@ -358,22 +361,12 @@ def curves(loops: Sequence[Loop]) -> dict[str, Any]:
     for k, (number, title, name, steps, values) in enumerate(series):
         panel = titles.index(panels[name])
         axis = str(panel + 1) if panel else ""
-        traces.append(
-            {
-                "x": steps,
-                "y": values,
-                "xaxis": f"x{axis}",
-                "yaxis": f"y{axis}",
-                "name": html.escape(title),
-                "legendgroup": str(number),
-                "showlegend": number not in [n for n, *_ in series[:k]],
-                "line": {
-                    "color": PALETTE[number % len(PALETTE)],
-                    "dash": "dot" if name == "kl_sft" else "solid",
-                },
-                "mode": _mode(name, len(steps)),
-            }
-        )
+        first = number not in [n for n, *_ in series[:k]]
+        dash = "dot" if name == "kl_sft" else "solid"
+        line = {"color": PALETTE[number % len(PALETTE)], "dash": dash}
+        drawn = {"x": steps, "y": values, "mode": _mode(name, len(steps)), "line": line}
+        place = {"xaxis": f"x{axis}", "yaxis": f"y{axis}", "legendgroup": str(number)}
+        traces.append(drawn | place | {"name": html.escape(title), "showlegend": first})
     return {"data": traces, "layout": _panels(titles)}
 
 
@@ -405,13 +398,3 @@ def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
     if not titles:  # nothing to measure yet
         figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure.layout.to_plotly_json()
-
-
-def completions(rows: Sequence[tuple[str, float]]) -> str:
-    """Completions and their r̃ as HTML. They are a model's text, so every one is escaped."""
-    cells = [f"<td><b>{reward:+.2f}</b></td><td>{html.escape(text)}</td>" for text, reward in rows]
-    body = "".join(f"<tr style='vertical-align:top'>{row}</tr>" for row in cells)
-    return (
-        "<small>From the latest step, with their r̃:</small><table"
-        f" style='line-height:1.4'>{body}</table>"
-    )

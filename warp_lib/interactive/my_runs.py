@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -22,7 +21,7 @@ from ..runs.errors import Explained
 from ..runs.results import read_scores, readable
 from ..settings import Settings
 from ..study import outcomes
-from ..study.fronts import matched
+from ..study.fronts import matched, straight
 from .live_figure import LiveFigure
 
 # what the table says of a run beside its end's r̃ and KL: the settings' names, as people write them
@@ -84,19 +83,15 @@ def compared(first: str, second: str) -> str:
     one, other = map(_settings, (first, second))
     if apart := [name for name in MEASURED if one and other and one.get(name) != other.get(name)]:
         return f"They differ in {' and '.join(apart)}, so their numbers cannot be compared."
-    parts, scores, by = [], [], []
+    lines, by = [], []
     for name in (first, second):
         files = list(readable(sorted((paths.RUNS / name / "results").glob("*.csv"))))
         by.append({record.get("scorers", {}).get("reward") for *_, record in files})
         rows = pd.concat([rows for _, rows, _ in files], ignore_index=True)
-        parts.append(rows.replace({"method": {"warp": f"run {name}"}}))
-        scores.append(read_scores(paths.RUNS / name))
-    shapes = {own["reward"].shape[1] for own in scores}
-    if by[0] != by[1] or len(shapes) > 1:
+        lines.append(straight(rows, read_scores(paths.RUNS / name), "warp"))
+    if by[0] != by[1] or len({reward.shape[1] for _, reward in lines}) > 1:
         return "Their reward models or test prompts differ, so their numbers cannot be compared."
-    both = pd.concat(parts, ignore_index=True)
-    together = {s: np.concatenate([own[s] for own in scores]) for s in ("reward", "kl")}
-    equal = matched(both, together, f"run {first}", f"run {second}")
+    equal = matched(*lines)
     return (
         f"At {equal.kl:.2f} nats {first} − {second} is {equal.difference} r̃ over prompts:"
         f" {answers.verdict(equal.difference)}."
@@ -126,18 +121,11 @@ class MyRuns:
         self.sure.on_click(lambda _: self.change(remove))
         self.keep.on_click(lambda _: self.ask(False))
         wrap = widgets.Layout(flex_flow="row wrap")
-        self.box = widgets.VBox(
-            [
-                widgets.HTML("<h2>Your runs</h2>Tick runs to draw them; two are compared."),
-                widgets.HBox([self.pattern, self.order], layout=wrap),
-                self.rows,
-                widgets.HBox(
-                    [self.name, self.rename, self.delete, self.sure, self.keep], layout=wrap
-                ),
-                self.said,
-                self.figure,
-            ]
-        )
+        head = widgets.HTML("<h2>Your runs</h2>Tick runs to draw them; two are compared.")
+        find = widgets.HBox([self.pattern, self.order], layout=wrap)
+        buttons = [self.rename, self.delete, self.sure, self.keep]
+        alter = widgets.HBox([self.name, *buttons], layout=wrap)
+        self.box = widgets.VBox([head, find, self.rows, alter, self.said, self.figure])
         self.read()
 
     @property

@@ -7,7 +7,7 @@ import html
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -212,15 +212,6 @@ def _paragraph(completion: Completion) -> str:
     )
 
 
-def still(
-    playground: Playground, prompt: str, mix: Mix, etas: Sequence[float] = (0.0, 0.5, 1.0)
-) -> str:
-    """What the sliders would show, as HTML for where there are none: a prompt at several η."""
-    mixes = [replace(mix, eta=eta) for eta in etas]
-    first = {str(m): page(playground.write([prompt], m)) for m in mixes}
-    return "".join(f"<h4>{html.escape(title)}</h4>{text}" for title, text in first.items())
-
-
 def slider(playground: Playground, policies: Sequence[str]) -> str:
     """A slider over η for the report's page, as HTML: what SFT and `policies` write, computed here
     or taken from the store.
@@ -242,9 +233,13 @@ def slider(playground: Playground, policies: Sequence[str]) -> str:
     }
     stored = memoise("slider", inputs, lambda _: _written(playground, policies))
     data = script_json({"prompts": EXAMPLES, "etas": ETAS, "full": FULL} | stored.record)
-    at_rest = still(playground, EXAMPLES[0], Mix(policies[0], policies[0], 0.0, 1.0))
+    mixes = [Mix(policies[0], policies[0], 0.0, eta) for eta in (0.0, 0.5, 1.0)]
+    still = "".join(
+        f"<h4>{html.escape(str(mix))}</h4>{page(playground.write(EXAMPLES[:1], mix))}"
+        for mix in mixes
+    )
     script = f'<script type="application/json">{data}</script>'
-    return f'<div class="slide">{at_rest}</div>{script}'
+    return f'<div class="slide">{still}</div>{script}'
 
 
 def _written(playground: Playground, policies: Sequence[str]) -> dict[str, Any]:

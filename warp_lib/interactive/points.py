@@ -58,10 +58,8 @@ def all_points() -> pd.DataFrame:
             " yet."
         )
     points = pd.concat(tables, ignore_index=True)
-    names = {pair: _name(*pair) for pair in set(zip(points["source"], points["arm"], strict=True))}
-    kinds = points["method"].map(lambda method: KINDS.get(method, method))
-    of = [names[pair] for pair in zip(points["source"], points["arm"], strict=True)]
-    return points.assign(name=pd.Series(of, points.index) + " · " + kinds)
+    of = zip(points["source"], points["arm"], points["method"], strict=True)
+    return points.assign(name=[f"{_name(*who)} · {KINDS.get(what, what)}" for *who, what in of])
 
 
 def _units() -> list[Path]:
@@ -76,6 +74,7 @@ def _placed(rows: pd.DataFrame, file: Path, source: str) -> pd.DataFrame:
     return rows.assign(source=source, file=str(file), point=range(len(rows)), address=places)
 
 
+@cache
 def _name(source: str, arm: str) -> str:
     """An arm in plain words, with its experiment or run where it is not one of the main ones."""
     if source == "best-of-n":
@@ -108,11 +107,9 @@ def choose(
     ]
 
 
-def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
-    """What a point writes on the prompts whose completions were kept, beside SFT's completions.
-
-    Returns a row for each: prompt, sft, completion, and the prompt's mean r̃ at SFT (sft_reward)
-    and at the point (reward). Empty where no completions were kept.
+def completions(points: pd.DataFrame, index: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What SFT and a point write on the prompts whose completions were kept: of each, prompt,
+    completion and the prompt's mean r̃ (reward). Empty where no completions were kept.
     """
     point = points.loc[index]
     file = Path(point["file"])
@@ -131,16 +128,7 @@ def completions(points: pd.DataFrame, index: int) -> list[dict[str, Any]]:
                 row |= {"reward": reward, "prompt": study_prompts()[row["review"]]}
     # only SFT's own KL is exactly 0
     sft = points.loc[(points["file"] == point["file"]) & (points["kl"] == 0), "point"].iloc[0]
-    return [
-        {
-            "prompt": s["prompt"],
-            "sft": s["completion"],
-            "sft_reward": s["reward"],
-            "completion": p["completion"],
-            "reward": p["reward"],
-        }
-        for s, p in zip(shown[sft], shown[point["point"]], strict=True)
-    ]
+    return list(zip(shown[sft], shown[point["point"]], strict=True))
 
 
 @cache

@@ -169,6 +169,17 @@ def verdict(of: Effect | Interval) -> str:
     return {1: "higher", -1: "lower", 0: "no detectable difference"}[of.side]
 
 
+def finding(
+    arm: str, rival: str, side: int, where: str = "at equal KL", judged: bool = False
+) -> str:
+    """Which of two methods is ahead, in a sentence without its full stop."""
+    arm, rival = (name.split(",")[0] for name in (arm, rival))
+    if not side:
+        return f"{arm} and {rival} cannot be told apart {where}"
+    more, less = ("is judged better", "is judged worse") if judged else ("earns more", "earns less")
+    return f"{arm} {more if side > 0 else less} than {rival} {where}"
+
+
 def in_words(count: int) -> str:
     """A small number in words."""
     words = "no one two three four five six seven eight nine ten".split()
@@ -552,9 +563,4 @@ def gains_title(more: Contrast) -> str:
 
 def dpo_title(own: Contrast) -> str:
     """Where WARP-DPO's front lies beside DPO's."""
-    where = f"from {LOW:g} to {own.high:g} nats"
-    return {
-        1: f"WARP-DPO earns more than DPO {where}",
-        -1: f"WARP-DPO earns less than DPO {where}",
-        0: f"WARP-DPO and DPO cannot be told apart {where}",
-    }[own.side]
+    return finding("WARP-DPO", "DPO", own.side, f"from {LOW:g} to {own.high:g} nats")

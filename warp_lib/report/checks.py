@@ -108,10 +108,7 @@ def openings_loss(experiment: Experiment) -> tuple[float, float]:
 
 
 def samples(
-    experiment: Experiment,
-    thetas: dict[str, Weights],
-    rewards: dict[str, Reward],
-    prompts: int = 3,
+    experiment: Experiment, thetas: dict[str, Weights], rewards: dict[str, Reward], prompts: int = 3
 ) -> list[dict[str, Any]]:
     """A completion of the first test prompts by each policy, with its reward and its KL to SFT."""
     decode, rows = experiment.policy.tokenizer.batch_decode, []

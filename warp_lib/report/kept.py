@@ -4,7 +4,6 @@ machine, and its figures.
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pandas as pd
 from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import MACHINE, read_results, read_scores, read_table, real_positive
-from ..study.fronts import Effect, Interval, Matched, matched, over_kl
+from ..study.fronts import Effect, Interval, Line, Matched, matched, over_kl, straight
 from ..study.outcomes import LOW
 
 FOLDER = paths.ROOT / "data" / "scale"
@@ -41,48 +40,48 @@ class Kept:
     machine: dict[str, Any]
     completions: pd.DataFrame
 
+    def line(self, method: str) -> Line:
+        """A method's points, SFT the first."""
+        return straight(self.results, self.scores, method)
+
     def over_line(self) -> tuple[np.ndarray, tuple[float, float]]:
         """WARP's LITI line less REINFORCE's: mean r̃ over KL on each test prompt, (prompts,), and
         from where to where, nats.
         """
-        return over_kl(self.results, self.scores, "warp", "reinforce-liti", LOW)
+        return over_kl(self.line("warp"), self.line("reinforce-liti"), LOW)
 
     def over_path(self) -> Matched:
         """WARP less REINFORCE's path through its checkpoints, at the largest KL that both reach."""
-        return matched(self.results, self.scores, "warp", "reinforce")
+        return matched(self.line("warp"), self.line("reinforce"))
 
     def samples(self, prompts: int) -> list[dict[str, str | float]]:
         """For reading: what SFT and each method's last policy wrote to the first test prompts."""
-        last = {"sft": "SFT", "warp": "WARP", "reinforce": "REINFORCE"}
-        ends = [
-            self.completions.query("method == @method").groupby("prompt", sort=False).last()
-            for method in last
-        ]
+        names = {"sft": "SFT", "warp": "WARP", "reinforce": "REINFORCE"}
+        ends = self.completions.groupby(["prompt", "method"], sort=False).last()
         return [
             {
                 "policy": name,
                 "prompt": prompt,
-                "completion": of.completion[prompt],
-                "reward r̃": float(of.reward[prompt]),
+                "completion": ends.completion[prompt, method],
+                "reward r̃": float(ends.reward[prompt, method]),
             }
-            for prompt in ends[0].index[:prompts]
-            for name, of in zip(last.values(), ends, strict=True)
+            for prompt in ends.xs("sft", level="method").index[:prompts]
+            for method, name in names.items()
         ]
 
     @property
     def size(self) -> str:
-        """Its policy, and how much it trained."""
-        return size(self.settings)
+        """Its policy, and how much it trained, in words."""
+        s = self.settings
+        many = f"I = {s['iterations']}, M = {s['runs']}, T = {s['steps']}"
+        return f"{s['policy']} ({many}, batch {s['batch_size']})"
 
     @property
     def made_on(self) -> str:
         """Its machine, and how long the report took there."""
         m = self.machine
-        where = (
-            f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
-            if m["device"] == "cpu"
-            else m["device"]
-        )
+        threads = f"{m['threads']} thread{'s' * (m['threads'] > 1)}"
+        where = threads if m["device"] == "cpu" else m["device"]
         return f"{where}, {m['dtype'].removeprefix('torch.')}; {m['seconds'] / 3600:.1f} h"
 
 
@@ -166,9 +165,3 @@ def rows(runs: list[Kept]) -> list[dict[str, str]]:
             }
         )
     return table
-
-
-def size(s: Mapping[str, Any]) -> str:
-    """A policy and how much settings train it, in words."""
-    many = f"I = {s['iterations']}, M = {s['runs']}, T = {s['steps']}"
-    return f"{s['policy']} ({many}, batch {s['batch_size']})"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+
+from ..study.fronts import Interval
 
 # Okabe and Ito's colours, told apart by colour-blind readers, on light and on dark.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -109,12 +110,9 @@ def titled(figure: go.Figure, finding: str, caption: str, height: int = 480) -> 
         for text, wide in ((finding, TITLE), (caption, CAPTION))
     )
     above = 30 + 23 * (title.count("<br>") + 1) + 17 * (below.count("<br>") + 1)
-    above_panels = [
-        note
-        for note in figure.to_dict()["layout"].get("annotations", [])
-        if (note.get("yref"), note.get("y"), note.get("xanchor")) == ("paper", 1, "center")
-    ]
-    panels = 26 if above_panels else 0
+    notes = figure.to_dict()["layout"].get("annotations", [])
+    places = [(note.get("yref"), note.get("y"), note.get("xanchor")) for note in notes]
+    panels = 26 if ("paper", 1, "center") in places else 0
     return figure.update_layout(
         template="warp",
         title=dict(text=title, subtitle_text=below),
@@ -135,21 +133,9 @@ def label_ends(figure: go.Figure, ends: Sequence[tuple[float, float, str, str]])
     for x, y, text, colour in sorted(ends, key=lambda end: -end[1]):
         passed = any(other[0] > x and other[1] >= y for other in ends)
         last = min(y - 0.12 * tall * passed, last - 0.07 * tall)
-        figure.add_annotation(
-            name="end",
-            x=x,
-            y=y,
-            ax=16,
-            ay=last,
-            ayref="y",
-            text=f"<b>{text}</b>",
-            xanchor="left",
-            showarrow=True,
-            arrowhead=0,
-            arrowwidth=1.5,
-            arrowcolor=colour,
-            standoff=3,
-        )
+        ends_at: dict[str, Any] = dict(x=x, y=y, ax=16, ay=last, ayref="y", xanchor="left")
+        arrow = dict(arrowhead=0, arrowwidth=1.5, arrowcolor=colour, standoff=3)
+        figure.add_annotation(name="end", text=f"<b>{text}</b>", **ends_at, **arrow)
     right = max(x + 0.019 * len(text) * max(end[0] for end in ends) for x, _, text, _ in ends)
     figure.update_xaxes(range=[-0.04 * right, 1.04 * right])
     figure.update_layout(showlegend=False)
@@ -160,15 +146,27 @@ def panel(col: int, name: str) -> dict[str, Any]:
     return dict(name=name, legendgroup=name, showlegend=col == 1, row=1, col=col)
 
 
-def bars(half_widths: Sequence[float], colour: str, width: int = 2) -> dict[str, Any]:
-    """Error bars of these half widths; none where there is no interval (nan)."""
-    return dict(array=np.nan_to_num(half_widths), color=colour, thickness=1, width=width)
+def series(
+    figure: go.Figure, x: Any, y: Any, colour: str, hover: str = "", cap: int = 2, /, **more: Any
+) -> None:
+    """Points of one colour, joined unless `mode` says otherwise.
 
-
-def whiskers(rows: pd.DataFrame, column: str, colour: str, visible: bool = True) -> dict[str, Any]:
-    """Error bars of ±2 standard errors of a column."""
-    errors = dict(array=2 * rows[f"{column}_se"], color=colour, thickness=1, width=2)
-    return dict(visible=visible, type="data") | errors
+    x, y: numbers, with half widths of error bars as dx and dy, none where one is nan; or intervals.
+    hover: what is said of a point; cap: how wide error bars end. more: see `go.Scatter`.
+    """
+    shown = {"x": x, "y": y}
+    for axis, values in shown.items():
+        half = more.pop(f"d{axis}", None)
+        if len(values) and isinstance(next(iter(values)), Interval):
+            half = [interval.high - interval.mean for interval in values]
+            shown[axis] = [interval.mean for interval in values]
+        if half is not None:
+            look = dict(color=colour, thickness=1, width=cap)
+            more[f"error_{axis}"] = dict(array=np.nan_to_num(half)) | look
+    if hover:
+        more["hovertemplate"] = f"{hover}<extra></extra>"
+    more = dict(mode="lines+markers", line_color=colour, marker_color=colour) | more
+    figure.add_scatter(**shown, **more)
 
 
 def mark_real_positive(
@@ -186,11 +184,6 @@ def mark_real_positive(
         add_line, position = (
             (figure.add_vline, beside_x) if axis == "x" else (figure.add_hline, beside_y)
         )
-        add_line(
-            real_positive[number],
-            line=dict(color=GREY, dash="dash", width=1),
-            annotation_text=f"real positive reviews: {text}",
-            annotation_position=position,
-            annotation_font_size=11,
-            **panel,
-        )
+        said = dict(text=f"real positive reviews: {text}", font_size=11)
+        look = dict(line=dict(color=GREY, dash="dash", width=1), annotation_position=position)
+        add_line(real_positive[number], annotation=said, **look, **panel)

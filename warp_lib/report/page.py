@@ -74,9 +74,7 @@ def _lay_out(notebook: NotebookNode, stem: str) -> int:
     # Parameters are noise here, and where papermill overrode them misleading: the settings cell
     # shows what counted. The answer stands at the top.
     out_of_sight = {"parameters", "injected-parameters", "answer"}
-    notebook.cells = [
-        cell for cell in notebook.cells if not out_of_sight & set(cell.metadata.get("tags", []))
-    ]
+    notebook.cells = [cell for cell in notebook.cells if not out_of_sight & tags(cell)]
     figures = 0
     for output in shown_outputs(notebook):
         if PLOTLY in output.get("data", {}):
@@ -94,7 +92,7 @@ def _part(notebook: NotebookNode, stem: str) -> Part:
     notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     title, question = stem, ""
     for cell in notebook.cells:
-        if "front" in cell.metadata.get("tags", []) and cell.cell_type == "code":
+        if "front" in tags(cell) and cell.cell_type == "code":
             cell.outputs = []
         if cell.cell_type == "markdown" and (heading := re.match(r"# +(.+)\n*", cell.source)):
             title = re.sub(r"[`*]", "", heading[1]).strip()
@@ -186,16 +184,13 @@ def shown_outputs(notebook: NotebookNode, tag: str | None = None) -> list[Notebo
     """All outputs, or those of the cells with a `tag`, that can be shown without a kernel; the
     others, widgets, leave the notebook.
     """
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [
-                output
-                for output in cell.outputs
-                if not any("widget-view" in kind for kind in output.get("data", {}))
-            ]
-    asked = [
-        cell
-        for cell in notebook.cells
-        if cell.cell_type == "code" and (tag is None or tag in cell.metadata.get("tags", []))
-    ]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs = [o for o in cell.outputs if "widget-view" not in str([*o.get("data", {})])]
+    asked = (cell for cell in code if tag is None or tag in tags(cell))
     return [output for cell in asked for output in cell.outputs]
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    """What a cell is for."""
+    return set(cell.metadata.get("tags", []))

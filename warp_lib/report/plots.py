@@ -30,11 +30,10 @@ from .look import (
     REWARD,
     SKY,
     YELLOW,
-    bars,
     mark_real_positive,
     panel,
+    series,
     titled,
-    whiskers,
 )
 from .tables import settings_in_words
 
@@ -57,20 +56,9 @@ def pareto(
         name, colour, symbol, dash = LOOKS[method]
         order = "steps" if method == "reinforce" else "eta"
         rows = results[results["method"] == method].sort_values(order, kind="stable")
-        figure.add_scatter(
-            x=rows[x],
-            y=rows[y],
-            name=name,
-            mode="lines+markers" if dash else "markers",
-            marker=dict(color=colour, symbol=symbol, size=9),
-            line=dict(color=colour, dash=dash),
-            error_x=whiskers(rows, x, colour),
-            error_y=whiskers(rows, y, colour),
-            customdata=[settings_in_words(row) for row in rows.to_dict("records")],
-            hovertemplate=(
-                f"{name}<br>%{{customdata}}<br>{x} %{{x:.2f}}, {y} %{{y:.2f}}<extra></extra>"
-            ),
-        )
+        mode = "lines+markers" if dash else "markers"
+        style = dict(mode=mode, marker_symbol=symbol, marker_size=9, line_dash=dash)
+        _checkpoints(figure, rows, x, y, name, colour, **style)
     for axis, score in (("y", y), ("x", x)):
         if score == "reward":
             mark_real_positive(figure, axis, real_positive)
@@ -87,26 +75,13 @@ def training_curves(
     for k, (name, history) in enumerate(histories.items()):
         table, colour = pd.DataFrame(history), PALETTE[k % len(PALETTE)]
         steps = np.arange(1, len(table) + 1)
-        figure.add_scatter(
-            x=steps,
-            y=table["reward"],
-            mode="lines",
-            line=dict(color=colour, width=1),
-            opacity=0.25,
-            showlegend=False,
-            hoverinfo="skip",
-            row=1,
-            col=1,
-        )
+        faint = dict(mode="lines", line_width=1, opacity=0.25, showlegend=False, hoverinfo="skip")
+        series(figure, steps, table["reward"], colour, **faint, row=1, col=1)
         for col, column in enumerate(("reward", "kl_anchor"), start=1):
             smooth = table[column].ewm(span=10).mean()
-            figure.add_scatter(
-                x=steps, y=smooth, mode="lines", line=dict(color=colour), **panel(col, name)
-            )
-        marker = dict(color=colour, size=5)
-        figure.add_scatter(
-            x=steps, y=table["kl_sft"], mode="markers", marker=marker, **panel(2, name)
-        )
+            series(figure, steps, smooth, colour, mode="lines", **panel(col, name))
+        dots = dict(mode="markers", marker_size=5)
+        series(figure, steps, table["kl_sft"], colour, **dots, **panel(2, name))
     mark_real_positive(figure, "y", real_positive, row=1, col=1)
     figure.update_xaxes(title="optimiser step")
     figure.update_yaxes(title=REWARD, row=1, col=1)
@@ -139,23 +114,12 @@ def along_eta(
         colour = COLOURS.get(name, other)
         for col, column in enumerate(("reward", "kl"), start=1):
             place = panel(col, ARMS.get(name, name))
-            figure.add_scatter(
-                x=table["eta"],
-                y=table[column],
-                error_y=bars(table[f"{column}_half"], colour),
-                mode="lines+markers",
-                line_color=colour,
-                **place,
-            )
-            chord, dotted = table.iloc[[0, -1]], dict(color=colour, dash="dot", width=1)
-            figure.add_scatter(
-                x=chord["eta"],
-                y=chord[column],
-                mode="lines",
-                line=dotted,
-                hoverinfo="skip",
-                **place | dict(name=None, showlegend=False),
-            )
+            half = table[f"{column}_half"]
+            series(figure, table["eta"], table[column], colour, dy=half, **place)
+            chord = table.iloc[[0, -1]]
+            dotted = dict(mode="lines", line_dash="dot", line_width=1, hoverinfo="skip")
+            dotted |= place | dict(name=None, showlegend=False)
+            series(figure, chord["eta"], chord[column], colour, **dotted)
     mark_real_positive(figure, "y", real_positive, row=1, col=1)
     figure.update_xaxes(title=ETA)
     figure.update_yaxes(title=REWARD, row=1, col=1)
@@ -184,19 +148,13 @@ def layers(geometry: list[dict[str, Any]], names: Sequence[str], finding: str) -
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.14, subplot_titles=titles)
     for row, (grid, form, most) in enumerate(((degrees, ".0f", 90), (norms, ".2f", None)), start=1):
         table = pd.DataFrame.from_dict(grid, orient="index")
-        figure.add_heatmap(
-            x=list(table.columns),
-            y=list(table.index),
-            z=table.to_numpy(),
-            zmin=0,
-            zmax=most,
-            colorscale="Cividis",
-            showscale=False,
+        cells = dict(x=list(table.columns), y=list(table.index), z=table.to_numpy(), zmin=0)
+        said = dict(
             texttemplate=f"%{{z:{form}}}",
             hovertemplate=f"%{{y}}, %{{x}}: %{{z:{form}}}<extra></extra>",
-            row=row,
-            col=1,
         )
+        look = dict(zmax=most, colorscale="Cividis", showscale=False)
+        figure.add_heatmap(**cells, **said, **look, row=row, col=1)
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title=LAYER, row=2, col=1)
     caption = "Top: the angle of each pair, by layer and over the whole model. Bottom: lengths."
@@ -218,14 +176,9 @@ def lines(
     figure = go.Figure()
     for (column, name), colour in zip(columns.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
         rows = table.dropna(subset=[column])
-        figure.add_scatter(
-            x=rows[x],
-            y=rows[column],
-            name=name,
-            error_y=whiskers(rows, column, colour) if f"{column}_se" in table else None,
-            mode="lines+markers" if len(rows) < 60 else "lines",
-            line_color=colour,
-        )
+        half = 2 * rows[f"{column}_se"] if f"{column}_se" in table else None
+        mode = "lines+markers" if len(rows) < 60 else "lines"
+        series(figure, rows[x], rows[column], colour, dy=half, name=name, mode=mode)
     figure.update_layout(xaxis_title=titles[0], yaxis_title=titles[1])
     return titled(figure, finding, caption, height=420)
 
@@ -249,23 +202,12 @@ def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
     """
     rows = pd.DataFrame(visits, columns=["text", "kl", "reward", "kl_half", "reward_half"])
     figure = go.Figure()
-    figure.add_scatter(
-        x=rows["kl"],
-        y=rows["reward"],
-        text=rows["text"],
-        name="visited (± 2 standard errors over completions)",
-        mode="lines+markers",
-        line=dict(color=SKY, width=1),
-        marker=dict(color=SKY, size=7),
-        error_x=dict(array=rows["kl_half"], color=SKY, thickness=1),
-        error_y=dict(array=rows["reward_half"], color=SKY, thickness=1),
-        hovertemplate="%{text}<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
-    )
-    star = dict(color=ORANGE, symbol="star", size=14)
-    here = rows[-1:]
-    figure.add_scatter(
-        x=here["kl"], y=here["reward"], name="here", mode="markers", marker=star, hoverinfo="skip"
-    )
+    name = "visited (± 2 standard errors over completions)"
+    more = dict(dx=rows["kl_half"], dy=rows["reward_half"], text=rows["text"], name=name)
+    hover = "%{text}<br>KL %{x:.2f}, r̃ %{y:.2f}"
+    series(figure, rows["kl"], rows["reward"], SKY, hover, **more, line_width=1, marker_size=7)
+    star = dict(mode="markers", marker_symbol="star", marker_size=14, hoverinfo="skip")
+    series(figure, rows["kl"][-1:], rows["reward"][-1:], ORANGE, name="here", **star)
     figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
     caption = "Means of the completions above; whiskers are ± 2 standard errors over them."
     return titled(figure, "Where the sliders have been", caption, height=360)
@@ -277,15 +219,9 @@ def over_study(study: dict[str, list[Outcome]]) -> go.Figure:
     for arm, units in study.items():
         kl, means = mean_front(units, first=0.0)
         name = f"{ARMS[arm]} in the study ({len(units)} seeds)"
-        figure.add_scatter(
-            x=kl,
-            y=[interval.mean for interval in means],
-            name=name,
-            mode="lines",
-            line=dict(color=COLOURS[arm], width=6),
-            opacity=0.3,
-            hovertemplate=f"{name}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>",
-        )
+        hover, wide = f"{name}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}", dict(line_width=6, opacity=0.3)
+        y = [interval.mean for interval in means]
+        series(figure, kl, y, COLOURS[arm], hover, name=name, mode="lines", **wide)
     figure.update_layout(template="warp", height=440, margin=dict(t=10, l=10, r=10))
     return figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
 
@@ -296,17 +232,16 @@ def own_fronts(study: dict[str, list[Outcome]], runs: dict[str, pd.DataFrame]) -
     for (name, rows), colour in zip(runs.items(), OWN * len(runs), strict=False):
         front = rows[rows["method"].isin(["sft", "warp"])].sort_values("kl")
         shown = html.escape(name)
-        figure.add_scatter(
-            x=front["kl"],
-            y=front["reward"],
-            name=shown,
-            mode="lines+markers",
-            marker=dict(color=colour, size=8),
-            error_x=whiskers(front, "kl", colour),
-            error_y=whiskers(front, "reward", colour),
-            customdata=[settings_in_words(row) for row in front.to_dict("records")],
-            hovertemplate=(
-                f"{shown}<br>%{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>"
-            ),
-        )
+        _checkpoints(figure, front, "kl", "reward", shown, colour, marker_size=8)
     return figure
+
+
+def _checkpoints(
+    figure: go.Figure, rows: pd.DataFrame, x: str, y: str, name: str, colour: str, **style: Any
+) -> None:
+    """Evaluated points of a run with ± 2 standard errors; each says which it is."""
+    half = dict(dx=2 * rows[f"{x}_se"], dy=2 * rows[f"{y}_se"])
+    said = [settings_in_words(row) for row in rows.to_dict("records")]
+    across, up = ({"kl": "KL", "reward": "r̃"}.get(score, score) for score in (x, y))
+    hover = f"{name}<br>%{{customdata}}<br>{across} %{{x:.2f}}, {up} %{{y:.2f}}"
+    series(figure, rows[x], rows[y], colour, hover, **half, name=name, customdata=said, **style)

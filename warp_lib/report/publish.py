@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from ..runs import paths
 from ..runs.errors import Explained
-from .page import shown_outputs
+from .page import shown_outputs, tags
 
 
 def publish(name: str) -> None:
@@ -60,23 +60,16 @@ def publish(name: str) -> None:
 
 def _sources(notebook: NotebookNode) -> list[str]:
     """What a person wrote: every cell's source but the repeated answer."""
-    return [
-        cell.source for cell in notebook.cells if "answer-here" not in cell.metadata.get("tags", [])
-    ]
+    return [cell.source for cell in notebook.cells if "answer-here" not in tags(cell)]
 
 
 def _strip(notebook: NotebookNode) -> NotebookNode:
     """The notebook without papermill's traces, times and widgets; cell ids, sources, outputs and
     counts stay.
     """
-    notebook.cells = [
-        cell
-        for cell in notebook.cells
-        if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in tags(cell)]
     for cell in notebook.cells:
-        traces = ["papermill", "execution"] + ([] if cell.metadata.get("tags") else ["tags"])
-        for trace in traces:
+        for trace in ["papermill", "execution"] + ([] if tags(cell) else ["tags"]):
             cell.metadata.pop(trace, None)
     notebook.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},

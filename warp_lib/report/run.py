@@ -19,7 +19,7 @@ from ..runs.jobs import Ended, Job, Runner, run_here
 from ..runs.progress import duration
 from ..runs.results import MACHINE
 from ..settings import Settings
-from .page import shown_outputs, write_page
+from .page import shown_outputs, tags, write_page
 
 # What a notebook waits for. All others wait for the first, which trains the reward model, and need
 # nothing of each other.
@@ -58,13 +58,11 @@ def run_report(
         name: value for name, value in overrides.items() if value is not None
     }
     targets = {source.stem: folder / "notebooks" / source.name for source in sources}
-    first, *others = sources
-    jobs = [notebook_job(first.stem, first, targets[first.stem], parameters)]
-    for source in sorted(others, key=lambda source: source.stem in AFTER):
-        after = (first.stem, *AFTER.get(source.stem, ()))
-        jobs.append(
-            notebook_job(source.stem, source, targets[source.stem], parameters, after=after)
-        )
+    jobs = []
+    for source in sorted(sources, key=lambda source: source.stem in AFTER):
+        stem = source.stem
+        after = (jobs[0].title, *AFTER.get(stem, ())) if jobs else ()
+        jobs.append(notebook_job(stem, source, targets[stem], parameters, after=after))
     began, finished = time.monotonic(), []
 
     def tell(ended: Ended) -> None:
@@ -120,10 +118,8 @@ def notebook_job(
     for parameter, value in parameters.items():
         words += ["-r" if isinstance(value, str) else "-p", parameter, str(value)]
     path = filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])
-    env = {
-        "PYTHONPATH": os.pathsep.join(path),
-        "JUPYTER_PATH": "",  # it may hold another "python3"
-    }
+    # a JUPYTER_PATH may hold another "python3"
+    env = {"PYTHONPATH": os.pathsep.join(path), "JUPYTER_PATH": ""}
     return Job(title, words, env, log, after, [source])
 
 
@@ -155,9 +151,9 @@ def _answer_on_top(file: Path, settings: Settings) -> None:
         if "text/markdown" in o.get("data", {})
     ]
     for cell in notebook.cells:
-        if answers and "answer-here" in cell.metadata.get("tags", []):
+        if answers and "answer-here" in tags(cell):
             own = f"run `{settings.name}`, seed {settings.seed}"
-            of = next((OTHERS[tag] for tag in cell.metadata["tags"] if tag in OTHERS), own)
+            of = next((OTHERS[tag] for tag in tags(cell) if tag in OTHERS), own)
             cell.source = f"{answers[-1]}\n\n*Computed by the last cell, from {of}.*"
     notebook.metadata.pop("widgets", None)  # papermill keeps their state, which only a kernel shows
     paths.write_whole(file, nbformat.writes(notebook))

@@ -5,7 +5,7 @@ seeds carry 95% intervals.
 """
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -35,22 +35,17 @@ from .look import (
     REWARD,
     SKY,
     YELLOW,
-    bars,
     label_ends,
     mark_real_positive,
     panel,
+    series,
     titled,
-    whiskers,
 )
 
 
-def _halves(intervals: Iterable[Interval]) -> list[float]:
-    return [interval.high - interval.mean for interval in intervals]
-
-
-def _two_errors(scores: np.ndarray, colour: str) -> dict[str, Any]:
-    """Error bars of ±2 standard errors over prompts, from scores (points, prompts)."""
-    return bars(2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1]), colour, width=0)
+def _two_errors(scores: np.ndarray) -> np.ndarray:
+    """Two standard errors over prompts of scores (points, prompts): (points,)."""
+    return 2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1])
 
 
 def fronts(
@@ -77,27 +72,14 @@ def fronts(
         apart: two fronts' names, and KL → how far they are apart (see `contrasts.by_kl`): a panel
             below, for curves that cover each other.
     """
-    top: dict[str, Any] = dict(row=1, col=1) if apart else {}
-    below: dict[str, Any] = dict(row=2, col=1) if apart else {}
-    shade: dict[str, Any] = dict(fillcolor=GREY, opacity=0.1, line_width=0)
-    figure = (
-        make_subplots(2, 1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.05)
-        if apart
-        else go.Figure()
-    )
+    rows, heights = (2, [0.72, 0.28]) if apart else (1, [1.0])
+    figure = make_subplots(rows, 1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.05)
     if best_of_n:
-        scores = best_of_n.reward(split)
-        figure.add_scatter(
-            x=best_of_n.kl(split),
-            y=scores.mean(1),
-            error_y=_two_errors(scores, GREY),
-            name="best-of-n from SFT (KL: upper bound)",
-            mode="lines+markers",
-            marker=dict(size=6, symbol="x"),
-            line=dict(color=GREY, dash="dash"),
-            text=best_of_n.rows["n"],
-            hovertemplate="best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}<extra></extra>",
-        )
+        kl, scores = best_of_n.kl(split), best_of_n.reward(split)
+        name, hover = "best-of-n from SFT (KL: upper bound)", "best of %{text}<br>KL at most "
+        style = dict(marker_symbol="x", line_dash="dash", text=best_of_n.rows["n"], name=name)
+        hover += "%{x:.2f}, r̃ %{y:.2f}"
+        series(figure, kl, scores.mean(1), GREY, hover, 0, dy=_two_errors(scores), **style)
     ends, seeds = [], set[int]()
     dashes = {arm: iter(("solid", "dot", "dash", "dashdot")) for arm in ARMS}
     for k, (title, units) in enumerate(reversed(outcomes.items())):  # the first on top
@@ -105,47 +87,35 @@ def fronts(
         name, alone = html.escape(f"{ARMS[arm]}{of and ': '}{of}"), len(units) == 1
         colour, dash = COLOURS[arm], next(dashes[arm])
         seeds |= {int(unit.rows["seed"].iloc[0]) for unit in units}
-        hover = "<br>KL %{x:.2f}, r̃ %{y:.2f}<extra></extra>"
-        lines = [unit.line(split) for unit in units]
+        where, lines = "<br>KL %{x:.2f}, r̃ %{y:.2f}", [unit.line(split) for unit in units]
+        style: dict[str, Any] = dict(legendgroup=title, line_dash=dash)
+        faint = dict(mode="lines", line_width=1, opacity=0.4, showlegend=False)
+        shown = dict(marker_size=5, line_width=1.5, opacity=0.8)
         for unit, (kl, reward) in zip(units, lines, strict=True):
-            figure.add_scatter(
-                x=kl,
-                y=reward.mean(1),
-                error_y=_two_errors(reward, colour) if alone else None,
-                name=name,
-                legendgroup=title,
-                showlegend=alone,
-                mode="lines+markers" if alone else "lines",
-                marker=dict(size=5),
-                line=dict(color=colour, width=1.5 if alone else 1, dash=dash),
-                opacity=0.8 if alone else 0.4,
-                hovertemplate=f"{name}, seed {unit.rows['seed'].iloc[0]}{hover}",
-            )
+            look = shown | {"dy": _two_errors(reward)} if alone else faint
+            hover = f"{name}, seed {unit.rows['seed'].iloc[0]}{where}"
+            series(figure, kl, reward.mean(1), colour, hover, 0, name=name, **style, **look)
         if alone:
             ends.append((lines[0][0][-1], lines[0][1][-1].mean(), name, colour))
             continue
         # read beside the KL of other arms, so that bars stay apart
         grid, means = mean_front(units, split, 0.5 + 0.04 * k)
-        figure.add_scatter(
-            x=grid,
-            y=[interval.mean for interval in means],
-            error_y=dict(array=_halves(means), color=colour, width=3),
-            mode="lines",
-            name=f"{name} (mean of {len(units)} seeds)",
-            legendgroup=title,
-            line=dict(color=colour, width=3, dash=dash),
-            hovertemplate=f"{name}, mean of {len(units)} seeds{hover}",
-        )
+        style |= dict(mode="lines", line_width=3, name=f"{name} (mean of {len(units)} seeds)")
+        hover = f"{name}, mean of {len(units)} seeds{where}"
+        series(figure, grid, means, colour, hover, 3, **style)
         ends.append((grid[-1], means[-1].mean, name, colour))
     span = f"range compared: {LOW:g} to {high:.2g} nats"
+    shade: dict[str, Any] = dict(fillcolor=GREY, opacity=0.1, line_width=0)
     label: dict[str, Any] = dict(annotation_text=span, annotation_position="bottom left")
-    figure.add_vrect(LOW, high, **shade | label | top)
-    mark_real_positive(figure, "y", real_positive, **top)
+    label |= dict(row=1, col=1)
+    below: dict[str, Any] = dict(row=2, col=1)
+    figure.add_vrect(LOW, high, **shade | label)
+    mark_real_positive(figure, "y", real_positive, row=1, col=1)
     sft = lines[0][1][0].mean()  # every front begins there
     where = f"SFT: 0 on training prompts, {sft:z.1f} on these".replace("-", "−")
     figure.add_annotation(x=0, y=sft, text=where, showarrow=False, xanchor="left", xshift=6)
-    figure.update_layout(yaxis_title=REWARD)
-    figure.update_xaxes(title_text=KL, **below)
+    figure.update_layout(yaxis_title=REWARD.replace(" (", "<br>(") if apart else REWARD)
+    figure.update_xaxes(title_text=KL, row=rows)
     if best_of_n:
         ends.append((best_of_n.kl(split)[-1], scores.mean(1)[-1], "best of n", GREY))
     label_ends(figure, ends)
@@ -160,7 +130,6 @@ def fronts(
         names, effects = apart
         _band(figure, effects, names)
         figure.add_vrect(LOW, high, **shade | below)
-        figure.update_yaxes(title_text=REWARD.replace(" (", "<br>("), **top)
         sides = [effect.side for effect in effects.values()]
         up, down = (sides.count(side) or "none" for side in (1, -1))
         caption += (
@@ -178,18 +147,11 @@ def _band(figure: go.Figure, effects: Mapping[float, Effect], names: str) -> Non
     figure.add_scatter(
         x=kl, y=[i.high for i in of], **edge, fill="tonexty", fillcolor=BAND, row=2, col=1
     )
-    figure.add_scatter(
-        x=kl,
-        y=[interval.mean for interval in of],
-        mode="lines",
-        line=dict(color=GREY, width=3),
-        name=names,
-        showlegend=False,
-        text=[str(effect) for effect in effects.values()],
-        hovertemplate=f"{html.escape(names)}<br>KL %{{x:.2f}}: %{{text}}<extra></extra>",
-        row=2,
-        col=1,
-    )
+    style = dict(mode="lines", line_width=3, name=names, showlegend=False, row=2, col=1)
+    said = list(map(str, effects.values()))
+    hover = f"{html.escape(names)}<br>KL %{{x:.2f}}: %{{text}}"
+    mean = [interval.mean for interval in of]
+    series(figure, kl, mean, GREY, hover, text=said, **style)
     one, other = (name.split(",")[0] for name in names.split(" − "))
     figure.update_yaxes(title_text=f"{one} −<br>{other} (r̃)", row=2, col=1)
 
@@ -205,19 +167,11 @@ def judged(
             np.concatenate([unit.reward("test", scorer) for unit in units])
             for scorer in ("reward", judge)
         )
-        figure.add_scatter(
-            x=x.mean(1),
-            y=y.mean(1),
-            error_x=_two_errors(x, colour),
-            error_y=_two_errors(y, colour),
-            name=ARMS.get(arm, arm),
-            mode="markers",
-            marker=dict(color=colour, size=6),
-            opacity=0.7,
-        )
+        half = dict(dx=_two_errors(x), dy=_two_errors(y))
+        style = dict(mode="markers", opacity=0.7, name=ARMS.get(arm, arm))
+        series(figure, x.mean(1), y.mean(1), colour, "", 0, **half, **style)
     ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
-    dotted = dict(color=GREY, dash="dot")
-    figure.add_scatter(x=ends, y=ends, mode="lines", line=dotted, name="equal scores")
+    series(figure, ends, ends, GREY, mode="lines", line_dash="dot", name="equal scores")
     mark_real_positive(figure, "x", real_positive)
     figure.update_layout(xaxis_title=REWARD, yaxis_title=AXES[judge])
     caption = "All points of all seeds, test prompts; whiskers: ± 2 standard errors over prompts."
@@ -237,23 +191,12 @@ def through_merges(unit: Outcome, runs: Sequence[int], finding: str) -> go.Figur
         enumerate(runs, start=1), zip(names.items(), (GREY, BLUE, GREEN, PURPLE), strict=True)
     ):
         kl, reward, _ = unit.through_merge(method, m)
-        figure.add_scatter(
-            x=kl,
-            y=reward.mean(1),
-            error_y=_two_errors(reward, colour),
-            mode="lines+markers",
-            marker=dict(size=4),
-            line_color=colour,
-            **panel(col, name),
-        )
+        place, half = panel(col, name), _two_errors(reward)
+        series(figure, kl, reward.mean(1), colour, "", 0, dy=half, marker_size=4, **place)
         merge = rows[(rows["method"] == method) & (rows["runs"] == m) & (rows["eta"] == 1)]
-        figure.add_scatter(
-            x=merge["kl"],
-            y=merge["reward"],
-            mode="markers",
-            marker=dict(color=colour, size=13, symbol="star"),
-            **panel(col, name) | dict(name=f"{name}: the merge", showlegend=False),
-        )
+        star = place | dict(name=f"{name}: the merge", showlegend=False, mode="markers")
+        star |= dict(marker_size=13, marker_symbol="star")
+        series(figure, merge["kl"], merge["reward"], colour, **star)
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title=REWARD, row=1, col=1)
     caption = (
@@ -287,25 +230,14 @@ def cells(
     for (name, path), (colour, beside) in zip(paths.items(), shades, strict=True):
         effects = [cell.over(seeds) for cell in path.values()]
         reward, kl = ([effect[n].widest for effect in effects] for n in ("r̃", "KL, nats"))
-        figure.add_scatter(
-            x=[interval.mean for interval in kl],
-            y=[interval.mean for interval in reward],
-            error_x=bars(_halves(kl), colour),
-            error_y=bars(_halves(reward), colour),
-            mode="lines+markers+text",
-            text=list(path),
-            textposition=beside,
-            marker=dict(size=9),
-            line_color=colour,
-            name=name,
-            customdata=[
-                f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions"
-                for cell in path.values()
-            ],
-            hovertemplate=(
-                f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}<extra></extra>"
-            ),
-        )
+        costs = [
+            f"{cell.steps} steps, {cell.depth} deep, {cell.completions:,} completions"
+            for cell in path.values()
+        ]
+        hover = f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}"
+        style = dict(customdata=costs, marker_size=9, name=name)
+        style |= dict(mode="lines+markers+text", text=list(path), textposition=beside)
+        series(figure, kl, reward, colour, hover, **style)
     mark_real_positive(figure, "y", real_positive)
     figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
     # room for the first point's label, also on a phone
@@ -326,22 +258,15 @@ def between_seeds(angles: pd.DataFrame, finding: str) -> go.Figure:
         colour = COLOURS[arm]
         mean = rows.groupby("completions")["degrees"].mean()
         pairs = zip(rows["a"], rows["b"], rows["steps"], strict=True)
-        figure.add_scatter(
-            x=rows["completions"],
-            y=rows["degrees"],
-            text=[f"seeds {a} and {b}, {t} steps" for a, b, t in pairs],
-            mode="markers",
-            marker_color=colour,
-            opacity=0.5,
-            showlegend=False,
-            hovertemplate="%{text}<br>Ω %{y:.1f}°<extra></extra>",
-        )
-        look = dict(mode="lines", line_color=colour, hoverinfo="skip")
-        figure.add_scatter(x=mean.index, y=mean, name=f"{ARMS[arm]} (mean of pairs)", **look)
+        said = [f"seeds {a} and {b}, {t} steps" for a, b, t in pairs]
+        style = dict(mode="markers", opacity=0.5, showlegend=False, text=said)
+        x, y = rows["completions"], rows["degrees"]
+        series(figure, x, y, colour, "%{text}<br>Ω %{y:.1f}°", **style)
+        style = dict(mode="lines", hoverinfo="skip", name=f"{ARMS[arm]} (mean of pairs)")
+        series(figure, mean.index, mean, colour, **style)
     expected = averaged_out(angles)
     name = "if noise averaged out and all completions counted alike"
-    look = dict(mode="lines", line=dict(color=GREY, dash="dash"))
-    figure.add_scatter(x=expected.index, y=expected, name=name, **look)
+    series(figure, expected.index, expected, GREY, name=name, mode="lines", line_dash="dash")
     figure.update_layout(xaxis_title="completions of a run", yaxis_title="angle Ω (degrees)")
     caption = (
         "Angles between the task vectors of two seeds' REINFORCE runs, a point a pair; lines go"
@@ -361,17 +286,9 @@ def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]], finding: s
     for col, arms in enumerate(rises.values(), start=1):
         for k, ((arm, effects), other) in enumerate(zip(arms.items(), PALETTE, strict=False)):
             colour = COLOURS.get(arm, other)
-            widest = [effect.widest for effect in effects.values()]
-            figure.add_scatter(
-                x=[kl + 0.05 * k for kl in effects],  # bars stay apart
-                y=[interval.mean for interval in widest],
-                error_y=bars(_halves(widest), colour),
-                mode="lines+markers",
-                line_color=colour,
-                text=list(map(str, effects.values())),
-                hovertemplate="%{text}<extra></extra>",
-                **panel(col, ARMS.get(arm, arm)),
-            )
+            x, y = [kl + 0.05 * k for kl in effects], [e.widest for e in effects.values()]
+            place = panel(col, ARMS.get(arm, arm)) | dict(text=list(map(str, effects.values())))
+            series(figure, x, y, colour, "%{text}", **place)  # bars stay apart
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title="rise of r̃ minus the judge's (SFT s.d.)", row=1, col=1)
@@ -397,15 +314,8 @@ def intervals(
         for name, row in group.items():
             _beside(figure, f"{name}: {row}", rows)
             colour = BLUE if row.side else GREY
-            figure.add_scatter(
-                x=[row.mean],
-                y=[rows + 0.55],
-                error_x=dict(array=np.nan_to_num(_halves([row])), color=colour, width=4),
-                mode="markers",
-                marker=dict(color=colour, size=9),
-                text=[str(row)],
-                hovertemplate=f"{name}: %{{text}}<extra></extra>",
-            )
+            style = dict(mode="markers", marker_size=9, text=[str(row)])
+            series(figure, [row], [rows + 0.55], colour, f"{name}: %{{text}}", 4, **style)
             rows += 1.2
     if not named:
         _beside(figure, "nothing to compare yet", 0)
@@ -430,17 +340,10 @@ def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) ->
     figure = go.Figure()
     looks = zip(curves.items(), (ORANGE, YELLOW, SKY, BLUE), strict=False)
     for k, ((name, effects), colour) in enumerate(looks):
-        widest = [effect.widest for effect in effects.values()]
-        figure.add_scatter(
-            x=[end + 0.04 * k for end in effects],  # bars stay apart
-            y=[interval.mean for interval in widest],
-            error_y=bars(_halves(widest), colour),
-            mode="lines+markers",
-            line_color=colour,
-            name=name,
-            text=list(map(str, effects.values())),
-            hovertemplate=f"{name}, to %{{x:.1f}} nats: %{{text}}<extra></extra>",
-        )
+        hover = f"{name}, to %{{x:.1f}} nats: %{{text}}"
+        x, y = [end + 0.04 * k for end in effects], [e.widest for e in effects.values()]
+        said = list(map(str, effects.values()))
+        series(figure, x, y, colour, hover, name=name, text=said)  # bars stay apart
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.add_vline(high, line=dict(color=GREY, dash="dot"), annotation_text="K*")
     x = f"mean from {LOW:g} nat up to here (nats per completion)"
@@ -463,22 +366,10 @@ def by_pass(measured: pd.DataFrame, finding: str) -> go.Figure:
         for col, (method, _) in enumerate(columns, start=1):
             rows = measured[(measured["method"] == method) & (measured["passed"] == passed)]
             for row, (x, y) in enumerate((("eta", "kl"), ("kl", "reward")), start=1):
-                figure.add_scatter(
-                    x=rows[x],
-                    y=rows[y],
-                    error_y=bars(rows[f"{y}_half"], colour),
-                    mode="lines+markers",
-                    line=dict(color=colour, dash=dash),
-                    customdata=rows["eta"],
-                    hovertemplate=(
-                        f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>"
-                    ),
-                    name=f"weights: {name}",
-                    legendgroup=passed,
-                    showlegend=row == col == 1,
-                    row=row,
-                    col=col,
-                )
+                hover = f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}"
+                style = dict(dy=rows[f"{y}_half"], customdata=rows["eta"], line_dash=dash)
+                place = panel(col, f"weights: {name}") | dict(row=row, showlegend=row == col == 1)
+                series(figure, rows[x], rows[y], colour, hover, **style, **place)
     figure.update_xaxes(title=ETA, row=1)
     figure.update_yaxes(title="KL to SFT (nats per completion)", row=1)
     figure.update_xaxes(title=KL, row=2)
@@ -501,15 +392,11 @@ def variety(outcomes: dict[str, list[Outcome]], finding: str) -> go.Figure:
         colour = COLOURS.get(arm, other)
         rows = pd.concat([unit.points("test") for unit in units])
         for col, (column, title) in enumerate(panels.items(), start=1):
-            figure.add_scatter(
-                x=rows["kl"],
-                y=rows[column],
-                error_y=whiskers(rows, column, colour),
-                mode="markers",
-                marker=dict(color=colour, size=5),
-                opacity=0.6,
-                **panel(col, ARMS.get(arm, arm)),
+            style = panel(col, ARMS.get(arm, arm)) | dict(
+                mode="markers", marker_size=5, opacity=0.6
             )
+            half = 2 * rows[f"{column}_se"]
+            series(figure, rows["kl"], rows[column], colour, dy=half, **style)
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(title=KL)
     caption = "All points of all seeds, test prompts; whiskers: ± 2 standard errors over prompts."
@@ -528,14 +415,9 @@ def by_layer(table: pd.DataFrame, finding: str) -> go.Figure:
     figure = make_subplots(1, 3, horizontal_spacing=0.09)
     for (iteration, rows), colour in zip(table.groupby("iteration"), (BLUE, SKY), strict=False):
         for col, (column, title) in enumerate(panels.items(), start=1):
-            figure.add_scatter(
-                x=rows["layer"],
-                y=rows[column],
-                error_y=bars(rows[f"{column}_half"], colour, width=3),
-                mode="markers",
-                marker=dict(color=colour, size=8),
-                **panel(col, f"iteration {iteration}"),
-            )
+            style = panel(col, f"iteration {iteration}") | dict(mode="markers", marker_size=8)
+            half = rows[f"{column}_half"]
+            series(figure, rows["layer"], rows[column], colour, "", 3, dy=half, **style)
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(type="category", tickangle=45)
     figure.update_xaxes(title=LAYER, row=1, col=2)

@@ -21,6 +21,7 @@ from ..runs.jobs import Ended, Runner, run_here
 from ..runs.progress import duration
 from ..runs.results import readable
 from ..settings import LONGEST_NAME, Settings
+from .page import tags
 from .run import notebook_job
 
 Values = dict[str, Any]
@@ -192,7 +193,5 @@ def _finished(job: Combination, notebook: Path) -> bool:
 
 
 def _code(notebook: nbformat.NotebookNode) -> list[str]:
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return [
-        cell.source for cell in code if "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    code = (cell for cell in notebook.cells if cell.cell_type == "code")
+    return [cell.source for cell in code if "injected-parameters" not in tags(cell)]

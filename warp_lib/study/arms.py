@@ -103,28 +103,18 @@ def by_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Traine
     return _on_pairs(experiment, once, progress, partial(_long_run_of, method="dpo"))
 
 
-def _on_pairs(
-    experiment: Experiment,
-    make: MakePairs,
-    progress: Progress,
-    train: Callable[[Experiment, Aligner], Trained],
-) -> Trained:
-    """A way to train on DPO, with the pairs in its record."""
-    noted, record = _noted(experiment, make)
-    points, found = train(experiment, experiment.dpo_aligner(noted, progress))
-    return points, found | record
-
-
 def by_iterated_dpo(experiment: Experiment, reward: Reward, progress: Progress) -> Trained:
     """DPO on pairs made anew as often as WARP-DPO's, and nothing averaged: M = 1 and η = 1, looked
     at as often as DPO by itself.
     """
+    remade = for_all_runs(experiment.pairs(reward, progress))
+    return _on_pairs(experiment, remade, progress, _runs_in_a_row)
+
+
+def _runs_in_a_row(experiment: Experiment, align: Aligner) -> Trained:
+    """The iterations of a WARP that averages nothing, as one run."""
     s = experiment.settings
-    remade, record = _noted(experiment, for_all_runs(experiment.pairs(reward, progress)))
-    every = Settings.profile(**COMMON).steps
-    iterations = experiment.warp(
-        partial(experiment.dpo_aligner(remade, progress), keep_every=every)
-    )
+    iterations = experiment.warp(partial(align, keep_every=Settings.profile(**COMMON).steps))
     runs = [run for i in iterations for run in i.runs]
     checkpoints = {
         k * s.steps + t: theta for k, run in enumerate(runs) for t, theta in run.checkpoints.items()
@@ -135,24 +125,29 @@ def by_iterated_dpo(experiment: Experiment, reward: Reward, progress: Progress) 
         [row for run in runs for row in run.history],
         sum(run.seconds for run in runs),
     )
-    return reinforce_points(experiment.theta_sft, whole, s, "dpo"), record
+    return reinforce_points(experiment.theta_sft, whole, s, "dpo"), {}
 
 
-def _noted(experiment: Experiment, make: MakePairs) -> tuple[MakePairs, dict[str, Any]]:
-    """`make`, and what it fills in for the record: from how many completions all pairs are made,
-    and which ones each run got.
+def _on_pairs(
+    experiment: Experiment,
+    make: MakePairs,
+    progress: Progress,
+    train: Callable[[Experiment, Aligner], Trained],
+) -> Trained:
+    """A way to train on DPO. Its record says from how many completions all pairs are made, and
+    which ones each run got.
     """
-    s = experiment.settings
-    sampled = s.iterations * s.pair_prompts * s.pair_completions
-    record: dict[str, Any] = {"pairs_from": sampled, "pairs": []}
+    s, noted = experiment.settings, []
 
     def noting(theta: Weights, run_id: RunId) -> Pairs:
         pairs = make(theta, run_id)
         made = {"run": list(run_id.role), "identity": pairs.identity, "count": len(pairs)}
-        record["pairs"].append(made | {"margin": pairs.margin.mean().item()})
+        noted.append(made | {"margin": pairs.margin.mean().item()})
         return pairs
 
-    return noting, record
+    points, found = train(experiment, experiment.dpo_aligner(noting, progress))
+    sampled = s.iterations * s.pair_prompts * s.pair_completions
+    return points, found | {"pairs_from": sampled, "pairs": noted}
 
 
 def _made_once(experiment: Experiment, reward: Reward, progress: Progress) -> MakePairs:

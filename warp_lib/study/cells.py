@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .fronts import Effect
-from .outcomes import ArmId, Outcome, finished_seeds, outcome
+from .outcomes import ArmId, finished
 
 MANY = (1, 2, 3)  # I and M
 # Which arms have policies of M runs, with every I on their way, and which are long runs with every
@@ -52,7 +52,7 @@ class Cell:
 
         None where there is none, or where a seed's KL is beyond its front.
         """
-        rivals = _units(LONGEST)
+        rivals = finished(*LONGEST)
         seeds = sorted(self.reward.keys() & rivals.keys())
         gaps = {s: rivals[s].gap(self.reward[s], self.kl[s]) for s in seeds}
         reached = {s: gap for s, gap in gaps.items() if gap is not None}
@@ -79,17 +79,10 @@ def warp_cells() -> dict[tuple[int, int], Cell]:
 
 def reinforce_cells() -> dict[int, Cell]:
     """Steps → REINFORCE after so many of them, every T that a finished seed has been through."""
-    units = [unit for arm in LONG for unit in _units(arm).values()]
-    runs = [unit.of("test").query("method == 'reinforce'") for unit in units]
-    steps = sorted({int(t) for rows in runs for t in rows["steps"]})
+    runs = [unit.of("test") for arm in LONG for unit in finished(*arm).values()]
+    steps = sorted({int(t) for run in runs for t in run.query("method == 'reinforce'")["steps"]})
     cells = {t: _cell(LONG, f"method == 'reinforce' and steps == {t}", runs=1) for t in steps}
     return {t: cell for t, cell in cells.items() if cell}
-
-
-def _units(arm: ArmId) -> dict[int, Outcome]:
-    """Seed → an arm's finished unit."""
-    experiment, name = arm
-    return {seed: outcome(*arm, seed) for seed in finished_seeds(experiment, [name])}
 
 
 def _cell(arms: list[ArmId], where: str, runs: int) -> Cell | None:
@@ -99,7 +92,7 @@ def _cell(arms: list[ArmId], where: str, runs: int) -> Cell | None:
     """
     reward, kl, steps, completions = {}, {}, 0, 0
     for arm in reversed(arms):
-        for seed, unit in _units(arm).items():
+        for seed, unit in finished(*arm).items():
             points = unit.of("test").query(where)
             if not points.empty:
                 ((k, row),) = points.iterrows()

@@ -6,7 +6,7 @@ Needs no torch.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -20,6 +20,7 @@ from .outcomes import (
     MERGES,
     ArmId,
     Outcome,
+    finished,
     finished_seeds,
     outcome,
     over_seeds,
@@ -27,6 +28,7 @@ from .outcomes import (
 )
 
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
+Seeds = Collection[int] | None
 Line = tuple[str, int]
 """Points over η of a unit: their method, and how many runs (or checkpoints) were averaged."""
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -83,14 +85,17 @@ def contrast(
     one whose arms had different reward models, or different judges where the judge is asked, is
     left out. Raises ValueError when no seed is left.
     """
-    ends = _ends([(experiment, name) for name in [*arms, *rivals]], high, scorer)
+    names = [*arms, *rivals]
+    shared = _units([(experiment, name) for name in names], scorer)
+    ends = _ends(shared, high)
+    unit = {seed: dict(zip(names, some, strict=True)) for seed, some in shared.items()}
 
     def on_validation(name: str) -> float:
-        units = ((outcome(experiment, name, seed), end) for seed, end in ends.items())
-        return float(np.mean([unit.along_front("validation", end).mean() for unit, end in units]))
+        fronts = (unit[seed][name].along_front("validation", end) for seed, end in ends.items())
+        return float(np.mean([front.mean() for front in fronts]))
 
     arm, rival = (max(some, key=on_validation) for some in (arms, rivals))
-    gains = _gains((experiment, arm), (experiment, rival), ends, scorer)
+    gains = {s: _gain(unit[s][arm], unit[s][rival], end, scorer) for s, end in ends.items()}
     return Contrast(gains, arm, rival, high, ends)
 
 
@@ -99,7 +104,7 @@ def difference(
     rival: ArmId,
     high: float,
     scorer: str = "reward",
-    among: Iterable[int] | None = None,
+    among: Seeds = None,
     where: str | None = None,
 ) -> Contrast:
     """An arm against one rival, maybe of another experiment, over the seeds that they share.
@@ -107,62 +112,49 @@ def difference(
     where: a condition on the rival's points, such as `LITI_LINE` or `FIRST_HALF`. See
     `shared_seeds` and `contrast`. Raises ValueError when there is no such seed.
     """
-    ends = _ends([arm, rival], high, scorer, among, where)
-    return Contrast(_gains(arm, rival, ends, scorer, where), arm[1], rival[1], high, ends)
+    pairs = _units([arm, rival], scorer, among)
+    if where:
+        pairs = {seed: [unit, other.only(where)] for seed, (unit, other) in pairs.items()}
+    ends = _ends(pairs, high)
+    gains = {seed: _gain(a, b, ends[seed], scorer) for seed, (a, b) in pairs.items()}
+    return Contrast(gains, arm[1], rival[1], high, ends)
 
 
 def against_each(
-    experiment: str,
-    arm: str,
-    rivals: Iterable[str],
-    high: float,
-    scorer: str = "reward",
-    among: Iterable[int] | None = None,
+    arm: ArmId, rivals: Iterable[str], high: float, scorer: str = "reward", among: Seeds = None
 ) -> dict[tuple[str, str], Contrast]:
     """An arm against each rival's whole front, "", and against its LITI line, "LITI":
     (rival, which) → the contrast.
     """
-    among = None if among is None else list(among)
     return {
-        (rival, which): difference(
-            (experiment, arm), (experiment, rival), high, scorer, among, where
-        )
+        (rival, which): difference(arm, (arm[0], rival), high, scorer, among, where)
         for rival in rivals
         for which, where in (("", None), ("LITI", LITI_LINE))
     }
 
 
-def by_end(
-    arm: ArmId, rival: ArmId, among: Iterable[int] | None = None, scorer: str = "reward"
-) -> dict[float, Contrast]:
+def by_end(arm: ArmId, rival: ArmId, among: Seeds = None) -> dict[float, Contrast]:
     """`difference` as a function of where it ends: every half nat from `LOW` + 1 as far as all
     seeds of both reach → the contrast up to there.
     """
-    reach = min(_ends([arm, rival], math.inf, scorer, among).values())
+    reach = min(_ends(_units([arm, rival], among=among)).values())
     ends = np.arange(LOW + 1, reach + 1e-9, 0.5).tolist()
-    return {end: difference(arm, rival, end, scorer, among) for end in ends}
+    return {end: difference(arm, rival, end, among=among) for end in ends}
 
 
-def by_kl(arm: ArmId, rival: ArmId, among: Iterable[int] | None = None) -> dict[float, Effect]:
+def by_kl(arm: ArmId, rival: ArmId, among: Seeds = None) -> dict[float, Effect]:
     """How much more an arm's front earns than a rival's at each KL, on test prompts: every quarter
     of a nat as far as all seeds of both reach → the difference of r̃ there.
     """
-    ends = _ends([arm, rival], math.inf, among=among)
-
-    def read(unit: Outcome, kl: float) -> np.ndarray:
-        return unit.at(kl, unit.line("test")[1])
-
+    pairs = _units([arm, rival], among=among)
     return {
-        kl: Effect({s: read(outcome(*arm, s), kl) - read(outcome(*rival, s), kl) for s in ends})
-        for kl in np.arange(0.25, min(ends.values()), 0.25).tolist()
+        kl: Effect({seed: unit.at(kl) - other.at(kl) for seed, (unit, other) in pairs.items()})
+        for kl in np.arange(0.25, min(_ends(pairs).values()), 0.25).tolist()
     }
 
 
 def differences(
-    pairs: dict[str, tuple[ArmId, ArmId]],
-    high: float,
-    among: Iterable[int],
-    scorer: str = "reward",
+    pairs: dict[str, tuple[ArmId, ArmId]], high: float, among: Seeds, scorer: str = "reward"
 ) -> dict[str, Contrast]:
     """The `difference` of each of the pairs, by name, whose arms share a seed `among` these."""
     return {
@@ -186,10 +178,14 @@ def difference_of_gains(
 
     Raises ValueError when no seed has finished all four, scored by one reward model.
     """
-    ends = _ends([*of, *than], high)
-    first, second = (_gains(*pair, ends) for pair in (of, than))
+    units = _units([*of, *than])
+    ends = _ends(units, high)
+    gains = {
+        seed: _gain(a, b, ends[seed]) - _gain(c, d, ends[seed])
+        for seed, (a, b, c, d) in units.items()
+    }
     arm, rival = (f"{arm} − {rival}" for (_, arm), (_, rival) in (of, than))
-    return Contrast({seed: first[seed] - second[seed] for seed in ends}, arm, rival, high, ends)
+    return Contrast(gains, arm, rival, high, ends)
 
 
 def gain_over_dpo() -> Contrast:
@@ -202,11 +198,7 @@ def gain_over_dpo() -> Contrast:
 
 
 def over_best_of_n(
-    experiment: str,
-    arm: str,
-    high: float,
-    scorer: str = "reward",
-    among: Iterable[int] | None = None,
+    arm: ArmId, high: float, scorer: str = "reward", among: Seeds = None
 ) -> Contrast:
     """An arm's fronts against best-of-n from SFT, at the KL that bounds it.
 
@@ -214,20 +206,18 @@ def over_best_of_n(
     reaches, on the seeds (`among` these, if any) that were scored alike, whatever their dtype.
     Raises ValueError when best-of-n has not been measured or no such seed is left.
     """
-    best = [outcome("best-of-n", "sft", seed) for seed in finished_seeds("best-of-n", ["sft"])]
+    best = finished("best-of-n", "sft").values()
     ends, by_prompt = {}, {}
-    for seed in shared_seeds([(experiment, arm)], scorer, among):
-        unit = outcome(experiment, arm, seed)
+    for seed, (unit,) in _units([arm], scorer, among).items():
         if yardstick := next((b for b in best if _scored_alike([b, unit], scorer)), None):
             kl, reward = yardstick.kl("test"), yardstick.reward("test", scorer)
             ends[seed] = end = min(high, kl.max(), unit.reach("validation"), unit.reach("test"))
             by_prompt[seed] = unit.along_front("test", end, scorer) - shares(kl, LOW, end) @ reward
     if not ends:
         raise Explained(
-            f"there is no seed of {experiment} for {arm}, or best-of-n has not been measured:"
-            " `python -m warp_lib study`."
+            f"best-of-n was not measured beside {arm[1]} ({arm[0]}): `python -m warp_lib study`."
         )
-    return Contrast(by_prompt, arm, "best-of-n", high, ends)
+    return Contrast(by_prompt, arm[1], "best-of-n", high, ends)
 
 
 def trial_difference(trial: Outcome, rival: Outcome, high: float) -> Interval:
@@ -236,32 +226,25 @@ def trial_difference(trial: Outcome, rival: Outcome, high: float) -> Interval:
     return Interval.of(a - b)
 
 
-def ahead_of_judge(
-    experiment: str, arm: str, judge: str, seeds: Iterable[int]
-) -> dict[float, Effect]:
+def ahead_of_judge(units: Mapping[int, Outcome], judge: str) -> dict[float, Effect]:
     """How much more r̃ has risen since SFT than a judge's score, along the arm's front.
 
     On test prompts: KL, every half nat that all seeds reach → the rise of r̃ less that of the score,
     both in SFT's standard deviations. A policy that exploits its reward model (reward hacking) gets
     further and further ahead.
     """
-    lines = {
-        seed: [outcome(experiment, arm, seed).line("test", scorer) for scorer in ("reward", judge)]
-        for seed in seeds
+
+    def ahead(unit: Outcome, kl: float) -> np.ndarray:
+        return unit.at(kl) - unit.at(kl, judge)
+
+    end = min(unit.line("test")[0][-1] for unit in units.values())
+    return {
+        kl: Effect({seed: ahead(unit, kl) - ahead(unit, 0) for seed, unit in units.items()})
+        for kl in np.arange(0.5, end, 0.5).tolist()
     }
-    end = min(kl[-1] for (kl, _), _ in lines.values())
-
-    def rise(at: float, seed: int) -> np.ndarray:
-        unit, ((_, reward), (_, score)) = outcome(experiment, arm, seed), lines[seed]
-        return unit.at(at, reward - score) - unit.at(0, reward - score)
-
-    levels = np.arange(0.5, end, 0.5).tolist()
-    return {at: Effect({seed: rise(at, seed) for seed in lines}) for at in levels}
 
 
-def shared_seeds(
-    arms: Iterable[ArmId], scorer: str = "reward", among: Iterable[int] | None = None
-) -> list[int]:
+def shared_seeds(arms: Iterable[ArmId], scorer: str = "reward", among: Seeds = None) -> list[int]:
     """The seeds (`among` these, if any) on which all of the arms have ended and can be compared:
     from one SFT, in one dtype, scored alike.
     """
@@ -289,53 +272,35 @@ def _scored_alike(units: list[Outcome], scorer: str) -> bool:
     return len({unit.record["reward_model"] for unit in units}) == len(judges) == 1
 
 
-def _ends(
-    arms: list[ArmId],
-    high: float,
-    scorer: str = "reward",
-    among: Iterable[int] | None = None,
-    where: str | None = None,
-) -> dict[int, float]:
-    """Each seed that all arms share → the KL as far as which they can be compared: `high`, or where
-    the first of them ends. Raises ValueError when there is no such seed.
-    """
-    if not (seeds := shared_seeds(arms, scorer, among)):
-        raise Explained(
-            f"no seed has finished all of {', '.join(f'{name} ({e})' for e, name in arms)}, scored"
-            f" by one {scorer}."
-        )
-    units = {seed: [outcome(*arm, seed) for arm in arms] for seed in seeds}
-    if where:
-        units = {seed: [*before, last.only(where)] for seed, (*before, last) in units.items()}
+def _units(
+    arms: list[ArmId], scorer: str = "reward", among: Seeds = None
+) -> dict[int, list[Outcome]]:
+    """Each seed that all arms share → their units. Raises ValueError when there is no such seed."""
+    if seeds := shared_seeds(arms, scorer, among):
+        return {seed: [outcome(*arm, seed) for arm in arms] for seed in seeds}
+    raise Explained(
+        f"no seed has finished all of {', '.join(f'{name} ({e})' for e, name in arms)}, scored"
+        f" by one {scorer}."
+    )
+
+
+def _ends(units: dict[int, list[Outcome]], high: float = math.inf) -> dict[int, float]:
+    """Seed → the KL as far as which its units can be compared: `high`, or where the first ends."""
     return {
-        seed: min(high, *(u.reach(split) for u in units[seed] for split in ("validation", "test")))
-        for seed in seeds
+        seed: min(high, *(one.reach(split) for one in some for split in ("validation", "test")))
+        for seed, some in units.items()
     }
 
 
-def _gains(
-    arm: ArmId,
-    rival: ArmId,
-    ends: dict[int, float],
-    scorer: str = "reward",
-    where: str | None = None,
-) -> dict[int, np.ndarray]:
-    """Seed → what the arm has over its rival from `LOW` to the seed's end on each test prompt."""
-    gains = {}
-    for seed, end in ends.items():
-        unit, other = outcome(*arm, seed), outcome(*rival, seed)
-        other = other.only(where) if where else other
-        gains[seed] = unit.along_front("test", end, scorer)
-        gains[seed] = gains[seed] - other.along_front("test", end, scorer)
-    return gains
+def _gain(unit: Outcome, rival: Outcome, end: float, scorer: str = "reward") -> np.ndarray:
+    """What a unit has over its rival from `LOW` to `end` nats on each test prompt, (prompts,)."""
+    return unit.along_front("test", end, scorer) - rival.along_front("test", end, scorer)
 
 
 # ------------------------------------------------------------------------------------ lines over η
 
 
-def line_over_line(
-    experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
-) -> Contrast:
+def line_over_line(units: Mapping[int, Outcome], line: Line, other: Line, high: float) -> Contrast:
     """What one line over η has over another of the same units beside a longer step.
 
     Its mean r̃ less the other's at equal KL on test prompts, from `LOW` to `high` nats, or as much
@@ -343,16 +308,14 @@ def line_over_line(
     with closer ones (06 says how much).
     """
     ends, by_prompt = {}, {}
-    for seed, first, second, span in _two_lines(experiment, arm, seeds, line, other, high):
-        ends[seed] = span[1]
-        a, b = (along(kl, reward, *span, own) for kl, reward, own in (first, second))
-        by_prompt[seed] = a - b
+    for seed, unit in units.items():
+        *lines, span = _two_lines(unit, line, other, high)
+        a, b = (along(kl, reward, *span, own) for kl, reward, own in lines)
+        by_prompt[seed], ends[seed] = a - b, span[1]
     return Contrast(by_prompt, line[0], other[0], high, ends)
 
 
-def by_reading(
-    experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
-) -> Interval:
+def by_reading(units: Mapping[int, Outcome], line: Line, other: Line, high: float) -> Interval:
     """What `line_over_line` would find if there were no difference.
 
     Both lines' points are laid onto one smooth curve, the monotone cubic one through the other
@@ -362,9 +325,8 @@ def by_reading(
     from scipy.interpolate import PchipInterpolator
 
     differences = []
-    for _, (kl, *_), (other_kl, other_reward, _), span in _two_lines(
-        experiment, arm, seeds, line, other, high
-    ):
+    for unit in units.values():
+        (kl, *_), (other_kl, other_reward, _), span = _two_lines(unit, line, other, high)
         curve = PchipInterpolator(other_kl, other_reward.mean(1))
         means = [shares(points, *span) @ curve(points) for points in (kl, other_kl)]
         differences.append(means[0] - means[1])
@@ -372,21 +334,14 @@ def by_reading(
 
 
 def _two_lines(
-    experiment: str, arm: str, seeds: Iterable[int], line: Line, other: Line, high: float
-) -> Iterator[tuple[int, Points, Points, tuple[float, float]]]:
-    """Each seed, both of its lines (see `Outcome.through_merge`), and from and to which KL they are
-    compared: a line that does not begin at SFT may begin beyond `LOW`.
+    unit: Outcome, line: Line, other: Line, high: float
+) -> tuple[Points, Points, tuple[float, float]]:
+    """Both lines (see `Outcome.through_merge`), and from and to which KL they are compared: a line
+    that does not begin at SFT may begin beyond `LOW`.
     """
-    for seed in seeds:
-        unit = outcome(experiment, arm, seed)
-        first, second = unit.through_merge(*line), unit.through_merge(*other)
-        (begin, *_, end), (other_begin, *_, other_end) = first[0], second[0]
-        yield (
-            seed,
-            first,
-            second,
-            (float(max(LOW, begin, other_begin)), float(min(high, end, other_end))),
-        )
+    first, second = unit.through_merge(*line), unit.through_merge(*other)
+    begin, end = max(LOW, first[0][0], second[0][0]), min(high, first[0][-1], second[0][-1])
+    return first, second, (float(begin), float(end))
 
 
 def other_averages(experiment: str, high: float) -> dict[str, tuple[Contrast, Interval]]:
@@ -394,49 +349,42 @@ def other_averages(experiment: str, high: float) -> dict[str, tuple[Contrast, In
     reading alone would make (see `line_over_line`, `by_reading`).
     """
     compared = {
-        name: (experiment, arm, finished_seeds(experiment, [arm]), *lines, high)
+        name: (finished(experiment, arm), *lines, high)
         for arm, pairs in OTHERS.items()
         for name, lines in pairs.items()
     }
     return {name: (line_over_line(*args), by_reading(*args)) for name, args in compared.items()}
 
 
-def slerp_over_lerp(
-    experiment: str, arm: str, seeds: Iterable[int], high: float
-) -> dict[str, Contrast]:
+def slerp_over_lerp(merged: Mapping[int, Outcome], high: float) -> dict[str, Contrast]:
     """SLERP's line through the merge of the same runs over LERP's, for each number of runs and each
     way to take angles (see `line_over_line`, `merging.slerp`).
 
     With one angle for the model SLERP of two runs lies on LERP's own line, and what is found there
     is what the measurement itself adds.
     """
-    seeds = list(seeds)
-    rows = pd.concat([outcome(experiment, arm, seed).of("test") for seed in seeds])
-    many = sorted(rows["runs"].dropna().astype(int).unique().tolist())
+    many = {int(runs) for unit in merged.values() for runs in unit.of("test")["runs"].dropna()}
     return {
-        f"M = {runs}, {words}": line_over_line(
-            experiment, arm, seeds, (method, runs), ("lerp", runs), high
-        )
-        for runs, (method, words) in product(many, MERGES.items())
+        f"M = {runs}, {words}": line_over_line(merged, (method, runs), ("lerp", runs), high)
+        for runs, (method, words) in product(sorted(many), MERGES.items())
     }
 
 
-def along_eta(experiment: str, arm: str, method: str, seeds: Iterable[int]) -> pd.DataFrame:
+def along_eta(units: Mapping[int, Outcome], method: str) -> pd.DataFrame:
     """r̃ and KL along a line over η on test prompts, a row for each η: means over seeds and the half
     widths of their 95% intervals (`…_half`).
     """
-    rows = pd.concat([outcome(experiment, arm, seed).along_eta(method) for seed in seeds])
+    rows = pd.concat([unit.along_eta(method) for unit in units.values()])
     rows = rows.assign(eta=rows["eta"].round(6)).sort_values("eta", kind="stable")
     return over_seeds(rows, ["eta"], ["reward", "kl"])
 
 
-def bend(experiment: str, arm: str, method: str, score: str, seeds: Iterable[int]) -> Effect:
+def bend(units: Mapping[int, Outcome], method: str, score: str) -> Effect:
     """How far a line over η lies above its chord at η = ½ on test prompts, in r̃ or KL: positive
     where it is concave, negative where it is convex.
     """
     rises = {}
-    for seed in seeds:
-        unit = outcome(experiment, arm, seed)
+    for seed, unit in units.items():
         rows = unit.along_eta(method)
         values = unit.scores[f"test.{score}"][rows.index]
         rises[seed] = weights(rows["eta"], [0.5])[:, 0] @ values - (values[0] + values[-1]) / 2
@@ -444,7 +392,7 @@ def bend(experiment: str, arm: str, method: str, score: str, seeds: Iterable[int
 
 
 def averages(
-    experiment: str, arm: str, rivals: Iterable[str], seeds: Iterable[int]
+    of_arm: Mapping[int, Outcome], rivals: Mapping[str, Mapping[int, Outcome]]
 ) -> dict[tuple[int, str], dict[str, Effect]]:
     """What WARP's averages do: (iteration, one of `STAGES`) → r̃, KL and gap to each rival.
 
@@ -452,28 +400,24 @@ def averages(
     A step back towards SFT lowers both r̃ and KL; only the gap says whether it was worth it. It is
     left out where a seed's KL is beyond the rival's.
     """
-    seeds, rivals = list(seeds), list(rivals)
-    rows = {seed: outcome(experiment, arm, seed).of("test") for seed in seeds}
-    iterations = sorted({int(i) for of in rows.values() for i in of["iteration"].dropna()})
+    iterations = {int(i) for unit in of_arm.values() for i in unit.rows["iteration"].dropna()}
     effects = {}
-    for iteration, method in product(iterations, STAGES):
+    for iteration, method in product(sorted(iterations), STAGES):
         numbers: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
-        for seed in seeds:
-            at = (rows[seed]["iteration"] == iteration) & (rows[seed]["method"] == method)
-            if not at.any():
+        for seed, unit in of_arm.items():
+            points = unit.only(f"iteration == {iteration} and method == '{method}'")
+            reward, kl = (points.reward("test", score) for score in ("reward", "kl"))
+            if not len(reward):
                 continue
-            scores = outcome(experiment, arm, seed).scores
-            reward, kl = (scores[f"test.{s}"][rows[seed].index[at]] for s in ("reward", "kl"))
             numbers["r̃"][seed], numbers["KL, nats"][seed] = reward.mean(0), kl.mean(0)
-            for rival in rivals:
-                unit = outcome(experiment, rival, seed)
-                gaps = [unit.gap(*policy) for policy in zip(reward, kl, strict=True)]
+            for rival, fronts in rivals.items():
+                gaps = [fronts[seed].gap(*policy) for policy in zip(reward, kl, strict=True)]
                 reached = [gap for gap in gaps if gap is not None]
                 if len(reached) == len(gaps):
                     numbers[rival][seed] = np.mean(reached, axis=0)
         if numbers:
             effects[iteration, method] = {
-                name: Effect(by) for name, by in numbers.items() if len(by) == len(seeds)
+                name: Effect(by) for name, by in numbers.items() if len(by) == len(of_arm)
             }
     return effects
 
@@ -493,21 +437,20 @@ def merging(
 
 
 def over_checkpoints(
-    experiment: str, arm: str, rival: str, seeds: Iterable[int], where: str | None = None
+    of_arm: Mapping[int, Outcome], stopped: Mapping[int, Outcome], where: str | None = None
 ) -> dict[int, Effect]:
     """How much more an arm's front earns than REINFORCE stopped early, at the same KL: steps → r̃.
 
     Every checkpoint but the last, if the front reaches its KL on all seeds. where: a condition on
-    the arm's points. With `LITI_LINE`, and the rival as the arm, it is what REINFORCE earns by
+    the arm's points. With `LITI_LINE`, and the same units twice, it is what REINFORCE earns by
     training on and stepping back, for more compute.
     """
-    seeds, above = list(seeds), defaultdict(dict)
-    for seed in seeds:
-        unit, other = outcome(experiment, arm, seed), outcome(experiment, rival, seed)
-        unit = unit.only(where) if where else unit
+    above = defaultdict(dict)
+    for seed, unit in of_arm.items():
+        unit, other = unit.only(where) if where else unit, stopped[seed]
         passed = other.of("test").query("method == 'reinforce'").sort_values("steps")
         for k, steps in passed["steps"].iloc[:-1].items():
             gap = unit.gap(*(other.scores[f"test.{score}"][k] for score in ("reward", "kl")))
             if gap is not None:
                 above[int(steps)][seed] = -gap
-    return {steps: Effect(by) for steps, by in above.items() if len(by) == len(seeds)}
+    return {steps: Effect(by) for steps, by in above.items() if len(by) == len(of_arm)}

@@ -228,21 +228,6 @@ class Effect:
         return {seed: Interval.of(values) for seed, values in self.by_prompt.items()}
 
     @property
-    def over_seeds(self) -> Interval:
-        """Of the seeds' means: over training runs, on the same prompts."""
-        return Interval.of(self._table.mean(1))
-
-    @property
-    def over_prompts(self) -> Interval:
-        """Of the prompts' means: over prompts, with the same runs."""
-        return Interval.of(self._table.mean(0))
-
-    @property
-    def _table(self) -> np.ndarray:
-        """(seeds, prompts)."""
-        return np.array(list(self.by_prompt.values()), dtype=float)
-
-    @property
     def few(self) -> bool:
         """Whether there are too few seeds for an interval over them."""
         return len(self.by_prompt) < FEWEST
@@ -253,14 +238,14 @@ class Effect:
 
         There is none for fewer than `FEWEST`.
         """
-        table = self._table
+        table = np.array(list(self.by_prompt.values()), dtype=float)  # (seeds, prompts)
         mean, half = float(table.mean()), math.nan if self.few else float(half_width(table))
         return Interval(mean, mean - half, mean + half, len(table))
 
     @property
     def widest(self) -> Interval:
         """The interval over seeds and prompts, or over a single seed's prompts; two have none."""
-        return self.over_prompts if len(self.by_prompt) == 1 else self.both
+        return self.both if len(self.by_prompt) != 1 else next(iter(self.by_seed.values()))
 
     @property
     def side(self) -> int:
@@ -302,74 +287,52 @@ class Matched:
         return Interval.of(self.by_prompt)
 
 
-def matched(
-    results: pd.DataFrame,
-    scores: Mapping[str, np.ndarray],
-    first: str,
-    second: str,
-    kl: float | None = None,
-) -> Matched:
-    """The rewards of two methods at one KL, each read linearly between its points, SFT the first.
+Line = tuple[np.ndarray, np.ndarray]
+"""A method's points on one seed by increasing KL: KL and r̃ of each on each prompt, both (points,
+prompts). Between them it is read straight."""
 
-    Args:
-        results: a table (`read_results`).
-        scores: reward (r̃) and kl (nats) of each of its rows and each prompt, (rows, prompts)
-            (`read_scores`).
-        kl: where to compare, nats; None for the largest KL that both reach. There one of the two is
-            a policy itself; elsewhere a path of few checkpoints is read too low.
+
+def matched(first: Line, second: Line, kl: float | None = None) -> Matched:
+    """The rewards of two methods at one KL.
+
+    kl: where to compare, nats; None for the largest KL that both reach. There one of the two is a
+    policy itself; elsewhere a path of few checkpoints is read too low.
 
     Raises ValueError where one of them does not reach this KL: nothing is extrapolated.
     """
-    lines = {method: straight(results, scores, method) for method in (first, second)}
-    (kl_a, a), (kl_b, b) = lines.values()
+    (kl_a, a), (kl_b, b) = first, second
     if kl is None:
         if (ahead := gap(a[-1], kl_a[-1], kl_b, b)) is not None:
             return Matched(float(kl_a[-1].mean()), ahead)
         behind = gap(b[-1], kl_b[-1], kl_a, a)
         assert behind is not None  # one of the two ends first
         return Matched(float(kl_b[-1].mean()), -behind)
-    for method, (own_kl, _) in lines.items():
-        if not 0 <= kl <= (reach := own_kl[-1].mean()):
-            raise Explained(
-                f"kl must be within the KL that {method} reaches, 0.00 to {reach:.2f}, not"
-                f" {kl:.2f}."
-            )
+    if not 0 <= kl <= (reach := min(kl_a[-1].mean(), kl_b[-1].mean())):
+        raise Explained(f"kl must be within what both reach, 0.00 to {reach:.2f}, not {kl:.2f}.")
     return Matched(kl, at(kl, kl_a, a) - at(kl, kl_b, b))
 
 
 def over_kl(
-    results: pd.DataFrame,
-    scores: Mapping[str, np.ndarray],
-    first: str,
-    second: str,
-    low: float,
-    high: float | None = None,
+    first: Line, second: Line, low: float, high: float = math.inf
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """The mean difference of two methods' rewards over KL, on each test prompt of one seed,
     (prompts,); and from where to where it goes, nats.
 
-    Both are read straight between all their points, SFT the first, for there are no other prompts
-    to choose a front on: their points should lie equally close, as two LITI lines' do. It goes from
-    `low`, or from SFT where less than half a nat would be left, to `high`, or as far as both reach.
-
-    results, scores, first, second: see `matched`.
-
-    Raises ValueError where one of them has no points.
+    Both are read straight between all their points, for there are no other prompts to choose a
+    front on: their points should lie equally close, as two LITI lines' do. It goes from `low`, or
+    from SFT where less than half a nat would be left, to `high`, or as far as both reach.
     """
-    lines = [straight(results, scores, method) for method in (first, second)]
-    end = min(math.inf if high is None else high, *(own_kl[-1].mean() for own_kl, _ in lines))
+    end = min(high, *(own_kl[-1].mean() for own_kl, _ in (first, second)))
     start = low if end >= low + 0.5 else 0.0
-    a, b = (along(own_kl.mean(1), reward, start, end, own_kl) for own_kl, reward in lines)
+    a, b = (along(own_kl.mean(1), r, start, end, own_kl) for own_kl, r in (first, second))
     return a - b, (start, float(end))
 
 
-def straight(
-    results: pd.DataFrame, scores: Mapping[str, np.ndarray], method: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """A method's points on one seed, SFT the first, by increasing KL: KL and r̃ of each on each
-    prompt, both (points, prompts).
+def straight(results: pd.DataFrame, scores: Mapping[str, np.ndarray], method: str) -> Line:
+    """A method's points on one seed, SFT the first.
 
-    results, scores: see `matched`. Raises ValueError where there are none.
+    results: a table (`read_results`); scores: reward (r̃) and kl (nats) of each of its rows and each
+    prompt, (rows, prompts) (`read_scores`). Raises ValueError where there are none.
     """
     if not (results["method"] == method).any():
         raise Explained(f"there are no points of {method} to compare.")

@@ -6,7 +6,7 @@ Comparing one arm with another is in `contrasts`. Needs no torch.
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -147,21 +147,19 @@ class Outcome:
             return [*front, int(kl.argmax())], [*front, front[-1]]
         return front, front
 
-    def at(self, kl: float, values: np.ndarray) -> np.ndarray:
-        """A score of the front's points read at one KL, on each test prompt, (prompts,): see
+    def at(self, kl: float, scorer: str = "reward") -> np.ndarray:
+        """r̃, or a judge's score, of the front read at one KL on each test prompt, (prompts,): see
         `fronts.at`.
-
-        values: the score of each point of `line` on each test prompt, (points, prompts).
         """
-        return fronts.at(kl, self._line_kl(), values)
+        return fronts.at(kl, self._line_kl("test"), self.line("test", scorer)[1])
 
     def gap(self, reward: np.ndarray, own_kl: np.ndarray) -> np.ndarray | None:
         """How much more a policy earns than this front at the same KL: see `fronts.gap`."""
-        return fronts.gap(reward, own_kl, self._line_kl(), self.line("test")[1])
+        return fronts.gap(reward, own_kl, self._line_kl("test"), self.line("test")[1])
 
-    def _line_kl(self) -> np.ndarray:
-        """KL of each point of `line` on each test prompt, (points, prompts)."""
-        return self.reward("test", "kl")[self._of_line("test")[0]]
+    def _line_kl(self, split: str) -> np.ndarray:
+        """KL of each point of `line` on each prompt, (points, prompts)."""
+        return self.reward(split, "kl")[self._of_line(split)[0]]
 
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,
@@ -169,8 +167,7 @@ class Outcome:
         `fronts.along`).
         """
         kl, reward = self.line(split, scorer)
-        own_kl = self.reward(split, "kl")[self._of_line(split)[0]]
-        return along(kl, reward, LOW, high, own_kl)
+        return along(kl, reward, LOW, high, self._line_kl(split))
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -214,20 +211,19 @@ def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     return sorted(set.intersection(*ended))
 
 
+def finished(experiment: str, arm: str, among: Iterable[int] | None = None) -> dict[int, Outcome]:
+    """Seed → an arm's finished unit, on all seeds or those `among` these."""
+    seeds = finished_seeds(experiment, [arm])
+    return {s: outcome(experiment, arm, s) for s in seeds if among is None or s in among}
+
+
 def tested(arms: dict[str, str], among: Iterable[int]) -> dict[str, list[Outcome]]:
     """Arm → its finished units on seeds `among` these, in their order; arms without any left out.
 
     arms: each arm's experiment.
     """
-    units = {
-        arm: [
-            outcome(experiment, arm, seed)
-            for seed in finished_seeds(experiment, [arm])
-            if seed in among
-        ]
-        for arm, experiment in arms.items()
-    }
-    return {arm: of_arm for arm, of_arm in units.items() if of_arm}
+    found = {arm: [*finished(experiment, arm, among).values()] for arm, experiment in arms.items()}
+    return {arm: of_arm for arm, of_arm in found.items() if of_arm}
 
 
 def mean_front(
@@ -357,7 +353,7 @@ def end_rows(experiment: str, arms: Iterable[str], seeds: Iterable[int]) -> list
     return rows
 
 
-def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
+def angle_rows(units: Mapping[int, Outcome]) -> list[dict[str, Any]]:
     """Angles and norms of the runs' task vectors over the whole model: a row for each seed,
     iteration and pair of runs.
     """
@@ -370,13 +366,13 @@ def angle_rows(experiment: str, arm: str, seeds: Iterable[int]) -> list[dict[str
             "‖δ‖": pair["norm_a"],
             "‖δ′‖": pair["norm_b"],
         }
-        for seed in seeds
-        for pair in outcome(experiment, arm, seed).record["geometry"]
+        for seed, unit in units.items()
+        for pair in unit.record["geometry"]
         if pair["layer"] == "model"
     ]
 
 
-def by_layer(experiment: str, arm: str, seeds: Iterable[int]) -> pd.DataFrame:
+def by_layer(units: Mapping[int, Outcome]) -> pd.DataFrame:
     """Angles between runs' task vectors and their norms, layer by layer and over the whole model.
 
     A row for each iteration and layer, means over seeds with the half widths of their 95% intervals
@@ -386,8 +382,8 @@ def by_layer(experiment: str, arm: str, seeds: Iterable[int]) -> pd.DataFrame:
     as LERP's (exactly, whatever the norms).
     """
     columns, tables = ["degrees", "norm", "longer"], []
-    for seed in seeds:
-        rows = pd.DataFrame(outcome(experiment, arm, seed).record["geometry"])
+    for unit in units.values():
+        rows = pd.DataFrame(unit.record["geometry"])
         rows["layer"] = rows["layer"].str.removeprefix("transformer.")
         rows["norm"] = (rows["norm_a"] + rows["norm_b"]) / 2
         rows["longer"] = 1 / np.cos(np.radians(rows["degrees"]) / 2)

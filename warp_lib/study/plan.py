@@ -5,34 +5,20 @@ Every arm's checkpoints are evaluated on validation prompts, which choose (trial
 front), and on test prompts, which count.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .arms import (
-    COMMON,
-    Arm,
-    by_averaging_checkpoints,
-    by_dpo,
-    by_iterated_dpo,
-    by_merging,
-    by_merging_without_order,
-    by_reinforce,
-    by_stepping_back,
-    by_warp,
-    by_warp_beside_one_run,
-    by_warp_dpo,
-    by_warp_dpo_once,
-    settings_of,
-)
+from . import arms
+from .arms import COMMON, Arm, settings_of
 from .outcomes import SEEDS, TUNING_SEED, settled
 from .units import Angles, BestOfN, Passes, Training, Unit
 
 # What the primary contrast compares at equal compute, 400 steps of batch 64. Each method has one
 # choice of its own, made on validation prompts.
-WARP = {"warp": Arm(by_warp), "warp-eta-0.8": Arm(by_warp, {"eta": 0.8})}
+WARP = {"warp": Arm(arms.by_warp), "warp-eta-0.8": Arm(arms.by_warp, {"eta": 0.8})}
 REINFORCE = {
-    "reinforce": Arm(by_reinforce),
-    "reinforce-2b": Arm(by_reinforce, {"batch_size": 128}),
+    "reinforce": Arm(arms.by_reinforce),
+    "reinforce-2b": Arm(arms.by_reinforce, {"batch_size": 128}),
 }
 PRIMARY = WARP | REINFORCE
 # The same trials for each of them.
@@ -58,64 +44,52 @@ def tuning() -> list[Unit]:
 
 def primary() -> list[Unit]:
     """The better of two WARPs against the better of two rivals of equal compute."""
-    return [
-        _tuned("primary", name, arm, name, seed) for seed in SEEDS for name, arm in PRIMARY.items()
-    ]
+    return _tuned("primary", {name: (arm, name) for name, arm in PRIMARY.items()}, SEEDS)
 
 
 def grid() -> list[Unit]:
     """The student report's plot: I and M of 1 to 3, and REINFORCE to the largest I·M·T. An arm
     passes through its smaller I.
     """
-    arms = {f"warp-m{m}": Arm(by_warp, {"iterations": 3, "runs": m}) for m in (1, 2, 3)}
-    arms["reinforce-900"] = Arm(by_reinforce, {"iterations": 3, "runs": 3})
-    return [
-        _tuned("grid", name, arm, name.split("-")[0], seed)
-        for seed in SEEDS[:3]
-        for name, arm in arms.items()
-    ]
+    size = {"iterations": 3}
+    listed = {f"warp-m{m}": (Arm(arms.by_warp, size | {"runs": m}), "warp") for m in (1, 2, 3)}
+    listed["reinforce-900"] = (Arm(arms.by_reinforce, size | {"runs": 3}), "reinforce")
+    return _tuned("grid", listed, SEEDS[:3])
 
 
 def merges() -> list[Unit]:
     """SLERP against LERP, and against LERP made longer: M of 2 and 3, from the first runs of the
     grid.
     """
-    arm = Arm(by_merging, {"runs": 3})
-    return [_tuned("merges", "warp-m3", arm, "warp", seed) for seed in SEEDS[:3]]
+    return _tuned("merges", {"warp-m3": (Arm(arms.by_merging, {"runs": 3}), "warp")}, SEEDS[:3])
 
 
 def averages() -> list[Unit]:
     """What else can be averaged of the primary contrast's runs and of `merges`': nothing is trained
     where these are stored.
     """
-    arms = {
-        "checkpoints": (Arm(by_averaging_checkpoints), "reinforce"),
-        "step-back": (Arm(by_stepping_back), "warp"),
-        "without-order": (Arm(by_merging_without_order, {"runs": 3}), "warp"),
+    listed = {
+        "checkpoints": (Arm(arms.by_averaging_checkpoints), "reinforce"),
+        "step-back": (Arm(arms.by_stepping_back), "warp"),
+        "without-order": (Arm(arms.by_merging_without_order, {"runs": 3}), "warp"),
     }
-    return [
-        _tuned("averages", name, arm, like, seed)
-        for seed in SEEDS[:3]
-        for name, (arm, like) in arms.items()
-    ]
+    return _tuned("averages", listed, SEEDS[:3])
 
 
 def angles() -> list[Unit]:
     """Ω between REINFORCE's runs of different seeds, along their way and by their batch."""
-    between = tuple(
-        _tuned("primary", name, arm, name, seed)
-        for name, arm in REINFORCE.items()
-        for seed in SEEDS[:3]
-    )
-    return [Angles("angles", "seeds", settings_of(SEEDS[0]), between)]
+    between = _tuned("primary", {name: (arm, name) for name, arm in REINFORCE.items()}, SEEDS[:3])
+    return [Angles("angles", "seeds", settings_of(SEEDS[0]), tuple(between))]
 
 
 # All of them spend 400 steps on pairs of the completions of 2 · 800 prompts.
 DPO = {
-    "warp-dpo": Arm(by_warp_dpo),
-    "dpo": Arm(by_dpo),
-    "warp-dpo-once": Arm(by_warp_dpo_once),
-    "dpo-iterated": Arm(by_iterated_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}),
+    "warp-dpo": Arm(arms.by_warp_dpo),
+    "dpo": Arm(arms.by_dpo),
+    "warp-dpo-once": Arm(arms.by_warp_dpo_once),
+    "dpo-iterated": Arm(
+        arms.by_iterated_dpo, {"runs": 1, "eta": 1.0, "steps": 2 * COMMON["steps"]}
+    ),
 }
 PAIRS = {"pair_prompts": 800, "mu": 0.0}
 
@@ -124,14 +98,14 @@ def dpo_tuning() -> list[Unit]:
     """Learning rate and β of WARP-DPO and of DPO, by the trials that the primary contrast had; no
     judge takes part in choosing.
     """
-    arms = [
+    listed = [
         (f"{name}-{trial}", DPO[name], TRIALS[trial])
         for trial in TRIALS
         for name in TUNED["dpo-tuning"]
     ]
     common = PAIRS | {"held_out": "validation", "judge_steps": 0}
     return [
-        _unit("dpo-tuning", name, arm, TUNING_SEED, given | common) for name, arm, given in arms
+        _unit("dpo-tuning", name, arm, TUNING_SEED, given | common) for name, arm, given in listed
     ]
 
 
@@ -157,11 +131,8 @@ def anchors() -> list[Unit]:
         "fixed-third": {"mu": 0.0, "beta": beta / 3},
         "quick": {"mu": 0.1},
     }
-    return [
-        _tuned("anchors", name, Arm(by_reinforce, c), "reinforce", seed)
-        for seed in SEEDS[:3]
-        for name, c in changes.items()
-    ]
+    listed = {name: (Arm(arms.by_reinforce, given), "reinforce") for name, given in changes.items()}
+    return _tuned("anchors", listed, SEEDS[:3])
 
 
 # Where hacking begins: little pull, long steps, an anchor that turns over twenty times in a run.
@@ -172,9 +143,11 @@ def long_run() -> list[Unit]:
     """WARP of five iterations against REINFORCE of as many completions, 2,000 steps or 1,000 of
     twice the batch.
     """
-    arms = {"warp": WARP["warp"]} | REINFORCE
+    listed = {"warp": WARP["warp"]} | REINFORCE
     return [
-        _unit("long-run", name, arm, seed, LONG) for seed in SEEDS[:2] for name, arm in arms.items()
+        _unit("long-run", name, arm, seed, LONG)
+        for seed in SEEDS[:2]
+        for name, arm in listed.items()
     ]
 
 
@@ -216,7 +189,9 @@ def precision() -> list[Unit]:
         for trained, others in (("split", ("split", "bfloat16")), ("bfloat16", ())):
             settings = settings_of(seed, common | {"precision": trained})
             units.append(
-                Passes("precision", f"warp-{trained}", settings, by_warp_beside_one_run, others)
+                Passes(
+                    "precision", f"warp-{trained}", settings, arms.by_warp_beside_one_run, others
+                )
             )
     return units
 
@@ -236,11 +211,15 @@ def _unit(experiment: str, name: str, arm: Arm, seed: int, given: dict[str, Any]
     return Training(experiment, name, settings_of(seed, given | arm.changes), arm.train)
 
 
-def _tuned(experiment: str, name: str, arm: Arm, like: str, seed: int) -> Unit:
-    """A unit at the learning rate and β that tuning chose for the arm `like` of the primary
-    contrast.
+def _tuned(experiment: str, listed: dict[str, tuple[Arm, str]], seeds: Sequence[int]) -> list[Unit]:
+    """Units of arms, each with the arm of the primary contrast whose learning rate and β, as tuning
+    chose them, it has.
     """
-    return _unit(experiment, name, arm, seed, _decided("tuning", like))
+    return [
+        _unit(experiment, name, arm, seed, _decided("tuning", like))
+        for seed in seeds
+        for name, (arm, like) in listed.items()
+    ]
 
 
 def _decided(experiment: str, arm: str) -> dict[str, Any]:

@@ -12,18 +12,18 @@ import numpy as np
 import pandas as pd
 
 from .fronts import Effect, shares, weights
-from .outcomes import Outcome, finished_seeds, outcome
+from .outcomes import Outcome, by_layer, finished, finished_seeds, outcome
 
 # method: whose line from SFT it is
 LINES = {"warp": "WARP", "reinforce-liti": "REINFORCE of T steps"}
 PASSES = {"float32": "float32", "split": "two bfloat16 parts", "bfloat16": "rounded to bfloat16"}
 LOW = 0.5  # nats from which fronts are compared
-STAGES = {  # of WARP, in words → its points: method and iteration
-    "a run of iteration 1 (REINFORCE of T steps)": ("run", 1),
-    "the SLERP of iteration 1": ("slerp", 1),
-    "LITI, where iteration 2 begins": ("liti", 1),
-    "a run of iteration 2": ("run", 2),
-    "the SLERP of iteration 2": ("slerp", 2),
+STAGES = {  # of WARP, in words → its points
+    "a run of iteration 1 (REINFORCE of T steps)": "method == 'run' and iteration == 1",
+    "the SLERP of iteration 1": "method == 'slerp' and iteration == 1",
+    "LITI, where iteration 2 begins": "method == 'liti' and iteration == 1",
+    "a run of iteration 2": "method == 'run' and iteration == 2",
+    "the SLERP of iteration 2": "method == 'slerp' and iteration == 2",
 }
 
 
@@ -65,14 +65,13 @@ def by_training(among: Iterable[int]) -> dict[str, tuple[Effect, Effect]]:
 
     Both are measured in float32.
     """
-    seeds = list(among)
 
-    def gain(seed: int, stage: tuple[str, int], score: str) -> np.ndarray:
-        rounded, split = (_mean(trained(how, seed), *stage, score) for how in ("bfloat16", "split"))
+    def effect(where: str, score: str) -> Effect:
+        rounded, split = (
+            Effect({s: trained(how, s).only(where).reward("test", score).mean(0) for s in among})
+            for how in ("bfloat16", "split")
+        )
         return rounded - split
-
-    def effect(stage: tuple[str, int], score: str) -> Effect:
-        return Effect({seed: gain(seed, stage, score) for seed in seeds})
 
     return {words: (effect(at, "reward"), effect(at, "kl")) for words, at in STAGES.items()}
 
@@ -82,12 +81,16 @@ def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
 
     From `LOW` nats as far as all reach, which it returns too.
     """
-    lines = {
-        (how, seed): _line(trained(how, seed)) for how in ("bfloat16", "split") for seed in among
-    }
-    high = min(kl.max() for kl, _ in lines.values())
-    means = {key: shares(kl, LOW, high) @ reward for key, (kl, reward) in lines.items()}
-    return Effect({seed: means["bfloat16", seed] - means["split", seed] for seed in among}), high
+    lines = [
+        {seed: trained(how, seed).only("method == 'warp'") for seed in among}
+        for how in ("bfloat16", "split")
+    ]
+    high = min(line.reach("test") for by_seed in lines for line in by_seed.values())
+    rounded, split = (
+        Effect({s: shares(x.kl("test"), LOW, high) @ x.reward("test") for s, x in by_seed.items()})
+        for by_seed in lines
+    )
+    return rounded - split, high
 
 
 def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
@@ -95,11 +98,12 @@ def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
 
     At the largest KL that all lines reach, and at a third of it.
     """
-    kls = {}
-    for method, seed, split in product(LINES, among, ("test", "test in bfloat16")):
-        unit = trained("split", seed)
-        points = unit.along_eta(method, split).index
-        kls[method, seed, split] = unit.scores[f"{split}.kl"][points]
+    kls = {
+        (method, seed, split): trained("split", seed)
+        .only(f"method == '{method}'")
+        .reward(split, "kl")
+        for method, seed, split in product(LINES, among, ("test", "test in bfloat16"))
+    }
     reach = min(float(kl.mean(1).max()) for (_, _, split), kl in kls.items() if split == "test")
 
     def share(method: str, seed: int, at: float) -> np.ndarray:
@@ -114,19 +118,17 @@ def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
 
 def angles(among: Iterable[int]) -> list[dict[str, Any]]:
     """Angles between each iteration's runs and norms of their task vectors, trained both ways."""
-    rows = []
-    for how in ("split", "bfloat16"):
-        pairs = pd.DataFrame([row for s in among for row in trained(how, s).record["geometry"]])
-        for iteration, group in pairs[pairs["layer"] == "model"].groupby("iteration"):
-            rows.append(
-                {
-                    "trained with weights": PASSES[how],
-                    "iteration": iteration,
-                    "Ω, degrees": group["degrees"].mean(),
-                    "norm of a task vector": ((group["norm_a"] + group["norm_b"]) / 2).mean(),
-                }
-            )
-    return rows
+    return [
+        {
+            "trained with weights": PASSES[how],
+            "iteration": row.iteration,
+            "Ω, degrees": row.degrees,
+            "norm of a task vector": row.norm,
+        }
+        for how in ("split", "bfloat16")
+        for row in by_layer(finished("precision", f"warp-{how}", among)).itertuples()
+        if row.layer == "model"
+    ]
 
 
 def table(measured: pd.DataFrame) -> list[dict[str, Any]]:
@@ -148,22 +150,9 @@ def table(measured: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean(unit: Outcome, method: str, iteration: int, score: str) -> np.ndarray:
-    """Of each prompt, (prompts,): over the points of a method in an iteration."""
-    rows = unit.of("test")
-    at = (rows["method"] == method) & (rows["iteration"] == iteration)
-    return unit.scores[f"test.{score}"][at].mean(0)
-
-
-def _line(unit: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """WARP's final line over η in float32: KL, (points,), and r̃ by prompt, (points, prompts)."""
-    rows = unit.along_eta("warp")
-    return rows["kl"].to_numpy(), unit.scores["test.reward"][rows.index]
-
-
-def _span(effect: Effect, form: str) -> str:
+def _span(effect: Effect) -> str:
     mean, low, high, _ = astuple(effect.widest)
-    return f"{mean:{form}} (95% CI {low:{form}} to {high:{form}})".replace("-", "−")
+    return f"{mean:.0%} (95% CI {low:.0%} to {high:.0%})".replace("-", "−")
 
 
 def hidden_title(shares: dict[float, dict[str, Effect]]) -> str:
@@ -196,9 +185,9 @@ def answer(
     split = float(np.interp(kl, lines["float32"], lines["split"]))
     return (
         f"Rounding hides KL: at a true {kl:.1f} nats, passes with rounded weights show"
-        f" {_span(shares[kl]['reinforce-liti'], '.0%')} less for REINFORCE and"
-        f" {_span(shares[kl]['warp'], '.0%')} less for WARP; at {low:.1f} nats"
-        f" {_span(shares[low]['reinforce-liti'], '.0%')} and {_span(shares[low]['warp'], '.0%')}."
+        f" {_span(shares[kl]['reinforce-liti'])} less for REINFORCE and"
+        f" {_span(shares[kl]['warp'])} less for WARP; at {low:.1f} nats"
+        f" {_span(shares[low]['reinforce-liti'])} and {_span(shares[low]['warp'])}."
         f" Two bfloat16 parts show {kl:.1f} nats as {split:.1f}. {training_title(effects, level)}"
         f" ({len(level.by_prompt)} seeds)."
     )
