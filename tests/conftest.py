@@ -452,11 +452,11 @@ def _answers(address: str) -> bool:
     return True
 
 
-def over_seeds(effect: Effect) -> Interval:
+def across_seeds(effect: Effect) -> Interval:
     """Of the seeds' means: over training runs, on the same prompts."""
     return Interval.of([values.mean() for values in effect.by_prompt.values()])
 
 
-def over_prompts(effect: Effect) -> Interval:
+def across_prompts(effect: Effect) -> Interval:
     """Of the prompts' means: over prompts, with the same runs."""
     return Interval.of(np.mean(list(effect.by_prompt.values()), axis=0))

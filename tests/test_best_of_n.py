@@ -9,7 +9,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 import torch
-from conftest import keep, over_seeds
+from conftest import across_seeds, keep
 from safetensors.numpy import load_file
 
 from warp_lib.runs.progress import Progress
@@ -92,9 +92,9 @@ def test_difference_from_best_of_n_is_at_the_same_kl(folder):
         json.dumps(json.loads(file.read_text()) | {"machine": {"dtype": "torch.float8"}})
     )
     found = contrasts.over_best_of_n(("x", "warp"), 3.0)
-    assert found.by_seed[0].mean == pytest.approx(0.1) and over_seeds(found).mean == pytest.approx(
-        0.2
-    )
+    assert found.by_seed[0].mean == pytest.approx(0.1) and across_seeds(
+        found
+    ).mean == pytest.approx(0.2)
     assert found.ends == {0: 2.5, 1: 2.5} and found.rival == "best-of-n"
     # seed 1 had another reward model, seed 4 of best-of-n had it too
     for file in (folder / "x").glob("warp-[12].json"):

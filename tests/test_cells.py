@@ -5,7 +5,7 @@ tables.
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import keep, over_prompts, over_seeds
+from conftest import across_prompts, across_seeds, keep
 from safetensors.numpy import load_file, save_file
 
 from warp_lib.report import study_plots
@@ -128,14 +128,14 @@ def test_claims_are_paired_by_seed_and_prompt(grid):
     )
     assert equal["KL, nats"].both.mean == pytest.approx(0, abs=1e-6)
     # prompts differ in both
-    assert over_prompts(equal["r̃"]).high == pytest.approx(
+    assert across_prompts(equal["r̃"]).high == pytest.approx(
         Interval.of([0.4 + 0.3, 0.4 - 0.3]).high, abs=1e-6
     )
     runs = found["M = 3 less M = 1, I = 2"]
     assert runs["KL, nats"].both.mean == pytest.approx(2) and list(runs["r̃"].by_seed) == [5, 6]
-    assert over_seeds(runs["r̃"]).high == pytest.approx(Interval.of([1.2, 1.6]).high)
+    assert across_seeds(runs["r̃"]).high == pytest.approx(Interval.of([1.2, 1.6]).high)
     # both cells have the same prompts' spread
-    assert over_prompts(runs["r̃"]).high == pytest.approx(over_prompts(runs["r̃"]).mean, abs=1e-6)
+    assert across_prompts(runs["r̃"]).high == pytest.approx(across_prompts(runs["r̃"]).mean, abs=1e-6)
     assert found["M = 2 less M = 1, I = 2"]["KL, nats"].both.mean == pytest.approx(1)
     assert found["I = 3 less I = 1, M = 2"]["r̃"].both.mean == pytest.approx(1.0, abs=1e-6)
 

@@ -55,7 +55,7 @@ REFUSED = [
         ["reprot"],
         'Unknown command "reprot". Did you mean "report"? Available commands: report, sweep, ',
     ),
-    (["report", "--stepz=3"], "Unknown option: --stepz. Did you mean --steps? See report --help."),
+    (["report", "--stepz=3"], "Unknown option: --stepz. Did you mean --steps? `python -m "),
     (
         ["report", "--reward-step", "3"],
         "Unknown option: --reward-step. Did you mean --reward_steps? ",
@@ -63,13 +63,16 @@ REFUSED = [
     (["report", "--steps"], 'Command "report" parameter --steps requires an argument.'),
     (["pack", "--merge", "mean"], "merge must be slerp or lerp, not 'mean'."),
     (["sweep"], 'Command "sweep" parameter NOTEBOOK requires an argument.'),
-    (["sweep", "n", "--job", "2"], "Unknown option: --job. Did you mean --jobs? See sweep --help."),
+    (["sweep", "n", "--job", "2"], "Unknown option: --job. Did you mean --jobs? `python -m "),
     (["study", "--jobs", "1.5"], "--jobs must be a whole number of at least 1, not 1.5."),
     (["study", "nothing"], "there is no experiment 'nothing'; there are tuning, "),
     (["merge", "a", "b"], 'Command "merge" parameter --out requires an argument.'),
     (["merge", "a", "--out", "x"], "a merge needs at least one run."),
-    (["verify", "a", "b"], "Unknown word: b. See verify --help."),
-    (["publish", "a"], "Unknown word: a. See publish --help."),
+    (
+        ["verify", "a", "b"],
+        "One word too many: b. `python -m warp_lib verify --help` says what it takes.",
+    ),
+    (["publish", "a"], "One word too many: a. "),
 ]
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from bootstrap import bootstrap
-from conftest import over_prompts, over_seeds
+from conftest import across_prompts, across_seeds
 from scipy import integrate, stats
 
 from warp_lib.study.fronts import (
@@ -118,7 +118,7 @@ def test_an_interval_over_both_is_never_narrower_than_over_one():
         ends = [
             stats.ttest_1samp(values.mean(axis), 0).confidence_interval().high for axis in (1, 0)
         ]
-        assert (over_seeds(found).high, over_prompts(found).high) == pytest.approx(
+        assert (across_seeds(found).high, across_prompts(found).high) == pytest.approx(
             ends
         ) and found.both.high >= max(ends) - 1e-12
         assert (found.both.mean, found.both.n) == pytest.approx((values.mean(), 4))

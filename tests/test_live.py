@@ -206,7 +206,7 @@ def test_stop_button_and_figure(monkeypatch):
     assert (
         "&lt;script&gt;20&lt;/script&gt;" in view.texts.value and "<script" not in view.texts.value
     )
-    assert view.texts.value.count(">0.50<") == live_module.SHOWN
+    assert view.texts.value.count("+0.50") == live_module.SHOWN
     # drawing takes a moment: Stop answers first
     assert {said for stopping, said in drawn if stopping} == {"Stopped"}
     titles = [note.text for note in figure.layout.annotations]

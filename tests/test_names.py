@@ -74,7 +74,7 @@ def test_the_whole_chain_by_name(folders, store):
     rewards = experiment.rewards(Progress())
     assert list(rewards) == ["reward", "judge_tfidf"]
     assert len(rewards["reward"].raw.model.distilbert.transformer.layer) == 1
-    scores = rewards["reward"](experiment.sft_texts())
+    scores = rewards["reward"](experiment.sft_texts)
     assert scores.mean().item() == pytest.approx(
         0, abs=0.01
     ) and scores.std().item() == pytest.approx(1, abs=0.01)
@@ -167,7 +167,7 @@ def test_the_unit_of_reward_is_measured_on_training_prompts(folders, store):
     are trained on.
     """
     experiment = Experiment(settings(folders))
-    texts = experiment.sft_texts()
+    texts = experiment.sft_texts
     rows = zip(texts, experiment.train_prompts, strict=False)
     assert len(texts) > 200 and all(
         text.startswith(experiment.policy.tokenizer.decode(p)) for text, p in rows

@@ -840,7 +840,7 @@ def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, mon
     parts, for policy and SFT. Guards: weights rounded on the way (bfloat16 shows what that
     does)."""
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
-    prompts = [[k, k + 9, 300, 4000 + k] for k in range(500, 532)]
+    prompts = [[k, k + 9, 300, 4000 + k] for k in range(500, 508)]
     for policy, rounded in zip(trained, (0.05, 0.0), strict=True):
         y = policy.sample(prompts, 53, 0.7, stream("s"))
         kl = kl_of_pass(policy, y, 0.7, precision).mean()

@@ -57,7 +57,7 @@ def test_between_two_points_and_from_sft_on():
     largest = compared(scores, "warp", "reinforce")
     assert (largest.kl, largest.difference.mean) == pytest.approx((4, 1.4 - 0.8))
     with pytest.raises(
-        ValueError, match="kl must be within what both reach, 0.00 to 4.00, not 5.00"
+        ValueError, match="kl must be from 0 to what both methods reach, 4.00 and 6.00, not 5.00"
     ):
         compared(scores, "warp", "reinforce", kl=5.0)
 

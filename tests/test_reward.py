@@ -638,7 +638,7 @@ def test_judges_learn_from_the_other_half(monkeypatch):
     experiment.settings = Settings.profile("full")
     experiment.reviews = Reviews(*(rows.select(part) for part in parts))
     asked = []
-    monkeypatch.setattr(Experiment, "sft_texts", lambda _, by: asked.append(by) or ["a", "bbb"])
+    monkeypatch.setattr(Experiment, "sample_sft", lambda _, by: asked.append(by) or ["a", "bbb"])
     rewards = experiment.rewards(progress := Progress())
     assert set(asked) == {progress}  # Stop ends the sampling
     assert trained == [(("reward",), parts[0]), (None, parts[1]), (("judge",), parts[1])]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from bootstrap import bootstrap
-from conftest import GIVEN, keep, over_prompts, over_seeds
+from conftest import GIVEN, across_prompts, across_seeds, keep
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -700,10 +700,12 @@ def test_contrast_is_the_difference_of_the_fronts(folder):
     )
     # From 1 to 3 nats: WARP's line has slope 1 (seed 1: 1.05), the rival's 0.5, both through 0.
     assert [found.by_seed[k].mean for k in (0, 1)] == pytest.approx([1.0, 1.1], abs=1e-6)
-    assert over_seeds(found).mean == pytest.approx(1.05) and over_seeds(found).n == 2
+    assert across_seeds(found).mean == pytest.approx(1.05) and across_seeds(found).n == 2
     # Every prompt has the same difference, so over prompts it is certain; over two seeds 0.1 apart
     # it is not.
-    assert over_prompts(found).low == pytest.approx(1.05, abs=1e-6) and over_seeds(found).low < 0.5
+    assert (
+        across_prompts(found).low == pytest.approx(1.05, abs=1e-6) and across_seeds(found).low < 0.5
+    )
     with pytest.raises(ValueError, match="no seed"):
         contrast("e", ["warp"], ["absent"], high=3.0)
 
@@ -835,7 +837,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
         [0.5 * 2, 0.7 * 1.5], abs=1e-5
     ) and short(found) == {1: 2.0}
     assert (
-        over_seeds(found).n == 2
+        across_seeds(found).n == 2
         and found.arm == "warp-dpo − dpo"
         and found.rival == "warp − reinforce"
     )
@@ -846,7 +848,7 @@ def test_difference_of_gains_is_that_of_the_contrasts_on_shared_seeds(folder):
         "not yet": (of[0], ("rl", "absent")),
     }
     across = contrasts.differences(pairs, 3.0, range(3))
-    assert list(across) == ["there"] and over_seeds(across["there"]).n == 2
+    assert list(across) == ["there"] and across_seeds(across["there"]).n == 2
     assert [across["there"].by_seed[seed].mean for seed in (0, 1)] == pytest.approx(
         [1.0 * 2, 1.2 * 1.5], abs=1e-5
     )
@@ -967,7 +969,7 @@ def test_a_verdict_is_over_seeds_and_prompts(mean, of_seeds, of_prompts, seeds, 
     }
     assert planned[seeds] in said and (best.side == 0 or "more than WARP (up to 2.9 nats)." in said)
     if of_prompts == 0.4:
-        assert over_seeds(found).side == over_prompts(found).side == 1
+        assert across_seeds(found).side == across_prompts(found).side == 1
 
 
 def test_figures_show_what_is_compared(folder):
@@ -1132,10 +1134,10 @@ def test_gaps_are_to_the_rivals_front_at_the_same_kl(folder):
         )[1, "run"]
     )
     gap = merged["rival"]
-    assert over_seeds(gap).high == pytest.approx(Interval.of([0.0, 0.2]).high)
+    assert across_seeds(gap).high == pytest.approx(Interval.of([0.0, 0.2]).high)
     # The rival's prompts lie 0.1 above and below as WARP's do, so prompt by prompt nothing is left
     # of that.
-    assert over_prompts(gap).high == pytest.approx(0.1, abs=1e-6)
+    assert across_prompts(gap).high == pytest.approx(0.1, abs=1e-6)
 
 
 def test_a_gap_counts_that_kl_is_a_mean_over_the_same_prompts():

@@ -160,7 +160,7 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys, monkeypatch):
         (["-g", "runs=1", "--name", "store"], "name must be a plain folder name"),
         (
             ["-g", "runs=1", "--profile", "smoke"],
-            "Unknown option: --profile. See sweep --help.",
+            "Unknown option: --profile. `python -m warp_lib sweep --help` says what it takes.",
         ),
     ],
 )

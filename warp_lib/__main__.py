@@ -56,9 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         with interrupted_by_signals():
             code = APP(words)
     except UnusedCliTokensError as error:
-        return say(f"Unknown word: {(error.unused_tokens or [''])[0]}. See {words[0]} --help.", 2)
+        word = (error.unused_tokens or [""])[0]
+        return say(f"One word too many: {word}. {see_help(words[0])}", 2)
     except UnknownOptionError as error:
-        return say(f"{error} See {words[0]} --help.", 2)
+        return say(f"{error} {see_help(words[0])}", 2)
     except CycloptsError as error:
         return say(str(error.msg or error), 2)
     except KeyboardInterrupt:
@@ -75,6 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     if code is None:  # help was shown: asked for, or as there was no command
         sys.exit(0 if words else 2)
     return code
+
+
+def see_help(command: str) -> str:
+    return f"`python -m warp_lib {command} --help` says what it takes."
 
 
 @contextmanager

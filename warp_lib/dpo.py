@@ -51,17 +51,24 @@ class Pairs:
         """The first `count` pairs for a person to read: prompt, both completions and the margin, a
         row each.
         """
-        decode = policy.tokenizer.batch_decode
-        tokens, mask = (
-            t[:count, : -self.chosen.new] for t in (self.chosen.tokens, self.chosen.mask)
+        decode, new = policy.tokenizer.batch_decode, self.chosen.new
+        starts = [
+            tokens[mask][len(policy.bos_ids) : -new].tolist()
+            for tokens, mask in zip(
+                self.chosen.tokens[:count], self.chosen.mask[:count], strict=True
+            )
+        ]
+        texts = zip(
+            decode(starts),
+            decode(self.chosen.completions[:count]),
+            decode(self.rejected.completions[:count]),
+            strict=True,
         )
-        columns = {
-            "prompt": policy.texts(Rollouts(tokens, mask, 0)),
-            "chosen": decode(self.chosen.completions[:count]),
-            "rejected": decode(self.rejected.completions[:count]),
-            "margin, r̃": self.margin[:count].tolist(),
-        }
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        margins = self.margin[:count].tolist()
+        return [
+            {"prompt": x, "chosen": y, "rejected": z, "margin, r̃": m}
+            for (x, y, z), m in zip(texts, margins, strict=True)
+        ]
 
 
 Rank = Callable[[Tensor], Tensor]

@@ -132,6 +132,7 @@ class Experiment:
             )
         other = copy.copy(self)
         other.settings, other.policy = settings, self.policy.clone()
+        other.__dict__.pop("sft_texts", None)  # they move with the temperature
         other._check_sizes()
         return other
 
@@ -175,10 +176,15 @@ class Experiment:
 
     # Rewards
 
-    def sft_texts(self, progress: Progress | None = None) -> list[str]:
+    @cached_property
+    def sft_texts(self) -> list[str]:
         """SFT completions of the first training prompts, the sample that sets the zero and the unit
-        of every reward: sampled, or taken from the store. Raises Stopped between two tokens.
+        of every reward.
         """
+        return self.sample_sft(Progress())
+
+    def sample_sft(self, progress: Progress) -> list[str]:
+        """`sft_texts`, sampled or taken from the store. Raises Stopped between two tokens."""
         prompts = list(
             self.policy.prompts(self.reviews.train["text"][: 2 * SFT_COMPLETIONS], "train").values()
         )[:SFT_COMPLETIONS]
@@ -205,7 +211,7 @@ class Experiment:
             )
         else:
             scorer = classifier(s.encoder)
-        return Reward.standardised(scorer, self.sft_texts(progress))
+        return Reward.standardised(scorer, self.sample_sft(progress))
 
     def rewards(self, progress: Progress) -> dict[str, Reward]:
         """The reward and the `judges`."""
@@ -216,7 +222,7 @@ class Experiment:
         (the full MiniLM) if it is given steps.
         """
         s = self.settings
-        tfidf, texts = train_tfidf_scorer(self.reviews.judges), self.sft_texts(progress)
+        tfidf, texts = train_tfidf_scorer(self.reviews.judges), self.sample_sft(progress)
         judges = {"judge_tfidf": Reward.standardised(tfidf, texts)}
         if s.judge_steps:
             scorer = train_encoder_scorer(
@@ -234,14 +240,14 @@ class Experiment:
 
     def standardised(self, rewards: dict[str, Reward], progress: Progress) -> dict[str, Reward]:
         """The same scorers, standardised over what SFT writes under these settings."""
-        texts = self.sft_texts(progress)
+        texts = self.sample_sft(progress)
         return {name: Reward.standardised(reward.raw, texts) for name, reward in rewards.items()}
 
     def compared_with_people(self, reward: Reward) -> dict[str, Tensor]:
         """r̃ of SFT's completions, and of held-out positive and negative reviews cut to the length
         of prompt and completion.
         """
-        texts = {"SFT completions": self.sft_texts()}
+        texts = {"SFT completions": self.sft_texts}
         for name, label in (("real positive openings", 1), ("real negative openings", 0)):
             texts[name] = self._openings(self._held_out(label))
 

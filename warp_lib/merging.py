@@ -97,7 +97,7 @@ def interpolate(base: Weights, target: Weights, eta: float) -> Weights:
     _check(base, [target])
     if not math.isfinite(eta):
         raise ValueError(f"eta must be a finite number, not {eta!r}.")
-    names = (name for names in _groups(base, "tensor").values() for name in names)
+    names = (name for group in _groups(base, "tensor").values() for name in group)
     return _spread(
         base, {_place(base[n]): torch.lerp(_wide(base[n]), _wide(target[n]), eta) for n in names}
     )

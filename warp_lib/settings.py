@@ -271,7 +271,8 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     return int(value) if whole else float(value)
 
 
-FULL = dict(
+# The student report's sizes, with the full judge.
+FULL: dict[str, Any] = dict(
     steps=100,
     reward_trained=6,
     reward_steps=600,
@@ -295,7 +296,6 @@ PROFILES: dict[str, dict[str, Any]] = {
     ),
     # The default, for a laptop's two cores.
     "laptop": dict(),
-    # The student report's sizes, with the full judge.
     "full": FULL,
     # The student report's own models, from the hub.
     "gpt2-imdb": dict(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from ..report.answers import cut, finding
+from ..report.answers import cut, who_is_ahead
 from ..report.answers import seeds as of_seeds
 from ..report.look import ARMS, BLUE, COLOURS, GREY, ORANGE
 from ..runs import paths
@@ -70,8 +70,8 @@ def primary(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     main = _primary(score, end)
     seeds = list(main.by_prompt)
     arms = [arm for arm in ARMS if arm in (main.arm, *_finished("reinforce"))]
-    arm, rivals = ("primary", main.arm), _finished("reinforce")
-    each = contrasts.against_each(arm, rivals, main.high, score, seeds)
+    rivals = _finished("reinforce")
+    each = contrasts.against_each(("primary", main.arm), rivals, main.high, score, seeds)
     differences = {
         f"− {'the LITI line of ' if which else ''}{ARMS[rival]}": one
         for (rival, which), one in each.items()
@@ -161,7 +161,7 @@ def _study(
         f"{arm} − {rival} is {main} in mean {SCORES[score]} at equal KL, from {LOW:g} to"
         f" {main.high:g} nats{less}; {of_seeds(len(main.by_prompt))}, test prompts."
     )
-    said = finding(arm, rival, main.side, judged=score != "reward")
+    said = who_is_ahead(arm, rival, main.side, judged=score != "reward")
     if main.few:
         said = f"Too few seeds to tell {arm} from {rival}"
     in_words = {name: str(effect) for name, effect in (others or {}).items()}
@@ -202,7 +202,7 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
         f" {span[0]:g} to {span[1]:.2f} nats; one seed, {interval.n} test prompts. The next seed"
         " may differ."
     )
-    said = finding("WARP", "REINFORCE", interval.side, "at equal KL on this seed")
+    said = who_is_ahead("WARP", "REINFORCE", interval.side, "at equal KL on this seed")
     return Comparison(sides, said, evidence, span)
 
 

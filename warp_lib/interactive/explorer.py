@@ -58,13 +58,16 @@ def draw(comparison: Comparison, view: tuple[str, str], opened: int | None = Non
         style: dict[str, Any] = dict(mode="markers", marker_size=7, marker_opacity=0.55, text=said)
         style |= dict(showlegend=x != "kl" or not side.lines, name=html.escape(side.name))
         numbers = rows.index.to_list()
-        look.series(figure, rows[x], rows[y], side.colour, "%{text}", customdata=numbers, **style)
+        look.series(
+            figure, rows[x], rows[y], side.colour, hover="%{text}", customdata=numbers, **style
+        )
     for side in comparison.sides:
         if opened in side.points.index:
-            style = dict(mode="markers", name="open", hoverinfo="skip", showlegend=False)
-            style |= dict(marker_size=20, marker_symbol="star", marker_line_color="white")
-            here = side.points.loc[[opened]]
-            look.series(figure, here[x], here[y], side.colour, marker_line_width=2, **style)
+            here, style = side.points.loc[[opened]], dict(mode="markers", name="open")
+            style |= dict(hoverinfo="skip", showlegend=False)
+            line = dict(color="white", width=2)
+            star = dict(color=side.colour, size=20, symbol="star", line=line)
+            figure.add_scatter(x=here[x], y=here[y], marker=star, **style)
     if x == "kl" and comparison.span:
         shade: dict[str, Any] = dict(annotation_text="averaged", annotation_position="bottom left")
         shade |= dict(fillcolor=look.GREY, opacity=0.12, line_width=0)

@@ -322,16 +322,13 @@ class WidgetView:
 
     def draw_results(self) -> None:
         """Bring the figure and the completions up to date."""
-        from ..report.tables import Table
-
         loops = list(self.progress.loops)
         if (points := sum(len(loop.points) for loop in loops)) > self.drawn:
             self.drawn = points
             self.figure.draw(curves(loops))
         if self.progress.shown is not self.written:
             self.written = self.progress.shown
-            rows = Table({"r̃": reward, "latest step": text} for text, reward in self.written)
-            self.texts.value = rows._repr_html_()
+            self.texts.value = completions(self.written)
 
     def close(self) -> None:
         self.button.disabled = True
@@ -398,3 +395,13 @@ def _panels(titles: tuple[str, ...]) -> dict[str, Any]:
     if not titles:  # nothing to measure yet
         figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure.layout.to_plotly_json()
+
+
+def completions(rows: Sequence[tuple[str, float]]) -> str:
+    """Completions and their r̃ as HTML. They are a model's text, so every one is escaped."""
+    cells = [f"<td><b>{reward:+.2f}</b></td><td>{html.escape(text)}</td>" for text, reward in rows]
+    body = "".join(f"<tr style='vertical-align:top'>{row}</tr>" for row in cells)
+    return (
+        "<small>From the latest step, with their r̃:</small><table"
+        f" style='line-height:1.4'>{body}</table>"
+    )

@@ -101,14 +101,11 @@ def refuse_pointer(file: Path, raw: bytes) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file: its type as the header spells it, and, where it is to be
-    written, the byte of the file at which it begins.
-    """
+    """A tensor in a safetensors file; its type as the header spells it."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    start: int = 0
 
 
 def tensors(folder: Path) -> dict[str, Stored]:
@@ -170,8 +167,11 @@ def _header(file: Path) -> dict[str, Stored]:
     except OSError as error:
         raise Unfit(f"cannot be read: {file.name}: {reason(error)}") from error
     except SafetensorError as error:
-        why = first_line(error)
-        raise Unfit(f"has a damaged {file.name} ({why}): copy or download it again") from error
+        why = first_line(error).removeprefix("Error while deserializing header: ")
+        raise Unfit(
+            f"has a damaged or incomplete {file.name}, {file.stat().st_size:,} bytes ({why}); copy"
+            " or download it again"
+        ) from error
 
 
 def is_whole(folder: Path) -> bool:
@@ -222,9 +222,9 @@ def configuration(folder: Path) -> dict[str, Any]:
         )
     if not (folder / "config.json").is_file():
         inside = sorted(file.parent.name for file in folder.glob("*/config.json"))
-        why = ", so it is not a folder that save_pretrained wrote"
-        why = f": did you mean its subfolder {inside[0]!r}" if inside else why
-        raise Unfit(f"has no config.json{why}")
+        if inside:
+            raise Unfit(f"has no config.json: did you mean its subfolder {inside[0]!r}")
+        raise Unfit("has no config.json, so it is not a folder that save_pretrained wrote")
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Unfit(

@@ -169,7 +169,7 @@ def verdict(of: Effect | Interval) -> str:
     return {1: "higher", -1: "lower", 0: "no detectable difference"}[of.side]
 
 
-def finding(
+def who_is_ahead(
     arm: str, rival: str, side: int, where: str = "at equal KL", judged: bool = False
 ) -> str:
     """Which of two methods is ahead, in a sentence without its full stop."""
@@ -563,4 +563,4 @@ def gains_title(more: Contrast) -> str:
 
 def dpo_title(own: Contrast) -> str:
     """Where WARP-DPO's front lies beside DPO's."""
-    return finding("WARP-DPO", "DPO", own.side, f"from {LOW:g} to {own.high:g} nats")
+    return who_is_ahead("WARP-DPO", "DPO", own.side, f"from {LOW:g} to {own.high:g} nats")

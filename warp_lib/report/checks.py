@@ -29,7 +29,7 @@ def stock_classifier(experiment: Experiment) -> dict[str, Reward]:
         scorer = classifier(STOCK)
     except Explained:
         return {}
-    return {STOCK.split("/")[1]: Reward.standardised(scorer, experiment.sft_texts())}
+    return {STOCK.split("/")[1]: Reward.standardised(scorer, experiment.sft_texts)}
 
 
 def accuracies(

@@ -14,7 +14,7 @@ import pandas as pd
 from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import MACHINE, read_results, read_scores, read_table, real_positive
-from ..study.fronts import Effect, Interval, Line, Matched, matched, over_kl, straight
+from ..study.fronts import Effect, Interval, Matched, OnPrompts, matched, over_kl, straight
 from ..study.outcomes import LOW
 
 FOLDER = paths.ROOT / "data" / "scale"
@@ -40,7 +40,7 @@ class Kept:
     machine: dict[str, Any]
     completions: pd.DataFrame
 
-    def line(self, method: str) -> Line:
+    def line(self, method: str) -> OnPrompts:
         """A method's points, SFT the first."""
         return straight(self.results, self.scores, method)
 

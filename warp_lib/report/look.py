@@ -146,14 +146,16 @@ def panel(col: int, name: str) -> dict[str, Any]:
     return dict(name=name, legendgroup=name, showlegend=col == 1, row=1, col=col)
 
 
-def series(
-    figure: go.Figure, x: Any, y: Any, colour: str, hover: str = "", cap: int = 2, /, **more: Any
-) -> None:
+def series(figure: go.Figure, x: Any, y: Any, colour: str, **more: Any) -> None:
     """Points of one colour, joined unless `mode` says otherwise.
 
-    x, y: numbers, with half widths of error bars as dx and dy, none where one is nan; or intervals.
-    hover: what is said of a point; cap: how wide error bars end. more: see `go.Scatter`.
+    Args:
+        x, y: numbers; or intervals, drawn as their means with error bars.
+        more: half widths of error bars as dx and dy, none where one is nan; how wide these end and
+            are as cap and thick, in pixels; what is said of a point as hover; the rest as
+            `go.Scatter` takes it.
     """
+    bar = dict(color=colour, width=more.pop("cap", 2), thickness=more.pop("thick", 1))
     shown = {"x": x, "y": y}
     for axis, values in shown.items():
         half = more.pop(f"d{axis}", None)
@@ -161,9 +163,8 @@ def series(
             half = [interval.high - interval.mean for interval in values]
             shown[axis] = [interval.mean for interval in values]
         if half is not None:
-            look = dict(color=colour, thickness=1, width=cap)
-            more[f"error_{axis}"] = dict(array=np.nan_to_num(half)) | look
-    if hover:
+            more[f"error_{axis}"] = dict(array=np.nan_to_num(half)) | bar
+    if hover := more.pop("hover", ""):
         more["hovertemplate"] = f"{hover}<extra></extra>"
     more = dict(mode="lines+markers", line_color=colour, marker_color=colour) | more
     figure.add_scatter(**shown, **more)

@@ -186,7 +186,9 @@ def shown_outputs(notebook: NotebookNode, tag: str | None = None) -> list[Notebo
     """
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
-        cell.outputs = [o for o in cell.outputs if "widget-view" not in str([*o.get("data", {})])]
+        cell.outputs = [
+            o for o in cell.outputs if not any("widget-view" in kind for kind in o.get("data", {}))
+        ]
     asked = (cell for cell in code if tag is None or tag in tags(cell))
     return [output for cell in asked for output in cell.outputs]
 

@@ -205,7 +205,9 @@ def trail(visits: Sequence[dict[str, Any]] = ()) -> go.Figure:
     name = "visited (± 2 standard errors over completions)"
     more = dict(dx=rows["kl_half"], dy=rows["reward_half"], text=rows["text"], name=name)
     hover = "%{text}<br>KL %{x:.2f}, r̃ %{y:.2f}"
-    series(figure, rows["kl"], rows["reward"], SKY, hover, **more, line_width=1, marker_size=7)
+    series(
+        figure, rows["kl"], rows["reward"], SKY, hover=hover, **more, line_width=1, marker_size=7
+    )
     star = dict(mode="markers", marker_symbol="star", marker_size=14, hoverinfo="skip")
     series(figure, rows["kl"][-1:], rows["reward"][-1:], ORANGE, name="here", **star)
     figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
@@ -221,7 +223,7 @@ def over_study(study: dict[str, list[Outcome]]) -> go.Figure:
         name = f"{ARMS[arm]} in the study ({len(units)} seeds)"
         hover, wide = f"{name}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}", dict(line_width=6, opacity=0.3)
         y = [interval.mean for interval in means]
-        series(figure, kl, y, COLOURS[arm], hover, name=name, mode="lines", **wide)
+        series(figure, kl, y, COLOURS[arm], hover=hover, name=name, mode="lines", **wide)
     figure.update_layout(template="warp", height=440, margin=dict(t=10, l=10, r=10))
     return figure.update_layout(xaxis_title=KL, yaxis_title="reward r̃")
 
@@ -244,4 +246,6 @@ def _checkpoints(
     said = [settings_in_words(row) for row in rows.to_dict("records")]
     across, up = ({"kl": "KL", "reward": "r̃"}.get(score, score) for score in (x, y))
     hover = f"{name}<br>%{{customdata}}<br>{across} %{{x:.2f}}, {up} %{{y:.2f}}"
-    series(figure, rows[x], rows[y], colour, hover, **half, name=name, customdata=said, **style)
+    series(
+        figure, rows[x], rows[y], colour, hover=hover, **half, name=name, customdata=said, **style
+    )

@@ -76,10 +76,12 @@ def fronts(
     figure = make_subplots(rows, 1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.05)
     if best_of_n:
         kl, scores = best_of_n.kl(split), best_of_n.reward(split)
-        name, hover = "best-of-n from SFT (KL: upper bound)", "best of %{text}<br>KL at most "
+        name = "best-of-n from SFT (KL: upper bound)"
+        hover = "best of %{text}<br>KL at most %{x:.2f}, r̃ %{y:.2f}"
         style = dict(marker_symbol="x", line_dash="dash", text=best_of_n.rows["n"], name=name)
-        hover += "%{x:.2f}, r̃ %{y:.2f}"
-        series(figure, kl, scores.mean(1), GREY, hover, 0, dy=_two_errors(scores), **style)
+        series(
+            figure, kl, scores.mean(1), GREY, hover=hover, cap=0, dy=_two_errors(scores), **style
+        )
     ends, seeds = [], set[int]()
     dashes = {arm: iter(("solid", "dot", "dash", "dashdot")) for arm in ARMS}
     for k, (title, units) in enumerate(reversed(outcomes.items())):  # the first on top
@@ -87,22 +89,25 @@ def fronts(
         name, alone = html.escape(f"{ARMS[arm]}{of and ': '}{of}"), len(units) == 1
         colour, dash = COLOURS[arm], next(dashes[arm])
         seeds |= {int(unit.rows["seed"].iloc[0]) for unit in units}
-        where, lines = "<br>KL %{x:.2f}, r̃ %{y:.2f}", [unit.line(split) for unit in units]
+        numbers = "<br>KL %{x:.2f}, r̃ %{y:.2f}"
+        lines = [unit.line(split) for unit in units]
         style: dict[str, Any] = dict(legendgroup=title, line_dash=dash)
         faint = dict(mode="lines", line_width=1, opacity=0.4, showlegend=False)
         shown = dict(marker_size=5, line_width=1.5, opacity=0.8)
         for unit, (kl, reward) in zip(units, lines, strict=True):
             look = shown | {"dy": _two_errors(reward)} if alone else faint
-            hover = f"{name}, seed {unit.rows['seed'].iloc[0]}{where}"
-            series(figure, kl, reward.mean(1), colour, hover, 0, name=name, **style, **look)
+            hover = f"{name}, seed {unit.rows['seed'].iloc[0]}{numbers}"
+            series(
+                figure, kl, reward.mean(1), colour, hover=hover, cap=0, name=name, **style, **look
+            )
         if alone:
             ends.append((lines[0][0][-1], lines[0][1][-1].mean(), name, colour))
             continue
         # read beside the KL of other arms, so that bars stay apart
         grid, means = mean_front(units, split, 0.5 + 0.04 * k)
         style |= dict(mode="lines", line_width=3, name=f"{name} (mean of {len(units)} seeds)")
-        hover = f"{name}, mean of {len(units)} seeds{where}"
-        series(figure, grid, means, colour, hover, 3, **style)
+        hover = f"{name}, mean of {len(units)} seeds{numbers}"
+        series(figure, grid, means, colour, hover=hover, cap=3, thick=2, **style)
         ends.append((grid[-1], means[-1].mean, name, colour))
     span = f"range compared: {LOW:g} to {high:.2g} nats"
     shade: dict[str, Any] = dict(fillcolor=GREY, opacity=0.1, line_width=0)
@@ -112,8 +117,8 @@ def fronts(
     figure.add_vrect(LOW, high, **shade | label)
     mark_real_positive(figure, "y", real_positive, row=1, col=1)
     sft = lines[0][1][0].mean()  # every front begins there
-    where = f"SFT: 0 on training prompts, {sft:z.1f} on these".replace("-", "−")
-    figure.add_annotation(x=0, y=sft, text=where, showarrow=False, xanchor="left", xshift=6)
+    said_of_sft = f"SFT: 0 on training prompts, {sft:z.1f} on these".replace("-", "−")
+    figure.add_annotation(x=0, y=sft, text=said_of_sft, showarrow=False, xanchor="left", xshift=6)
     figure.update_layout(yaxis_title=REWARD.replace(" (", "<br>(") if apart else REWARD)
     figure.update_xaxes(title_text=KL, row=rows)
     if best_of_n:
@@ -151,7 +156,7 @@ def _band(figure: go.Figure, effects: Mapping[float, Effect], names: str) -> Non
     said = list(map(str, effects.values()))
     hover = f"{html.escape(names)}<br>KL %{{x:.2f}}: %{{text}}"
     mean = [interval.mean for interval in of]
-    series(figure, kl, mean, GREY, hover, text=said, **style)
+    series(figure, kl, mean, GREY, hover=hover, text=said, **style)
     one, other = (name.split(",")[0] for name in names.split(" − "))
     figure.update_yaxes(title_text=f"{one} −<br>{other} (r̃)", row=2, col=1)
 
@@ -169,7 +174,7 @@ def judged(
         )
         half = dict(dx=_two_errors(x), dy=_two_errors(y))
         style = dict(mode="markers", opacity=0.7, name=ARMS.get(arm, arm))
-        series(figure, x.mean(1), y.mean(1), colour, "", 0, **half, **style)
+        series(figure, x.mean(1), y.mean(1), colour, cap=0, **half, **style)
     ends = [min(t.x.min() for t in figure.data), max(t.x.max() for t in figure.data)]
     series(figure, ends, ends, GREY, mode="lines", line_dash="dot", name="equal scores")
     mark_real_positive(figure, "x", real_positive)
@@ -192,7 +197,7 @@ def through_merges(unit: Outcome, runs: Sequence[int], finding: str) -> go.Figur
     ):
         kl, reward, _ = unit.through_merge(method, m)
         place, half = panel(col, name), _two_errors(reward)
-        series(figure, kl, reward.mean(1), colour, "", 0, dy=half, marker_size=4, **place)
+        series(figure, kl, reward.mean(1), colour, cap=0, dy=half, marker_size=4, **place)
         merge = rows[(rows["method"] == method) & (rows["runs"] == m) & (rows["eta"] == 1)]
         star = place | dict(name=f"{name}: the merge", showlegend=False, mode="markers")
         star |= dict(marker_size=13, marker_symbol="star")
@@ -237,7 +242,7 @@ def cells(
         hover = f"{name}, %{{text}}: %{{customdata}}<br>KL %{{x:.2f}}, r̃ %{{y:.2f}}"
         style = dict(customdata=costs, marker_size=9, name=name)
         style |= dict(mode="lines+markers+text", text=list(path), textposition=beside)
-        series(figure, kl, reward, colour, hover, **style)
+        series(figure, kl, reward, colour, hover=hover, **style)
     mark_real_positive(figure, "y", real_positive)
     figure.update_layout(xaxis_title=KL, yaxis_title=REWARD)
     # room for the first point's label, also on a phone
@@ -261,7 +266,7 @@ def between_seeds(angles: pd.DataFrame, finding: str) -> go.Figure:
         said = [f"seeds {a} and {b}, {t} steps" for a, b, t in pairs]
         style = dict(mode="markers", opacity=0.5, showlegend=False, text=said)
         x, y = rows["completions"], rows["degrees"]
-        series(figure, x, y, colour, "%{text}<br>Ω %{y:.1f}°", **style)
+        series(figure, x, y, colour, hover="%{text}<br>Ω %{y:.1f}°", **style)
         style = dict(mode="lines", hoverinfo="skip", name=f"{ARMS[arm]} (mean of pairs)")
         series(figure, mean.index, mean, colour, **style)
     expected = averaged_out(angles)
@@ -286,9 +291,11 @@ def ahead_of_judges(rises: dict[str, dict[str, dict[float, Effect]]], finding: s
     for col, arms in enumerate(rises.values(), start=1):
         for k, ((arm, effects), other) in enumerate(zip(arms.items(), PALETTE, strict=False)):
             colour = COLOURS.get(arm, other)
-            x, y = [kl + 0.05 * k for kl in effects], [e.widest for e in effects.values()]
-            place = panel(col, ARMS.get(arm, arm)) | dict(text=list(map(str, effects.values())))
-            series(figure, x, y, colour, "%{text}", **place)  # bars stay apart
+            x = [kl + 0.05 * k for kl in effects]  # bars stay apart
+            y = [effect.widest for effect in effects.values()]
+            said = list(map(str, effects.values()))
+            place = panel(col, ARMS.get(arm, arm))
+            series(figure, x, y, colour, hover="%{text}", text=said, **place)
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.update_xaxes(title=KL)
     figure.update_yaxes(title="rise of r̃ minus the judge's (SFT s.d.)", row=1, col=1)
@@ -315,7 +322,16 @@ def intervals(
             _beside(figure, f"{name}: {row}", rows)
             colour = BLUE if row.side else GREY
             style = dict(mode="markers", marker_size=9, text=[str(row)])
-            series(figure, [row], [rows + 0.55], colour, f"{name}: %{{text}}", 4, **style)
+            series(
+                figure,
+                [row],
+                [rows + 0.55],
+                colour,
+                hover=f"{name}: %{{text}}",
+                cap=4,
+                thick=2,
+                **style,
+            )
             rows += 1.2
     if not named:
         _beside(figure, "nothing to compare yet", 0)
@@ -341,9 +357,10 @@ def by_end(curves: dict[str, dict[float, Effect]], high: float, finding: str) ->
     looks = zip(curves.items(), (ORANGE, YELLOW, SKY, BLUE), strict=False)
     for k, ((name, effects), colour) in enumerate(looks):
         hover = f"{name}, to %{{x:.1f}} nats: %{{text}}"
-        x, y = [end + 0.04 * k for end in effects], [e.widest for e in effects.values()]
+        x = [end + 0.04 * k for end in effects]  # bars stay apart
+        y = [effect.widest for effect in effects.values()]
         said = list(map(str, effects.values()))
-        series(figure, x, y, colour, hover, name=name, text=said)  # bars stay apart
+        series(figure, x, y, colour, hover=hover, name=name, text=said)
     figure.add_hline(0, line=dict(color=GREY, dash="dash"))
     figure.add_vline(high, line=dict(color=GREY, dash="dot"), annotation_text="K*")
     x = f"mean from {LOW:g} nat up to here (nats per completion)"
@@ -369,7 +386,7 @@ def by_pass(measured: pd.DataFrame, finding: str) -> go.Figure:
                 hover = f"{name}, η = %{{customdata:.2f}}<br>%{{x:.2f}}, %{{y:.2f}}"
                 style = dict(dy=rows[f"{y}_half"], customdata=rows["eta"], line_dash=dash)
                 place = panel(col, f"weights: {name}") | dict(row=row, showlegend=row == col == 1)
-                series(figure, rows[x], rows[y], colour, hover, **style, **place)
+                series(figure, rows[x], rows[y], colour, hover=hover, **style, **place)
     figure.update_xaxes(title=ETA, row=1)
     figure.update_yaxes(title="KL to SFT (nats per completion)", row=1)
     figure.update_xaxes(title=KL, row=2)
@@ -417,7 +434,7 @@ def by_layer(table: pd.DataFrame, finding: str) -> go.Figure:
         for col, (column, title) in enumerate(panels.items(), start=1):
             style = panel(col, f"iteration {iteration}") | dict(mode="markers", marker_size=8)
             half = rows[f"{column}_half"]
-            series(figure, rows["layer"], rows[column], colour, "", 3, dy=half, **style)
+            series(figure, rows["layer"], rows[column], colour, cap=3, dy=half, **style)
             figure.update_yaxes(title=title, row=1, col=col)
     figure.update_xaxes(type="category", tickangle=45)
     figure.update_xaxes(title=LAYER, row=1, col=2)

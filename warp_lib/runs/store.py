@@ -31,7 +31,7 @@ from .paths import write_whole
 FORMAT = 7  # raised when the same inputs give other results than before
 # where a computation may leave what it goes on from; no part of its result
 CHECKPOINT = "checkpoint.safetensors"
-LEFT = ("record.json", CHECKPOINT)  # no part of the result
+NO_RESULT = ("record.json", CHECKPOINT)  # files of an entry
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _record(
     """Write the record of what was computed into `part`, and return it as a later reader gets
     it.
     """
-    kept = [f for f in sorted(part.iterdir()) if f.suffix != ".tmp" and f.name not in LEFT]
+    kept = [f for f in sorted(part.iterdir()) if f.suffix != ".tmp" and f.name not in NO_RESULT]
     record = {"kind": kind, "inputs": inputs, "threads": torch.get_num_threads()}
     record |= {"result": result, "files": {f.name: file_digest(f) for f in kept}}
     record = json.loads(json.dumps(record))

@@ -29,7 +29,7 @@ from .outcomes import (
 
 STAGES = {"run": "single runs", "slerp": "their SLERP", "liti": "LITI, where the next begins"}
 Seeds = Collection[int] | None
-Line = tuple[str, int]
+LineId = tuple[str, int]
 """Points over η of a unit: their method, and how many runs (or checkpoints) were averaged."""
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 """A line's KL, its r̃ by prompt, its KL by prompt: see `Outcome.through_merge`."""
@@ -37,7 +37,7 @@ Points = tuple[np.ndarray, np.ndarray, np.ndarray]
 LITI_LINE = "method in ('sft', 'reinforce-liti')"
 FIRST_HALF = "eta == 0 or (method == 'reinforce' and steps <= 200)"
 # what else is averaged: arm of `averages` → in words → the two lines of it that are compared
-OTHERS: dict[str, dict[str, tuple[Line, Line]]] = {
+OTHERS: dict[str, dict[str, tuple[LineId, LineId]]] = {
     "checkpoints": {
         "mean of the last two checkpoints − the last": (("checkpoints", 2), ("checkpoints", 1)),
         "mean of all four checkpoints − the last": (("checkpoints", 4), ("checkpoints", 1)),
@@ -86,16 +86,16 @@ def contrast(
     left out. Raises ValueError when no seed is left.
     """
     names = [*arms, *rivals]
-    shared = _units([(experiment, name) for name in names], scorer)
+    shared = _together([(experiment, name) for name in names], scorer)
     ends = _ends(shared, high)
-    unit = {seed: dict(zip(names, some, strict=True)) for seed, some in shared.items()}
+    by_name = {seed: dict(zip(names, some, strict=True)) for seed, some in shared.items()}
 
     def on_validation(name: str) -> float:
-        fronts = (unit[seed][name].along_front("validation", end) for seed, end in ends.items())
+        fronts = (by_name[s][name].along_front("validation", end) for s, end in ends.items())
         return float(np.mean([front.mean() for front in fronts]))
 
     arm, rival = (max(some, key=on_validation) for some in (arms, rivals))
-    gains = {s: _gain(unit[s][arm], unit[s][rival], end, scorer) for s, end in ends.items()}
+    gains = {s: _gain(by_name[s][arm], by_name[s][rival], end, scorer) for s, end in ends.items()}
     return Contrast(gains, arm, rival, high, ends)
 
 
@@ -112,7 +112,7 @@ def difference(
     where: a condition on the rival's points, such as `LITI_LINE` or `FIRST_HALF`. See
     `shared_seeds` and `contrast`. Raises ValueError when there is no such seed.
     """
-    pairs = _units([arm, rival], scorer, among)
+    pairs = _together([arm, rival], scorer, among)
     if where:
         pairs = {seed: [unit, other.only(where)] for seed, (unit, other) in pairs.items()}
     ends = _ends(pairs, high)
@@ -137,7 +137,7 @@ def by_end(arm: ArmId, rival: ArmId, among: Seeds = None) -> dict[float, Contras
     """`difference` as a function of where it ends: every half nat from `LOW` + 1 as far as all
     seeds of both reach → the contrast up to there.
     """
-    reach = min(_ends(_units([arm, rival], among=among)).values())
+    reach = min(_ends(_together([arm, rival], among=among)).values())
     ends = np.arange(LOW + 1, reach + 1e-9, 0.5).tolist()
     return {end: difference(arm, rival, end, among=among) for end in ends}
 
@@ -146,7 +146,7 @@ def by_kl(arm: ArmId, rival: ArmId, among: Seeds = None) -> dict[float, Effect]:
     """How much more an arm's front earns than a rival's at each KL, on test prompts: every quarter
     of a nat as far as all seeds of both reach → the difference of r̃ there.
     """
-    pairs = _units([arm, rival], among=among)
+    pairs = _together([arm, rival], among=among)
     return {
         kl: Effect({seed: unit.at(kl) - other.at(kl) for seed, (unit, other) in pairs.items()})
         for kl in np.arange(0.25, min(_ends(pairs).values()), 0.25).tolist()
@@ -178,7 +178,7 @@ def difference_of_gains(
 
     Raises ValueError when no seed has finished all four, scored by one reward model.
     """
-    units = _units([*of, *than])
+    units = _together([*of, *than])
     ends = _ends(units, high)
     gains = {
         seed: _gain(a, b, ends[seed]) - _gain(c, d, ends[seed])
@@ -208,7 +208,7 @@ def over_best_of_n(
     """
     best = finished("best-of-n", "sft").values()
     ends, by_prompt = {}, {}
-    for seed, (unit,) in _units([arm], scorer, among).items():
+    for seed, (unit,) in _together([arm], scorer, among).items():
         if yardstick := next((b for b in best if _scored_alike([b, unit], scorer)), None):
             kl, reward = yardstick.kl("test"), yardstick.reward("test", scorer)
             ends[seed] = end = min(high, kl.max(), unit.reach("validation"), unit.reach("test"))
@@ -272,7 +272,7 @@ def _scored_alike(units: list[Outcome], scorer: str) -> bool:
     return len({unit.record["reward_model"] for unit in units}) == len(judges) == 1
 
 
-def _units(
+def _together(
     arms: list[ArmId], scorer: str = "reward", among: Seeds = None
 ) -> dict[int, list[Outcome]]:
     """Each seed that all arms share → their units. Raises ValueError when there is no such seed."""
@@ -300,7 +300,9 @@ def _gain(unit: Outcome, rival: Outcome, end: float, scorer: str = "reward") -> 
 # ------------------------------------------------------------------------------------ lines over η
 
 
-def line_over_line(units: Mapping[int, Outcome], line: Line, other: Line, high: float) -> Contrast:
+def line_over_line(
+    units: Mapping[int, Outcome], line: LineId, other: LineId, high: float
+) -> Contrast:
     """What one line over η has over another of the same units beside a longer step.
 
     Its mean r̃ less the other's at equal KL on test prompts, from `LOW` to `high` nats, or as much
@@ -315,7 +317,7 @@ def line_over_line(units: Mapping[int, Outcome], line: Line, other: Line, high: 
     return Contrast(by_prompt, line[0], other[0], high, ends)
 
 
-def by_reading(units: Mapping[int, Outcome], line: Line, other: Line, high: float) -> Interval:
+def by_reading(units: Mapping[int, Outcome], line: LineId, other: LineId, high: float) -> Interval:
     """What `line_over_line` would find if there were no difference.
 
     Both lines' points are laid onto one smooth curve, the monotone cubic one through the other
@@ -334,7 +336,7 @@ def by_reading(units: Mapping[int, Outcome], line: Line, other: Line, high: floa
 
 
 def _two_lines(
-    unit: Outcome, line: Line, other: Line, high: float
+    unit: Outcome, line: LineId, other: LineId, high: float
 ) -> tuple[Points, Points, tuple[float, float]]:
     """Both lines (see `Outcome.through_merge`), and from and to which KL they are compared: a line
     that does not begin at SFT may begin beyond `LOW`.
@@ -447,7 +449,7 @@ def over_checkpoints(
     """
     above = defaultdict(dict)
     for seed, unit in of_arm.items():
-        unit, other = unit.only(where) if where else unit, stopped[seed]
+        unit, other = (unit.only(where) if where else unit), stopped[seed]
         passed = other.of("test").query("method == 'reinforce'").sort_values("steps")
         for k, steps in passed["steps"].iloc[:-1].items():
             gap = unit.gap(*(other.scores[f"test.{score}"][k] for score in ("reward", "kl")))

@@ -287,12 +287,12 @@ class Matched:
         return Interval.of(self.by_prompt)
 
 
-Line = tuple[np.ndarray, np.ndarray]
+OnPrompts = tuple[np.ndarray, np.ndarray]
 """A method's points on one seed by increasing KL: KL and r̃ of each on each prompt, both (points,
 prompts). Between them it is read straight."""
 
 
-def matched(first: Line, second: Line, kl: float | None = None) -> Matched:
+def matched(first: OnPrompts, second: OnPrompts, kl: float | None = None) -> Matched:
     """The rewards of two methods at one KL.
 
     kl: where to compare, nats; None for the largest KL that both reach. There one of the two is a
@@ -307,13 +307,17 @@ def matched(first: Line, second: Line, kl: float | None = None) -> Matched:
         behind = gap(b[-1], kl_b[-1], kl_a, a)
         assert behind is not None  # one of the two ends first
         return Matched(float(kl_b[-1].mean()), -behind)
-    if not 0 <= kl <= (reach := min(kl_a[-1].mean(), kl_b[-1].mean())):
-        raise Explained(f"kl must be within what both reach, 0.00 to {reach:.2f}, not {kl:.2f}.")
+    reach = [own_kl[-1].mean() for own_kl in (kl_a, kl_b)]
+    if not 0 <= kl <= min(reach):
+        raise Explained(
+            f"kl must be from 0 to what both methods reach, {reach[0]:.2f} and {reach[1]:.2f},"
+            f" not {kl:.2f}."
+        )
     return Matched(kl, at(kl, kl_a, a) - at(kl, kl_b, b))
 
 
 def over_kl(
-    first: Line, second: Line, low: float, high: float = math.inf
+    first: OnPrompts, second: OnPrompts, low: float, high: float = math.inf
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """The mean difference of two methods' rewards over KL, on each test prompt of one seed,
     (prompts,); and from where to where it goes, nats.
@@ -328,7 +332,7 @@ def over_kl(
     return a - b, (start, float(end))
 
 
-def straight(results: pd.DataFrame, scores: Mapping[str, np.ndarray], method: str) -> Line:
+def straight(results: pd.DataFrame, scores: Mapping[str, np.ndarray], method: str) -> OnPrompts:
     """A method's points on one seed, SFT the first.
 
     results: a table (`read_results`); scores: reward (r̃) and kl (nats) of each of its rows and each

@@ -6,7 +6,7 @@ Comparing one arm with another is in `contrasts`. Needs no torch.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -92,6 +92,7 @@ class Outcome:
         """
         return self.of(split).query(self.where)
 
+    @cache  # noqa: B019
     def only(self, where: str) -> "Outcome":
         """The same unit, its front of fewer points."""
         return replace(self, where=where)
@@ -211,13 +212,13 @@ def finished_seeds(experiment: str, arms: Iterable[str]) -> list[int]:
     return sorted(set.intersection(*ended))
 
 
-def finished(experiment: str, arm: str, among: Iterable[int] | None = None) -> dict[int, Outcome]:
+def finished(experiment: str, arm: str, among: Collection[int] | None = None) -> dict[int, Outcome]:
     """Seed → an arm's finished unit, on all seeds or those `among` these."""
     seeds = finished_seeds(experiment, [arm])
     return {s: outcome(experiment, arm, s) for s in seeds if among is None or s in among}
 
 
-def tested(arms: dict[str, str], among: Iterable[int]) -> dict[str, list[Outcome]]:
+def tested(arms: dict[str, str], among: Collection[int]) -> dict[str, list[Outcome]]:
     """Arm → its finished units on seeds `among` these, in their order; arms without any left out.
 
     arms: each arm's experiment.

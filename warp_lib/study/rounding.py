@@ -3,7 +3,7 @@
 From the study's experiment `precision`. Needs no torch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import astuple
 from itertools import product
 from typing import Any
@@ -37,7 +37,7 @@ def trained(how: str, seed: int) -> Outcome:
     return outcome("precision", f"warp-{how}", seed)
 
 
-def by_pass(among: Iterable[int]) -> pd.DataFrame:
+def by_pass(among: Collection[int]) -> pd.DataFrame:
     """What each pass measures of the same weights: a row for each line, η and pass.
 
     Columns: method, eta, passed; kl and reward over seeds and prompts, with their 95% intervals'
@@ -60,7 +60,7 @@ def by_pass(among: Iterable[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_training(among: Iterable[int]) -> dict[str, tuple[Effect, Effect]]:
+def by_training(among: Collection[int]) -> dict[str, tuple[Effect, Effect]]:
     """Stage of WARP → what training with rounded weights has more than with two parts, in r̃ and KL.
 
     Both are measured in float32.
@@ -76,7 +76,7 @@ def by_training(among: Iterable[int]) -> dict[str, tuple[Effect, Effect]]:
     return {words: (effect(at, "reward"), effect(at, "kl")) for words, at in STAGES.items()}
 
 
-def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
+def at_equal_kl(among: Collection[int]) -> tuple[Effect, float]:
     """Mean r̃ along WARP's final line, trained with rounded weights less with two parts.
 
     From `LOW` nats as far as all reach, which it returns too.
@@ -93,7 +93,7 @@ def at_equal_kl(among: Iterable[int]) -> tuple[Effect, float]:
     return rounded - split, high
 
 
-def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
+def hidden(among: Collection[int]) -> dict[float, dict[str, Effect]]:
     """KL in float32, nats → method → the share of it that rounding hides on its line from SFT.
 
     At the largest KL that all lines reach, and at a third of it.
@@ -116,7 +116,7 @@ def hidden(among: Iterable[int]) -> dict[float, dict[str, Effect]]:
     }
 
 
-def angles(among: Iterable[int]) -> list[dict[str, Any]]:
+def angles(among: Collection[int]) -> list[dict[str, Any]]:
     """Angles between each iteration's runs and norms of their task vectors, trained both ways."""
     return [
         {

@@ -80,6 +80,13 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Place(Stored):
+    """Where a tensor is to be written: the byte of the file at which it begins."""
+
+    start: int
+
+
+@dataclass(frozen=True)
 class Model:
     """A `save_pretrained` folder, the name it was asked for by, and where its tensors lie."""
 
@@ -306,7 +313,7 @@ def _merge(
     exact: dict[str, torch.dtype],
     average: Callable,
     eta: float,
-    places: dict[str, Stored],
+    places: dict[str, Place],
     rounding: Rounding,
 ) -> Rows:
     """Merge a layer into its `places`, and measure it.
@@ -427,7 +434,7 @@ def _combine(base: Weights, runs: list[Weights], shares: list[float]) -> Weights
     }
 
 
-def _lay_out(theta: Model, part: Path, dtypes: dict[str, torch.dtype]) -> dict[str, Stored]:
+def _lay_out(theta: Model, part: Path, dtypes: dict[str, torch.dtype]) -> dict[str, Place]:
     """The base's files in `part`, its weights' with their headers only.
 
     Returns where each tensor belongs, in its dtype. What says something of dtypes says what is true
@@ -465,7 +472,7 @@ def _write_json(file: Path, value: Any) -> None:
 
 def _write_header(
     file: Path, tensors: list[tuple[str, tuple[int, ...], torch.dtype]], like: Path
-) -> dict[str, Stored]:
+) -> dict[str, Place]:
     """Begin a safetensors file with its header, which keeps the metadata of `like`.
 
     Returns where its tensors (name, shape, dtype) belong. They follow each other without a gap,
@@ -481,7 +488,7 @@ def _write_header(
     text += b" " * (-len(text) % 8)
     file.write_bytes(len(text).to_bytes(8, "little") + text)
     return {
-        n: Stored(file, SPELLED[dtype], shape, 8 + len(text) + header[n]["data_offsets"][0])
+        n: Place(file, SPELLED[dtype], shape, 8 + len(text) + header[n]["data_offsets"][0])
         for n, shape, dtype in tensors
     }
 
