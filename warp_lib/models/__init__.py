@@ -1,3 +1,3 @@
-"""Other people's models and reviews: found by name, checked, converted, opened, or refused. What
-scores texts.
+"""Other people's models and reviews: found by name, checked, converted, opened, or refused; and
+what scores texts.
 """
