@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def see_help(command: str) -> str:
+    """Where the words that a command takes are listed."""
     return f"`python -m warp_lib {command} --help` says what it takes."
 
 

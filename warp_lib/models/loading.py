@@ -108,8 +108,8 @@ def open_model(
 
     Args:
         auto: one of transformers' AutoModel classes.
-        counts: whether a tensor matters, by its name; one that does not may be missing, besides, or
-            of another shape.
+        counts: whether a tensor of this name matters. Others may be missing, superfluous, or of
+            another shape.
         options: for its `from_pretrained`.
 
     Raises Unfit when it cannot be opened, or the file does not hold exactly its tensors (those it
