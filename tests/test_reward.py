@@ -635,7 +635,7 @@ def test_judges_learn_from_the_other_half(monkeypatch):
     rows = toy_reviews(40)
     parts = [list(range(0, 15)), list(range(15, 30)), list(range(30, 35)), list(range(35, 40))]
     experiment = Experiment.__new__(Experiment)
-    experiment.settings = Settings.profile("full")
+    experiment.settings = Settings.profile("full", judge_steps=600)
     experiment.reviews = Reviews(*(rows.select(part) for part in parts))
     asked = []
     monkeypatch.setattr(Experiment, "sample_sft", lambda _, by: asked.append(by) or ["a", "bbb"])
