@@ -22,19 +22,6 @@ from warp_lib.runs import paths
 from warp_lib.runs.errors import Explained
 from warp_lib.settings import Settings
 
-
-def said_by(words: list[str], **around: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "warp_lib", *words],
-        cwd=paths.ROOT,
-        env=os.environ | around,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stderr
-
-
 REFUSED = [
     (["report", "--steps", "1e18"], "steps must be at most 10,000,000, not 1e+18."),
     (
@@ -90,12 +77,13 @@ def test_refused_in_one_sentence(capsys, words, sentence):
     [["report", "--profile", "smoke"], ["sweep", "notebooks/03_warp.ipynb", "-g", "runs=1"]],
 )
 @pytest.mark.parametrize("kind", ["a file", "below a file"])
-def test_runs_that_cannot_be_a_folder(tmp_path, words, kind):
+def test_runs_that_cannot_be_a_folder(tmp_path, monkeypatch, capsys, words, kind):
     (tmp_path / "runs").write_text("")
-    code, said = said_by(
-        words, WARP_RUNS=str(tmp_path / "runs" / ("" if kind == "a file" else "x"))
-    )
-    assert code and said.count("\n") == 1 and "cannot be written: " in said
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs" / ("" if kind == "a file" else "x"))
+    monkeypatch.chdir(paths.ROOT)
+    assert main(words)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be written: " in said
 
 
 @pytest.mark.parametrize(

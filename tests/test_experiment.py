@@ -84,9 +84,8 @@ def test_the_settings_merge_is_the_one_that_merges(merge, per):
 def test_a_policy_is_measured_on_the_split_of_the_settings(monkeypatch, held_out):
     """Unless another is named. Guards: test prompts where choices are made, or the reverse."""
     monkeypatch.setattr("warp_lib.experiment.evaluate", lambda theta, **given: given)
-    experiment = Experiment(replace(SETTINGS, held_out=held_out))
-    # what would be read and loaded
-    vars(experiment).update(policy=None, sft=None)
+    experiment = Experiment.__new__(Experiment)  # without what would be read and loaded
+    vars(experiment).update(settings=replace(SETTINGS, held_out=held_out), policy=None, sft=None)
     monkeypatch.setattr(experiment, "held_out_prompts", lambda split: {7: [f"of {split}"]})
     own, named = experiment.evaluate({}, {}), experiment.evaluate({}, {}, "train")
     assert (own["split"], own["prompts"]) == (held_out, [[f"of {held_out}"]])

@@ -59,19 +59,29 @@ def write_run(name: str, kls: dict[str, list[float]], gains: dict[str, float]) -
         results.write_results(name, parts[method], rows, kept, shown, {})
 
 
+@pytest.fixture(scope="module")
+def own_runs(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
+    """A folder with runs of one's own; all points, they and the study's."""
+    store = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RUNS", store)
+        both = {"warp": [0.0, 1.0, 2.0, 3.0], "reinforce": [0.5, 1.5, 2.5]}
+        both["reinforce-liti"] = [0.5, 1.5, 2.5]
+        write_run(f"mine{EVIL[:1]}", both, {"warp": 0.9, "reinforce": 0.1, "reinforce-liti": 0.5})
+        write_run("alone", {"warp": [0.0, 0.4]}, {"warp": 0.9})
+        write_run("silent", {"warp": [0.0, 0.4]}, {"warp": 0.9})
+        (store / "silent" / "results" / "03_warp.json").unlink()
+        (store / f"mine{EVIL[:1]}" / "real_positive.json").write_text(
+            json.dumps({"mean": 0.3, "p99": 1.4})
+        )
+        return store, all_points()
+
+
 @pytest.fixture
-def mine(store) -> pd.DataFrame:
+def mine(own_runs, monkeypatch) -> pd.DataFrame:
     """All points, with runs of one's own beside the study."""
-    both = {"warp": [0.0, 1.0, 2.0, 3.0], "reinforce": [0.5, 1.5, 2.5]}
-    both["reinforce-liti"] = [0.5, 1.5, 2.5]
-    write_run(f"mine{EVIL[:1]}", both, {"warp": 0.9, "reinforce": 0.1, "reinforce-liti": 0.5})
-    write_run("alone", {"warp": [0.0, 0.4]}, {"warp": 0.9})
-    write_run("silent", {"warp": [0.0, 0.4]}, {"warp": 0.9})
-    (store / "silent" / "results" / "03_warp.json").unlink()
-    (store / f"mine{EVIL[:1]}" / "real_positive.json").write_text(
-        json.dumps({"mean": 0.3, "p99": 1.4})
-    )
-    return all_points()
+    monkeypatch.setattr(paths, "RUNS", own_runs[0])
+    return own_runs[1].copy()
 
 
 # ------------------------------------------------------------------------------------------- points
@@ -329,7 +339,8 @@ def test_the_figure_without_a_kernel_stands_alone(mine):
     assert verdict.evidence in figure.layout.meta["caption"]
 
 
-def test_export_writes_the_figure_and_its_points(mine):
+def test_export_writes_the_figure_and_its_points(mine, monkeypatch):
+    monkeypatch.setattr("warp_lib.report.rendering.can_draw", lambda: False)  # the app's draws
     compared = attempt(partial(comparisons.dpo, mine, "reward", None))
     files = {file.suffix: file for file in export(compared, REWARD)}
     assert {".html", ".csv"} <= files.keys()
@@ -373,7 +384,10 @@ def address(tmp_path_factory):
 
 
 def opened(chromium, address: str, query: str = "", **how) -> Page:
-    page = chromium.new_page(**{"viewport": {"width": 1400, "height": 900}} | how)
+    browser = chromium.new_context(**{"viewport": {"width": 1400, "height": 900}} | how)
+    # another tab: with its last one, this browser ends before it has sent anything
+    browser.new_page()
+    page = browser.new_page()
     page.outside, page.errors = [], []
     inside = (address, "data:", "blob:")
     page.on("request", lambda r: r.url.startswith(inside) or page.outside.append(r.url))
@@ -383,11 +397,29 @@ def opened(chromium, address: str, query: str = "", **how) -> Page:
     return page
 
 
+def kernel_of(page: Page) -> psutil.Process:
+    """The process behind a page."""
+    told = "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
+    number = page.evaluate(told)
+    (found,) = (
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if number in " ".join(process.info["cmdline"] or [])
+    )
+    return found
+
+
+def gone(kernel: psutil.Process) -> bool:
+    with suppress(psutil.TimeoutExpired):
+        kernel.wait(20)
+    return not kernel.is_running()
+
+
 @pytest.fixture(scope="module")
 def app(chromium, address) -> Page:
     page = opened(chromium, address)
     yield page
-    page.close()
+    page.context.close()
 
 
 def query_of(page: Page) -> dict[str, list[str]]:
@@ -403,6 +435,8 @@ def fresh(app: Page) -> None:
 def test_app_opens_on_a_verdict_and_asks_nobody(app):
     heading = app.get_by_role("heading", level=2)
     expect(heading).to_contain_text("WARP")
+    assert "/voila/render/explorer.ipynb" in app.url
+    assert app.get_by_role("link", name="Lab").get_attribute("href") == "lab.ipynb"
     assert heading.bounding_box()["y"] < 300
     expect(app.get_by_text("95% CI").first).to_be_visible()
     assert app.outside == [] and app.errors == []
@@ -466,7 +500,9 @@ def test_app_finds_a_series_by_typing(app):
 
 
 def test_app_keeps_the_view_in_its_address(app, address):
-    """Guards: a view that is lost on reload, a link that breaks the page."""
+    """Guards: a view that is lost on reload, a link that breaks the page; a process of 240 MB for
+    each reload.
+    """
     fresh(app)
     app.get_by_label("WARP-DPO vs DPO", exact=True).check()
     app.wait_for_function("location.search.includes('DPO')")
@@ -474,9 +510,10 @@ def test_app_keeps_the_view_in_its_address(app, address):
     texts = app.get_by_role("region", name="completions")
     expect(texts).to_be_visible(timeout=20_000)
     app.wait_for_function("location.search.includes('point=')")
-    kept, said = app.url, texts.inner_text()
+    kept, said, left = app.url, texts.inner_text(), kernel_of(app)
     app.reload()
     expect(texts).to_be_visible(timeout=60_000)
+    assert gone(left)
     assert app.url == kept and texts.inner_text() == said
     expect(app.get_by_label("WARP-DPO vs DPO", exact=True)).to_be_checked()
     app.goto(f"{address}?compare=nonsense&to=1e99&point=%3Cscript%3E", wait_until="commit")
@@ -487,20 +524,21 @@ def test_app_keeps_the_view_in_its_address(app, address):
 
 
 def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
-    """Guards: a page that scrolls sideways, a figure wider than it, text too faint to read."""
+    """Guards: a page that scrolls sideways, a figure wider than it, text too faint to read; a
+    process of 240 MB for each page that is closed.
+    """
     points = all_points().query("arm == 'warp-dpo' and method == 'warp'")
     address_of = points["address"].iloc[0]
     point = f"?compare=WARP-DPO+vs+DPO&point={address_of.replace('/', '%2F')}"
-    page = opened(chromium, address, point)
+    phone = {"viewport": {"width": 420, "height": 900}, "color_scheme": "dark"}
+    page = opened(chromium, address, point, **phone)
     region = page.get_by_role("region", name="completions")
     expect(region).to_be_visible(timeout=30_000)
     legend = page.locator(".js-plotly-plot .legend")
-    for width, scheme in product((1400, 420), ("light", "dark")):
+    # as it opens there, and as it changes
+    for width, scheme in product((420, 1400), ("dark", "light")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        if (width, scheme) == (420, "dark"):  # as it opens there, and not only as it changes
-            page.reload()
-            expect(region).to_be_visible(timeout=60_000)
         # names stand beside the lines where there is room
         expect(legend).to_have_count(int(width == 420))
         page.wait_for_function("document.querySelector('.js-plotly-plot .annotation-text')")
@@ -512,7 +550,10 @@ def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
         assert (texts["x"] > figure["x"] + 300) == (width == 1400)
         assert page.evaluate(FAINT) == []
         assert faults(page) == []
-    page.close()
+    left = kernel_of(page)
+    page.close(run_before_unload=True)
+    assert gone(left)
+    page.context.close()
 
 
 def test_app_draws_its_first_figure_within_five_seconds(chromium, address):
@@ -524,49 +565,11 @@ def test_app_draws_its_first_figure_within_five_seconds(chromium, address):
         time.sleep(8)  # the next kernel is made
         busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         began = time.monotonic()
-        opened(chromium, address).close()
+        opened(chromium, address).context.close()
         took.append((time.monotonic() - began) / busy)
         if took[-1] < 5:
             return
     pytest.fail(f"{took} s")
-
-
-def test_app_ends_the_kernel_of_a_page_that_is_left(chromium, tmp_path):
-    """Guards: a process of 240 MB for each visit and reload; and a page that goes on taking input
-    when its kernel has ended.
-    """
-    with serving(
-        "make",
-        "app",
-        "ARGS=--no-browser --port={port}",
-        log=tmp_path / "log",
-        env={"WARP_RUNS": str(tmp_path)},
-    ) as address:
-        browser = chromium.new_context()
-        # another tab: with its last one, this browser ends before it has sent anything
-        browser.new_page()
-        page = browser.new_page()
-        page.goto(address, timeout=120_000)
-        point = page.locator(".scatterlayer .point").first
-        point.wait_for(timeout=120_000)
-        first = _kernels_of(tmp_path)
-        page.reload()
-        point.wait_for(timeout=60_000)
-        assert _gone(min(first, key=lambda kernel: kernel.create_time()))
-        second = min(_kernels_of(tmp_path), key=lambda kernel: kernel.create_time())
-        page.close(run_before_unload=True)
-        assert _gone(second)
-        page = browser.new_page()
-        page.goto(address, timeout=120_000)
-        page.locator(".scatterlayer .point").first.wait_for(timeout=120_000)
-        for kernel in _kernels_of(tmp_path):
-            with suppress(psutil.NoSuchProcess):
-                kernel.kill()
-        expect(page.get_by_role("alert")).to_contain_text("Reload the page", timeout=20_000)
-        assert page.evaluate(
-            "[...document.body.children].every(part => part.inert || part.id === 'kernel-ended')"
-        )
-        browser.close()
 
 
 def test_app_of_a_checkout_whose_path_has_a_space():
@@ -581,21 +584,6 @@ def test_app_of_a_checkout_whose_path_has_a_space():
     assert "JUPYTER_PATH=/a b/checkout/notebooks" in shlex.split(done.stdout)
 
 
-def _kernels_of(runs: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        kernel = "ipykernel_launcher" in " ".join(process.info["cmdline"] or [])
-        if kernel and (process.info["environ"] or {}).get("WARP_RUNS") == str(runs):
-            found.append(process)
-    return found
-
-
-def _gone(kernel: psutil.Process) -> bool:
-    with suppress(psutil.TimeoutExpired):
-        kernel.wait(20)
-    return not kernel.is_running()
-
-
 def test_app_hands_out_its_points(app):
     fresh(app)
     app.get_by_role("button", name="Export").click()
@@ -607,3 +595,12 @@ def test_app_hands_out_its_points(app):
     assert "WARP" in set(pd.read_csv(given.value.path())["side"])
     app.get_by_label("SLERP vs LERP", exact=True).check()  # a download does not leave the page
     expect(app.get_by_role("heading", level=2)).to_contain_text("LERP")
+
+
+def test_app_says_that_its_kernel_has_ended(app):
+    """The last one: `app` is of no use after it. Guards: a page that goes on taking input."""
+    kernel_of(app).kill()
+    expect(app.get_by_role("alert")).to_contain_text("Reload the page", timeout=20_000)
+    assert app.evaluate(
+        "[...document.body.children].every(part => part.inert || part.id === 'kernel-ended')"
+    )

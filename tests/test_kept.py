@@ -11,6 +11,7 @@ from warp_lib.__main__ import main
 from warp_lib.report import answers, kept
 from warp_lib.runs import paths
 from warp_lib.runs.results import write_results
+from warp_lib.settings import Settings
 
 # method → KL, r̃ of its points. WARP's LITI line lies 0.1 above REINFORCE's at 2 nats, 0.05 at 1.
 WARP = {"sft": [(0.0, 0.0)], "warp": [(0.0, 0.0), (2.0, 1.2)]}
@@ -66,6 +67,7 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
     assert {"pareto.svg", "results.csv", "03_warp.safetensors", "machine.json"} <= copied
     assert not {"left.csv", "03_warp.csv.tmp"} & copied
     (one,) = kept.kept()
+    assert one.larger and not replace(one, settings={"policy": Settings().policy}).larger
     assert one.size == "tiny (I = 2, M = 2, T = 1, batch 8)"
     assert one.made_on == "2 threads, bfloat16; 1.5 h"
     written = one.samples(prompts=3)

@@ -38,11 +38,22 @@ from warp_lib.settings import PROFILES, Settings
 TOY = {"iterations": 2, "runs": 2, "steps": 5, "name": "toy"}
 
 
+@pytest.fixture(scope="module")
+def made(folders, tmp_path_factory):
+    """A store that has an experiment's rewards; the experiment, on tiny models; the rewards."""
+    store = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RUNS", store)
+        experiment = Experiment(Settings.profile("smoke", **folders | TOY))
+        return store, experiment, experiment.rewards(Progress())
+
+
 @pytest.fixture
-def toy(folders, store):
-    """An experiment on tiny models, and its rewards."""
-    experiment = Experiment(Settings.profile("smoke", **folders | TOY))
-    return experiment, experiment.rewards(Progress())
+def toy(made, store):
+    """The experiment, with a policy and a store of its own, and its rewards."""
+    before, experiment, rewards = made
+    shutil.copytree(before, store, dirs_exist_ok=True)
+    return experiment.under(experiment.settings), rewards
 
 
 class StopAfter(Progress):

@@ -17,7 +17,7 @@ from warp_lib.runs.errors import Explained
 from warp_lib.runs.progress import Progress
 from warp_lib.runs.results import COLUMNS, read_results, read_scores, real_positive, write_results
 from warp_lib.settings import Settings
-from warp_lib.study import fronts
+from warp_lib.study import fronts, outcomes
 from warp_lib.study.fronts import Interval
 
 ROWS = pd.DataFrame({"method": ["sft", "reinforce", "warp", "warp"]})
@@ -191,10 +191,11 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_table_of_one_run_breaks_nothing_else(store, capsys, damage):
+def test_a_damaged_table_of_one_run_breaks_nothing_else(store, monkeypatch, capsys, damage):
     """It is passed over and named, once, by whoever reads all runs; and written anew with its
     notebook. Guards: fewer points, silently.
     """
+    monkeypatch.setattr(outcomes, "FOLDER", store / "none")  # one's own runs alone
     row = {"method": "warp", "seed": 3, "reward": 1.0, "kl": 2.0}
     for name in ("bad", "good"):
         write_results(name, "03_warp", [row, row | {"kl": 4.0}], score(2.0), [{"point": 0}], {})

@@ -1,10 +1,9 @@
-"""The whole report, from the command line, on the real reviews and the bundled policy, with the
-smoke profile.
+"""The whole report, from the command line, on real reviews and the bundled policy, with the smoke
+profile.
 """
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from warp_lib.__main__ import main
 from warp_lib.experiment import Experiment
 from warp_lib.interactive import playground
+from warp_lib.reviews import load_reviews
 from warp_lib.runs import paths
 from warp_lib.runs.paths import ROOT
 from warp_lib.study import kept_reward
@@ -55,10 +55,21 @@ def keep_a_slider(runs) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def reviews(tmp_path_factory):
+    """A folder of 700 of the real reviews: to read all of them is a good part of the report's
+    work.
+    """
+    folder = tmp_path_factory.mktemp("reviews")
+    load_reviews().train.select(range(700)).to_csv(folder / "reviews.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, reviews):
     folder = tmp_path_factory.mktemp("runs")
     keep_a_slider(folder)
-    return folder, run([sys.executable, "-m", "warp_lib", "report", "--profile", "smoke"], folder)
+    words = f"-m warp_lib report --profile smoke --pair_prompts 16 --reviews {reviews}"
+    return folder, run([sys.executable, *words.split()], folder)
 
 
 def test_report(runs):
@@ -112,17 +123,16 @@ def test_saved_policies_are_the_measured_ones(runs, monkeypatch, capsys):
     assert all(name in said for name in ("warp", "warp-liti", "reinforce"))
 
 
-def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
-    """The lab beside the explorer, as `make app` serves them. Everything is stored, by kernels of
-    one thread; this one has two: its knobs say what a run costs, and its table has the report's.
+def test_the_app_turns_the_knobs_after_the_report(runs, reviews, chromium, tmp_path):
+    """The lab as `make app` serves it beside the explorer. Everything is stored, by kernels of one
+    thread; this one has two: its knobs say what a run costs, and its table has the report's.
     """
     notebook = nbformat.read(ROOT / "notebooks" / "lab.ipynb", 4)
     (parameters,) = (
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     )
-    parameters.source = parameters.source.replace('profile = "laptop"', 'profile = "smoke"')
+    parameters.source = f"profile, reviews, pair_prompts = 'smoke', {str(reviews)!r}, 16"
     nbformat.write(notebook, tmp_path / "lab.ipynb")
-    shutil.copy(ROOT / "notebooks" / "explorer.ipynb", tmp_path)
     asked = ["make", "--no-print-directory", "-n", "app", "ARGS=--no-browser --port={port}"]
     said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     path, _, *words = shlex.split(said[said.index("JUPYTER_PATH") :].replace("\\\n", ""))
@@ -132,9 +142,7 @@ def test_the_app_turns_the_knobs_after_the_report(runs, chromium, tmp_path):
     command = [sys.executable, "-m", "voila", *words]
     with serving(*command, log=tmp_path / "log", env=around) as address:
         page = chromium.new_page(viewport={"width": 420, "height": 900})
-        page.goto(address)
-        expect(page).to_have_url(f"{address}voila/render/explorer.ipynb", timeout=60_000)
-        page.get_by_role("link", name="Lab").click(timeout=60_000)
+        page.goto(f"{address}voila/render/lab.ipynb", timeout=120_000)
         expect(page.get_by_text("nothing to train")).to_be_visible(timeout=120_000)
         expect(page.get_by_role("button", name="Start", exact=True)).to_be_enabled()
         expect(page.get_by_text("M: independent runs merged in each iteration")).to_be_visible()

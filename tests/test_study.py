@@ -192,12 +192,12 @@ def test_the_first_units_reward_model_is_every_machines(folder, monkeypatch, fol
     )
 
 
-def test_a_kept_reward_model_rewards_alike(folder):
+def test_a_kept_reward_model_rewards_alike(folder, folders):
     """Guards: tensors left out, the standardisation of another machine, a changed file or other
     settings taken for the kept one.
     """
     settings = Settings.profile(
-        "smoke", name="study", reward_layers=2, reward_trained=1, reward_steps=2
+        "smoke", **folders, name="study", reward_layers=2, reward_trained=1, reward_steps=2
     )
     reward = Experiment(settings).reward(Progress())
     assert kept_reward.read(settings) is None

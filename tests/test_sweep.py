@@ -114,8 +114,11 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys, monkeypatch):
     damaged = tmp_path / "runs" / "grid" / "sweep" / "toy" / "runs-1-eta-1.ipynb"
     damaged.write_text(damaged.read_text()[:200])
     assert main(command) == 0 and ran(toy) == ["1 1.0"]
+    jobs = plan(toy, "grid", {"runs": [1, 2], "eta": [0.25, 1]}, {"profile": "smoke"})
+    assert all(_finished(job, toy) for job in jobs)
     os.utime(damaged, (0, 0))  # older than the library
-    assert main(command) == 0 and ran(toy) == ["1 1.0"]
+    assert [job.executed for job in jobs if not _finished(job, toy)] == [damaged]
+    os.utime(damaged)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edited").touch()
     os.utime(tmp_path / "edited", (2**31, 2**31))  # beside it, and nothing of it
@@ -135,7 +138,7 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys, monkeypatch):
     notebook = json.loads(toy.read_text())
     notebook["cells"][1]["source"] += "\n# edited"
     toy.write_text(json.dumps(notebook))
-    assert main(command) == 0 and len(ran(toy)) == 4
+    assert not any(_finished(job, toy) for job in jobs)
 
 
 @pytest.mark.parametrize(

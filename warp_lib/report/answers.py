@@ -548,7 +548,7 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
 
 
 def scale_title(run: Kept) -> str:
-    """Where a larger policy's WARP lies beside its REINFORCE."""
+    """Where a kept run's WARP lies beside its REINFORCE."""
     says = {1: "above", -1: "below", 0: "not detectably apart from"}
     line = says[Interval.of(run.over_line()[0]).side]
     path = says[run.over_path().difference.side]

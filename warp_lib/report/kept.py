@@ -14,6 +14,7 @@ import pandas as pd
 from ..runs import paths
 from ..runs.errors import Explained
 from ..runs.results import MACHINE, read_results, read_scores, read_table, real_positive
+from ..settings import Settings
 from ..study.fronts import Effect, Interval, Matched, OnPrompts, matched, over_kl, straight
 from ..study.outcomes import LOW
 
@@ -68,6 +69,11 @@ class Kept:
             for prompt in ends.xs("sft", level="method").index[:prompts]
             for method, name in names.items()
         ]
+
+    @property
+    def larger(self) -> bool:
+        """Whether its policy is another than the bundled one, the smallest."""
+        return self.settings["policy"] != Settings().policy
 
     @property
     def size(self) -> str:

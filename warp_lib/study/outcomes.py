@@ -162,6 +162,7 @@ class Outcome:
         """KL of each point of `line` on each prompt, (points, prompts)."""
         return self.reward(split, "kl")[self._of_line(split)[0]]
 
+    @cache  # noqa: B019
     def along_front(self, split: str, high: float, scorer: str = "reward") -> np.ndarray:
         """Each prompt's mean r̃ (or judge's score) along the front, from `LOW` to `high` nats,
         (prompts,). Its variance over prompts is the front's, points' KL included (see
