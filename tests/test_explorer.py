@@ -61,7 +61,7 @@ def write_run(name: str, kls: dict[str, list[float]], gains: dict[str, float]) -
 
 @pytest.fixture(scope="module")
 def own_runs(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
-    """A folder with runs of one's own; all points, they and the study's."""
+    """A folder with runs of one's own; all points, theirs and the study's."""
     store = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "RUNS", store)
@@ -340,7 +340,9 @@ def test_the_figure_without_a_kernel_stands_alone(mine):
 
 
 def test_export_writes_the_figure_and_its_points(mine, monkeypatch):
-    monkeypatch.setattr("warp_lib.report.rendering.can_draw", lambda: False)  # the app's draws
+    monkeypatch.setattr(
+        "warp_lib.report.rendering.can_draw", lambda: False
+    )  # the app's test draws it
     compared = attempt(partial(comparisons.dpo, mine, "reward", None))
     files = {file.suffix: file for file in export(compared, REWARD)}
     assert {".html", ".csv"} <= files.keys()
@@ -399,12 +401,12 @@ def opened(chromium, address: str, query: str = "", **how) -> Page:
 
 def kernel_of(page: Page) -> psutil.Process:
     """The process behind a page."""
-    told = "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
-    number = page.evaluate(told)
+    script = "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
+    kernel_id = page.evaluate(script)
     (found,) = (
         process
         for process in psutil.process_iter(["cmdline"])
-        if number in " ".join(process.info["cmdline"] or [])
+        if kernel_id in " ".join(process.info["cmdline"] or [])
     )
     return found
 
@@ -440,6 +442,8 @@ def test_app_opens_on_a_verdict_and_asks_nobody(app):
     assert heading.bounding_box()["y"] < 300
     expect(app.get_by_text("95% CI").first).to_be_visible()
     assert app.outside == [] and app.errors == []
+    assert app.evaluate(FAINT) == [] and faults(app) == []
+    assert app.locator(".js-plotly-plot .legend").count() == 0  # names stand beside the lines
     assert not app.locator("[data-title*='hare']").count()  # "Share chart to cloud"
     label = app.get_by_role("figure").first.get_attribute("aria-label")
     assert label
@@ -535,7 +539,7 @@ def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
     region = page.get_by_role("region", name="completions")
     expect(region).to_be_visible(timeout=30_000)
     legend = page.locator(".js-plotly-plot .legend")
-    # as it opens there, and as it changes
+    # first as it opened, then after each change
     for width, scheme in product((420, 1400), ("dark", "light")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
@@ -565,8 +569,9 @@ def test_app_draws_its_first_figure_within_five_seconds(chromium, address):
         time.sleep(8)  # the next kernel is made
         busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         began = time.monotonic()
-        opened(chromium, address).context.close()
+        page = opened(chromium, address)
         took.append((time.monotonic() - began) / busy)
+        page.context.close()
         if took[-1] < 5:
             return
     pytest.fail(f"{took} s")
@@ -597,10 +602,12 @@ def test_app_hands_out_its_points(app):
     expect(app.get_by_role("heading", level=2)).to_contain_text("LERP")
 
 
-def test_app_says_that_its_kernel_has_ended(app):
-    """The last one: `app` is of no use after it. Guards: a page that goes on taking input."""
-    kernel_of(app).kill()
-    expect(app.get_by_role("alert")).to_contain_text("Reload the page", timeout=20_000)
-    assert app.evaluate(
+def test_app_says_that_its_kernel_has_ended(chromium, address):
+    """Guards: a page that goes on taking input."""
+    page = opened(chromium, address)
+    kernel_of(page).kill()
+    expect(page.get_by_role("alert")).to_contain_text("Reload the page", timeout=20_000)
+    assert page.evaluate(
         "[...document.body.children].every(part => part.inert || part.id === 'kernel-ended')"
     )
+    page.context.close()

@@ -128,8 +128,8 @@ def test_all_ends_within_five_seconds(tmp_path, how):
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
 @pytest.mark.parametrize(
     "command, how, processes",
-    [(STUDY, "SIGINT", 6), (STUDY, "SIGKILL", 6), (SWEEP, "SIGTERM", 10)],
-    ids=["study-SIGINT", "study-SIGKILL", "sweep-SIGTERM"],
+    [(STUDY, "SIGKILL", 6), (SWEEP, "SIGTERM", 10)],
+    ids=["study-SIGKILL", "sweep-SIGTERM"],
 )
 def test_a_study_and_a_sweep_end_with_their_processes(tmp_path, command, how, processes):
     """Guards: a command that starts its processes elsewhere than by `run_here`: units that all

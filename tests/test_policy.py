@@ -840,11 +840,12 @@ def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, mon
     parts, for policy and SFT. Guards: weights rounded on the way (bfloat16 shows what that
     does)."""
     monkeypatch.setattr(machine, "fast_dtype", lambda: torch.bfloat16)
-    prompts = [[k, k + 9, 300, 4000 + k] for k in range(500, 508)]
-    for policy, rounded in zip(trained, (0.05, 0.0), strict=True):
+    prompts = [[k, k + 9, 300, 4000 + k] for k in range(500, 504)]
+    # SFT's weights are bfloat16 numbers already
+    for policy in trained if precision == "split" else trained[:1]:
         y = policy.sample(prompts, 53, 0.7, stream("s"))
         kl = kl_of_pass(policy, y, 0.7, precision).mean()
-        assert kl < 0.02 if precision == "split" else kl > rounded
+        assert kl < 0.02 if precision == "split" else kl > 0.05
         drawn = []
         # the sampler's own pass, on the same tokens
         with monkeypatch.context() as patch, machine.passes(precision):
@@ -858,4 +859,4 @@ def test_a_step_passes_the_policy_of_its_float32_weights(trained, precision, mon
             policy.sample(prompts, 53, 0.7, stream("unused"))
         exact = policy.log_distribution(policy.logits(y), 0.7)
         kl = exact_kl(exact.exp(), exact, torch.stack(drawn, 1)).sum(1).mean()
-        assert kl < 0.02 if precision == "split" else kl > rounded
+        assert kl < 0.02 if precision == "split" else kl > 0.05

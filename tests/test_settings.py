@@ -144,6 +144,11 @@ def test_profiles_are_the_promised_ones():
         full.mu,
         full.eta,
     ) == (100, 64, 53, 0.7, 0.01, 0.5)
+    assert (full.test_samples, full.front_points) == (10, 11)
+    for profile in (full, Settings.profile("smollm2")):  # rewarded as laptop is
+        assert {n: v for n, v in profile.asdict().items() if n.startswith(("reward", "judge"))} == {
+            n: v for n, v in Settings().asdict().items() if n.startswith(("reward", "judge"))
+        }
     assert (hub.policy, hub.encoder, hub.reviews) == (
         "lvwerra/gpt2-imdb",
         "distilbert/distilbert-base-cased",

@@ -56,20 +56,19 @@ def keep_a_slider(runs) -> None:
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
-    """A folder of 700 of the real reviews: to read all of them is a good part of the report's
+    """A folder for 700 of the real reviews: reading all of them is a good part of the report's
     work.
     """
-    folder = tmp_path_factory.mktemp("reviews")
-    load_reviews().train.select(range(700)).to_csv(folder / "reviews.csv", index=False)
-    return folder
+    return tmp_path_factory.mktemp("reviews")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, reviews):
     folder = tmp_path_factory.mktemp("runs")
-    keep_a_slider(folder)
-    words = f"-m warp_lib report --profile smoke --pair_prompts 16 --reviews {reviews}"
-    return folder, run([sys.executable, *words.split()], folder)
+    keep_a_slider(folder)  # which reads all reviews, into this folder
+    load_reviews().train.select(range(700)).to_csv(reviews / "reviews.csv", index=False)
+    words = ["report", "--profile", "smoke", "--pair_prompts", "16", "--reviews", str(reviews)]
+    return folder, run([sys.executable, "-m", "warp_lib", *words], folder)
 
 
 def test_report(runs):

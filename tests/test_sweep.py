@@ -135,6 +135,7 @@ def test_a_sweep_fails_resumes_and_collects(toy, tmp_path, capsys, monkeypatch):
     done.metadata["papermill"]["parameters"] = other.parameters
     nbformat.write(done, other.executed)
     assert _finished(other, toy)
+    assert all(_finished(job, toy) for job in jobs)
     notebook = json.loads(toy.read_text())
     notebook["cells"][1]["source"] += "\n# edited"
     toy.write_text(json.dumps(notebook))

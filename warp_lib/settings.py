@@ -271,7 +271,7 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     return int(value) if whole else float(value)
 
 
-# The student report's sizes, with the default's reward model, so that r̃ means the same.
+# The student report's sizes. The reward model is the default's, so that r̃ is on laptop's scale.
 FULL: dict[str, Any] = dict(steps=100, test_samples=10, front_points=11)
 PROFILES: dict[str, dict[str, Any]] = {
     # The whole chain in a few steps, for tests: shows that everything runs, learns nothing.

@@ -72,7 +72,7 @@ class Kept:
 
     @property
     def larger(self) -> bool:
-        """Whether its policy is another than the bundled one, the smallest."""
+        """Whether its policy is other than the bundled one, which is the smallest."""
         return self.settings["policy"] != Settings().policy
 
     @property
