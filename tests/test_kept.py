@@ -83,7 +83,7 @@ def test_a_kept_run_reads_as_it_was(run, capsys):
     assert row["− path"].startswith("+0.200") and row["− path"].endswith("at 2.0 nats")
     assert row["test prompts"] == "3"
     assert answers.scale_title(one) == (
-        "tiny, seed 3: WARP is above REINFORCE's LITI line and above its path"
+        "tiny, seed 3: WARP is above REINFORCE's LITI line and its path"
     )
 
 

@@ -550,9 +550,9 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
 def scale_title(run: Kept) -> str:
     """Where a kept run's WARP lies beside its REINFORCE."""
     says = {1: "above", -1: "below", 0: "not detectably apart from"}
-    line = says[Interval.of(run.over_line()[0]).side]
-    path = says[run.over_path().difference.side]
-    where = f"{line} REINFORCE's LITI line and {path} its path"
+    line, path = Interval.of(run.over_line()[0]).side, run.over_path().difference.side
+    other = f"and {says[path]}" if path != line else "and" if line else "or"
+    where = f"{says[line]} REINFORCE's LITI line {other} its path"
     return f"{run.settings['policy']}, seed {run.settings['seed']}: WARP is {where}"
 
 
