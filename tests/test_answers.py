@@ -201,10 +201,9 @@ def test_a_larger_policy_agrees_or_not():
     assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small}.")
     assert answers.scale({"larger": (none, none)}, small).startswith("That is not settled.")
     two = answers.scale({"larger": (effect(0.5, seeds=2), effect(0.1, seeds=2))}, small)
-    assert two.startswith(
-        "That is not settled. On larger, two seeds, too few for an interval, WARP"
-    )
-    assert "LITI line is +0.500 and" in two and "checkpoints +0.100. On the small" in two
+    assert two.startswith("That is not settled. On larger, two seeds, WARP")
+    assert re.search(r"LITI line is \+0.500 \(95% CI .*?\) and \+0.500 \(95% CI .*?\), WARP", two)
+    assert two.count("95% CI") == 5 and "), each over one seed's prompts. On the small" in two
     alike = answers.scale({"larger": (effect(0.0), effect(0.01))}, small)
     assert alike.startswith("No difference is seen there either. On larger WARP")
     ahead = answers.scale({"larger": (effect(0.5), effect(0.3))}, small)

@@ -532,13 +532,15 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
 
     def told(name: str, line: Effect, path: Effect) -> str:
         many = len(line.by_prompt)
-        few = {1: ", one seed,", 2: ", two seeds, too few for an interval,"}.get(many, "")
+        few = {1: ", one seed,", 2: ", two seeds,"}.get(many, "")
         values = [
-            signed(effect.both.mean) if many == 2 else str(effect.widest) for effect in (line, path)
+            " and ".join(map(str, effect.by_seed.values())) if many == 2 else str(effect.widest)
+            for effect in (line, path)
         ]
+        then, each = (",", ", each over one seed's prompts") if many == 2 else (" and", "")
         return (
-            f"on {name}{few} WARP − REINFORCE's LITI line is {values[0]}"
-            f" and WARP − REINFORCE's path through its checkpoints {values[1]}"
+            f"on {name}{few} WARP − REINFORCE's LITI line is {values[0]}{then}"
+            f" WARP − REINFORCE's path through its checkpoints {values[1]}{each}"
         )
 
     each = "; ".join(told(name, *pair) for name, pair in differences.items())
