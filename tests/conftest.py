@@ -36,7 +36,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from huggingface_hub import constants
 from nbconvert.preprocessors import ClearOutputPreprocessor
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 from safetensors.numpy import save_file
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
@@ -303,6 +303,8 @@ def chromium() -> Iterator[Browser]:
     ):
         missing = "no Chromium or Chrome is installed (Debian: apt-get install chromium)"
         pytest.fail(missing) if os.environ.get("WARP_REQUIRE_CHROMIUM") else pytest.skip(missing)
+    # every wait of every browser test: kernels, trainings and another test share its cores
+    expect.set_options(timeout=60_000)
     quiet = [
         "--no-sandbox",
         "--disable-gpu",
@@ -404,6 +406,7 @@ def running_in_lab(
         )
         urllib.request.urlopen(ask, timeout=60).close()
         page = chromium.new_page(viewport={"width": 1300, "height": height})
+        page.set_default_timeout(60_000)
         asked = page.get_by_role("dialog").filter(has_text="Select Kernel")  # even so, sometimes
         page.add_locator_handler(
             asked, lambda: asked.get_by_role("button", name="Select Kernel").click()

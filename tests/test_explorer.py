@@ -458,7 +458,7 @@ def test_app_shows_the_completions_beside_the_figure_and_marks_the_point(app):
     app.mouse.down()
     app.mouse.up()
     texts = app.get_by_role("region", name="completions")
-    expect(texts).to_be_visible(timeout=20_000)
+    expect(texts).to_be_visible()
     beside, figure = texts.bounding_box(), plot.bounding_box()
     assert beside["x"] >= figure["x"] + figure["width"] - 5
     points, (address_of,) = all_points(), parse_qs(urlsplit(app.url).query)["point"]
@@ -485,7 +485,7 @@ def test_app_is_turned_by_keyboard(app):
     points.focus()
     app.keyboard.press("ArrowDown")
     texts = app.get_by_role("region", name="completions")
-    expect(texts).to_be_visible(timeout=20_000)
+    expect(texts).to_be_visible()
     app.keyboard.press("Tab")
     expect(texts).to_be_focused()
 
@@ -512,11 +512,11 @@ def test_app_keeps_the_view_in_its_address(app, address):
     app.wait_for_function("location.search.includes('DPO')")
     app.get_by_label("point", exact=True).select_option(index=5)
     texts = app.get_by_role("region", name="completions")
-    expect(texts).to_be_visible(timeout=20_000)
+    expect(texts).to_be_visible()
     app.wait_for_function("location.search.includes('point=')")
     kept, said, left = app.url, texts.inner_text(), kernel_of(app)
     app.reload()
-    expect(texts).to_be_visible(timeout=60_000)
+    expect(texts).to_be_visible()
     assert gone(left)
     assert app.url == kept and texts.inner_text() == said
     expect(app.get_by_label("WARP-DPO vs DPO", exact=True)).to_be_checked()
@@ -537,7 +537,7 @@ def test_app_fits_its_width_and_reads_in_both_themes(chromium, address):
     phone = {"viewport": {"width": 420, "height": 900}, "color_scheme": "dark"}
     page = opened(chromium, address, point, **phone)
     region = page.get_by_role("region", name="completions")
-    expect(region).to_be_visible(timeout=30_000)
+    expect(region).to_be_visible()
     legend = page.locator(".js-plotly-plot .legend")
     # first as it opened, then after each change
     for width, scheme in product((420, 1400), ("dark", "light")):
@@ -606,7 +606,7 @@ def test_app_says_that_its_kernel_has_ended(chromium, address):
     """Guards: a page that goes on taking input."""
     page = opened(chromium, address)
     kernel_of(page).kill()
-    expect(page.get_by_role("alert")).to_contain_text("Reload the page", timeout=20_000)
+    expect(page.get_by_role("alert")).to_contain_text("Reload the page")
     assert page.evaluate(
         "[...document.body.children].every(part => part.inert || part.id === 'kernel-ended')"
     )

@@ -150,6 +150,29 @@ def test_what_changes_while_plotly_is_loading_is_drawn(stage):
     assert points(page, "a").count() == 3
 
 
+def test_changes_faster_than_drawing_are_drawn_together(stage):
+    """Guards: a page that falls behind its training, and whose Stop button no longer answers."""
+    page = stage()
+    page.evaluate("(f) => make('a', f)", figure(1))
+    page.evaluate("""() => {
+        const react = Plotly.react;
+        window.drawn = 0;
+        Plotly.react = async (...given) => {
+            window.drawn += 1;
+            await new Promise((drawn) => setTimeout(drawn, 50));
+            return react(...given);
+        };
+    }""")
+    page.evaluate(
+        "(changes) => changes.forEach((f) => models.a.tell(f))",
+        [figure(*range(k % 3 + 1)) for k in range(60)],
+    )
+    points(page, "a").nth(2).wait_for()
+    assert page.evaluate("drawn") <= 2
+    page.evaluate("(f) => models.a.tell(f)", figure(1))  # and a later one alone
+    points(page, "a").nth(1).wait_for(state="detached")
+
+
 def test_a_figure_that_cannot_be_drawn_says_so_and_the_next_one_tries_again(stage):
     page = stage("throw new Error('half of a file')")
     page.evaluate("(f) => make('a', f)", figure(1))

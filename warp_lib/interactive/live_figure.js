@@ -62,7 +62,20 @@ async function render({ model, el, signal }) {
       place.setAttribute("aria-label", finding ? `${finding}. ${caption}` : "figure");
       await Plotly.react(place, data, layout, config);
     };
-    const redraw = () => draw().catch(failed);
+    // What the kernel sends while a figure is drawn is drawn together, and drawing takes half of the page's time at most: a slow machine's buttons still answer.
+    let drawing = false, stale = false;
+    const redraw = async () => {
+      stale = true;
+      if (drawing) return;
+      drawing = true;
+      while (stale && !signal?.aborted) {
+        stale = false;
+        const began = performance.now();
+        await draw().catch(failed);
+        await new Promise((rested) => setTimeout(rested, performance.now() - began));
+      }
+      drawing = false;
+    };
     place.textContent = "";
     await draw();
     place.on("plotly_click", ({ points }) => {
