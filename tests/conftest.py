@@ -69,7 +69,9 @@ END = 3
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # the longest files, one for each process
-    items.sort(key=lambda item: item.path.stem not in ("test_smoke", "test_study"))
+    items.sort(
+        key=lambda item: item.path.stem not in ("test_smoke", "test_cluster", "test_explorer")
+    )
 
 
 def pytest_unconfigure() -> None:

@@ -230,9 +230,9 @@ CELL = """
 from warp_lib.runs.results import write_results
 from warp_lib.settings import Settings
 settings = Settings.from_notebook(globals())
-if settings.runs == 2 and settings.eta == 1:
+if settings.runs == 2:
     raise RuntimeError("broken here")
-row = {"method": "sft", "runs": settings.runs, "reward": settings.runs * settings.eta}
+row = {"method": "sft", "runs": settings.runs, "reward": settings.runs / 4}
 write_results(settings.name, "toy", [row], {}, [], {})
 """
 
@@ -252,20 +252,16 @@ def test_a_sweep_whose_jobs_run_elsewhere(nodes, tmp_path):
 from warp_lib.__main__ import main
 not_shared()
 paths.RUNS = Path(sys.argv[1]).parent / "runs"
-grid = ["-g", "runs=1,2", "-g", "eta=0.25,1", "-p", "profile=smoke", "--name", "grid"]
+grid = ["-g", "runs=1,2,3", "-p", "profile=smoke", "--name", "grid"]
 sys.exit(main(["sweep", sys.argv[1], *grid, "--cluster", address]))
 """
     done = nodes.drive(script, notebook)
     runs = tmp_path / "runs"
-    assert done.code == 1 and done.err.count("1 failed: runs = 2, eta = 1 (") == 1, done.err
-    assert "FAILED: RuntimeError: broken here (see " in done.out and "4/4" in done.out, done.out
+    assert done.code == 1 and done.err.count("1 failed: runs = 2 (") == 1, done.err
+    assert "FAILED: RuntimeError: broken here (see " in done.out and "3/3" in done.out, done.out
     table = pd.read_csv(runs / "grid" / "toy.csv")
-    assert table[["sweep_runs", "sweep_eta", "reward"]].values.tolist() == [
-        [1, 0.25, 0.25],
-        [1, 1, 1],
-        [2, 0.25, 0.5],
-    ]
-    assert len(list((runs / "grid" / "sweep" / "toy").glob("*.log"))) == 4
+    assert table[["sweep_runs", "reward"]].values.tolist() == [[1, 0.25], [3, 0.75]]
+    assert len(list((runs / "grid" / "sweep" / "toy").glob("*.log"))) == 3
     assert not list(runs.rglob("*.tmp"))
 
 
