@@ -585,19 +585,25 @@ def test_app_hands_out_its_points(app):
     expect(app.get_by_role("heading", level=2)).to_contain_text("LERP")
 
 
-def test_app_opens_on_a_kernel_that_waited_and_says_when_it_has_ended(chromium, address):
-    """Guards: a first figure that waits for a kernel and its imports; a page that goes on taking
+def test_app_opens_at_once_and_says_that_its_kernel_has_ended(chromium, address):
+    """From a kernel that waits, in six times what importing the explorer takes here and now: five
+    seconds on a laptop. Guards: a first figure that waits for a kernel; a page that goes on taking
     input.
     """
-    for _ in range(3):
-        asked = time.time()
+    tries = []
+    while True:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import warp_lib.interactive.explorer"], check=True)
+        asked, imported = time.time(), time.monotonic() - began
         page = opened(chromium, address)
-        if (kernel := kernel_of(page)).create_time() < asked:
+        took, kernel = time.time() - asked, kernel_of(page)
+        waited = kernel.create_time() < asked - 1  # whole seconds, as the system counts them
+        tries.append((waited, took, imported))
+        if waited and took < 6 * imported:
             break
         page.context.close()
+        assert len(tries) < 3, tries
         time.sleep(8)  # the next kernel is made, on busy cores
-    else:
-        pytest.fail("three pages waited for a kernel of their own")
     kernel.kill()
     expect(page.get_by_role("alert")).to_contain_text("Reload the page")
     assert page.evaluate(
