@@ -99,7 +99,7 @@ def test_the_cause_takes_the_side_of_its_numbers():
     assert shared.endswith("more than REINFORCE stopped early.")
     no_line = answers.why({9: gain}, {9: none})
     assert "WARP earns 0.300 (95% CI" in no_line and "make that up (+0.000 (95% CI" in no_line
-    assert answers.why({9: none}, {9: gain}).startswith("Nor can it be told apart from REINF")
+    assert answers.why({9: none}, {9: gain}).startswith("It cannot be told apart from REINF")
     assert answers.why({9: loss}, {9: gain}).startswith("It earns less than REINFORCE stopped")
     assert answers.why({}, {9: gain}) == ""
     title = answers.why_title([early, {}], [line, line])
@@ -196,14 +196,17 @@ def test_a_larger_policy_agrees_or_not():
     agrees = answers.scale({"larger": (up, none)}, small)
     assert agrees.startswith("That is not settled. On larger, one seed, WARP − REINFORCE's LITI")
     assert "LITI line is +0.500 (95% CI" in agrees
-    assert " and WARP − REINFORCE's path through its checkpoints +0.010 (95% CI" in agrees
+    assert " and WARP − REINFORCE's path through its checkpoints is +0.010 (95% CI" in agrees
     assert agrees.count("one seed") == 1
-    assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small}.")
+    assert agrees.endswith("On the small policy WARP − REINFORCE is " + f"{small} r̃.")
     assert answers.scale({"larger": (none, none)}, small).startswith("That is not settled.")
     two = answers.scale({"larger": (effect(0.5, seeds=2), effect(0.1, seeds=2))}, small)
     assert two.startswith("That is not settled. On larger, two seeds, WARP")
-    assert re.search(r"LITI line is \+0.500 \(95% CI .*?\) and \+0.500 \(95% CI .*?\), WARP", two)
-    assert two.count("95% CI") == 5 and "), each over one seed's prompts. On the small" in two
+    assert re.search(r"LITI line is \+0.500 \(95% CI .*?\) and \+0.500 \(95% CI .*?\) r̃ on", two)
+    assert (
+        two.count("95% CI") == 5
+        and " both reach, each over one seed's prompts. On the small" in two
+    )
     alike = answers.scale({"larger": (effect(0.0), effect(0.01))}, small)
     assert alike.startswith("No difference is seen there either. On larger WARP")
     ahead = answers.scale({"larger": (effect(0.5), effect(0.3))}, small)

@@ -279,7 +279,20 @@ def test_own_run_is_compared_over_its_prompts(mine):
     assert found.finding == "WARP earns more than REINFORCE at equal KL on this seed"
     none = Explorer(mine[~mine["source"].str.startswith("your run")])
     none.controls["compare"].value = MINE
-    assert "You have no run yet" in none.verdict.value
+    assert "You have no run yet" in none.verdict.value and none.export.disabled
+    none.controls["compare"].value = "WARP vs REINFORCE"
+    assert not none.export.disabled
+
+
+def test_own_run_that_no_judge_read_is_drawn_without_lines(mine):
+    """Guards: an error, and the figure of the view before below another verdict."""
+    judged = mine.assign(judge=mine["judge"].where(~mine["source"].str.startswith("your run")))
+    opened = Explorer(judged)
+    opened.controls["compare"].value = MINE
+    opened.controls["show"].value = "judge against KL"
+    assert "compared by the reward only" in opened.verdict.value
+    assert opened.figure.figure.layout.yaxis.title.text == look.AXES["judge"]
+    assert all(not side.lines for side in opened.comparison.sides)
 
 
 # -------------------------------------------------------------------------------------- the drawing
@@ -397,6 +410,13 @@ def opened(chromium, address: str, query: str = "", **how) -> Page:
     page.goto(address + query, timeout=120_000)
     page.locator(".scatterlayer .point").first.wait_for(timeout=120_000)
     return page
+
+
+# whether the figure's words are light, as they are on a dark page
+LIGHT_INK = """(expected) => {
+    const ink = getComputedStyle(document.querySelector(".js-plotly-plot .xtitle")).fill;
+    return (Number(ink.match(/\\d+/)[0]) > 128) === expected;
+}"""
 
 
 def kernel_of(page: Page) -> psutil.Process:

@@ -14,6 +14,7 @@ from warp_lib.study.fronts import (
     Interval,
     along,
     half_width,
+    over_kl,
     pareto,
     shares,
 )
@@ -179,6 +180,36 @@ def test_a_fronts_interval_counts_that_its_kl_is_measured():
     known = Interval.of(shares(kl, 1.0, 2.5) @ reward)
     assert found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.05)
     assert known.high - known.mean < 0.9 * (found.high - found.mean)
+
+
+def test_an_interval_up_to_where_a_line_ends_counts_that_the_end_is_measured():
+    """The oracle is the bootstrap, in which the end moves with the drawn prompts. Guards: a slope
+    at a range's end that is none of the two one-sided ones; it is 1.3 times too wide here.
+    """
+    draw = np.random.default_rng(5)
+    far = draw.normal(size=200)
+
+    def line(*kl: float, shape: float):
+        own_kl = np.array([[0.0], *([x] for x in kl)]) * (1 + 0.3 * far)
+        means = shape * np.sqrt([0.0, *kl])[:, None]
+        return own_kl, means + 0.1 * draw.normal(size=200)
+
+    first, second = line(2.0, 4.0, 6.0, shape=1.1), line(2.5, 5.0, 7.0, shape=1.0)
+
+    def difference(share: np.ndarray) -> float:
+        ends = [own_kl @ share for own_kl, _ in (first, second)]
+        high = min(kl[-1] for kl in ends)
+        a, b = (
+            shares(kl, 1.0, high) @ (reward @ share)
+            for kl, (_, reward) in zip(ends, (first, second), strict=True)
+        )
+        return a - b
+
+    values, (_, end) = over_kl(first, second, 1.0)
+    assert end == first[0][-1].mean()
+    found, expected = Interval.of(values), bootstrap(difference, 200)
+    assert found.mean == pytest.approx(expected.mean)
+    assert found.high - found.mean == pytest.approx(expected.high - expected.mean, rel=0.05)
 
 
 def test_a_detectable_effect_is_seen_nine_times_out_of_ten():

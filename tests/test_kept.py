@@ -100,6 +100,10 @@ def test_seeds_of_one_size_are_taken_together(run):
         "tiny (I = 2, M = 2, T = 1, batch 8)": [3, 4],
         "tiny (I = 2, M = 2, T = 1, batch 16)": [5],
     }
+    settings |= {"batch_size": 8, "beta": 9.0}  # of one size, and not alike
+    (kept.FOLDER / "c" / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="of one policy and size differ in other settings"):
+        kept.together(kept.kept())
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,7 @@ def test_seeds_of_one_size_are_taken_together(run):
     [
         ("results/04_reinforce_baseline.csv", "has no results of 04_reinforce_baseline yet"),
         ("results/03_warp.safetensors", "was made before rewards were kept prompt by prompt"),
+        ("results/03_warp.json", "mine: 03_warp left no completions; run it again."),
         ("machine.json", "machine.json is missing or damaged: run this run's report"),
         ("settings.json", "settings.json is missing or damaged"),
     ],

@@ -123,7 +123,7 @@ def test_a_progress_that_cannot_be_drawn_costs_nothing(monkeypatch, capsys):
     assert (
         said[0]
         == "The progress cannot be drawn (ZeroDivisionError: division by zero); the work goes on"
-        " without."
+        " without it."
         and len(said) == 2
     )
 

@@ -22,6 +22,7 @@ STAGE = """async ([script, source]) => {
     });
     window.models = { plotly: model(source) };
     window.sent = [];
+    window.taken = {}; // the controllers by which a page takes figures away
     const get_model = async (name) => { await window.held; return window.models[name] };
     const blob = new Blob([script], { type: "text/javascript" });
     const { default: widget } = await import(URL.createObjectURL(blob));
@@ -32,7 +33,8 @@ STAGE = """async ([script, source]) => {
         const _looks = { dark: window.dark, narrow: 620 };
         const names = { _plotly: "plotly", _content: name, _looks };
         const get = (k) => names[k], send = (m) => window.sent.push(m);
-        await widget.render({ model: { widget_manager: { get_model }, get, send }, el });
+        const { signal } = (window.taken[name] = new AbortController());
+        await widget.render({ model: { widget_manager: { get_model }, get, send }, el, signal });
     };
 }"""
 
@@ -150,27 +152,60 @@ def test_what_changes_while_plotly_is_loading_is_drawn(stage):
     assert points(page, "a").count() == 3
 
 
-def test_changes_faster_than_drawing_are_drawn_together(stage):
-    """Guards: a page that falls behind its training, and whose Stop button no longer answers."""
+def test_drawing_takes_half_of_the_pages_time_at_most(stage):
+    """Of two figures that change faster than they are drawn. Guards: a page that falls behind its
+    training, and whose Stop button no longer answers.
+    """
     page = stage()
-    page.evaluate("(f) => make('a', f)", figure(1))
-    page.evaluate("""() => {
-        const react = Plotly.react;
-        window.drawn = 0;
-        Plotly.react = async (...given) => {
-            window.drawn += 1;
-            await new Promise((drawn) => setTimeout(drawn, 50));
-            return react(...given);
-        };
-    }""")
-    page.evaluate(
-        "(changes) => changes.forEach((f) => models.a.tell(f))",
+    page.evaluate("(f) => Promise.all([make('a', f), make('b', f)])", figure(1))
+    busy, draws = page.evaluate(
+        """async (changes) => {
+            const react = Plotly.react, sleep = (ms) => new Promise((f) => setTimeout(f, ms));
+            let busy = 0, draws = 0;
+            Plotly.react = async (...given) => {
+                const began = performance.now();
+                await sleep(100);
+                await react(...given);
+                busy += performance.now() - began;
+                draws += 1;
+            };
+            const began = performance.now();
+            for (const f of changes) {
+                models.a.tell(f);
+                models.b.tell(f);
+                await sleep(20);
+            }
+            return [busy / (performance.now() - began), draws];
+        }""",
         [figure(*range(k % 3 + 1)) for k in range(60)],
     )
-    points(page, "a").nth(2).wait_for()
-    assert page.evaluate("drawn") <= 2
+    assert busy < 0.6 and draws >= 2
+    for name in "ab":
+        points(page, name).nth(2).wait_for()
     page.evaluate("(f) => models.a.tell(f)", figure(1))  # and a later one alone
     points(page, "a").nth(1).wait_for(state="detached")
+
+
+def test_a_figure_taken_from_the_page_while_it_loads_is_not_drawn(stage):
+    """Guards: dead figures that go on drawing, and listening."""
+    page = stage()
+    page.evaluate("() => { window.held = new Promise((free) => { window.free = free }) }")
+    page.evaluate("(f) => { window.made = make('a', f) }", figure(1))
+    page.evaluate("async () => { taken.a.abort(); free(); await made }")
+    page.evaluate("(f) => models.a.tell(f)", figure(1, 2))
+    page.evaluate("(f) => make('b', f)", figure(1))  # drawn after what is drawn no more
+    assert points(page, "b").count() == 1 and points(page, "a").count() == 0
+    assert page.evaluate("models.a.told.length") == 0
+
+
+def test_a_drawing_that_fails_is_mended_by_the_next(stage):
+    page = stage()
+    page.evaluate("(f) => make('a', f)", figure(1))
+    page.evaluate("models.a.tell('{')")
+    page.get_by_text("This figure could not be drawn").wait_for()
+    page.evaluate("(f) => models.a.tell(f)", figure(1, 2))
+    points(page, "a").nth(1).wait_for()
+    assert "could not be drawn" not in page.locator("#a").inner_text()
 
 
 def test_a_figure_that_cannot_be_drawn_says_so_and_the_next_one_tries_again(stage):

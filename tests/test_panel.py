@@ -182,6 +182,27 @@ def test_after_a_report_everything_is_stored_and_nothing_is_timed(toy, monkeypat
     )
 
 
+def test_two_clicks_on_start_begin_one_run(toy, monkeypatch):
+    """Guards: a second run that takes the place of the first one's Stop button."""
+    begun = []
+
+    def slow(*_: object) -> None:
+        begun.append(1)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(panel_module, "run", slow)
+    opened = Panel(*toy)
+
+    async def click() -> None:
+        opened.start.click()
+        opened.start.click()
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(click())
+    assert begun == [1] and not opened.start.disabled
+
+
 def test_other_settings_have_their_own_test_prompts(toy):
     """Guards: an evaluation on the prompts of the settings before; models of other names that are
     silently the old ones.

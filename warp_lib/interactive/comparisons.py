@@ -97,6 +97,8 @@ def best_of_n(points: pd.DataFrame, score: str, end: float | None) -> Comparison
 
 def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
     """The lines from SFT through SLERP and through LERP of the same two runs."""
+    if score != "reward":
+        raise Explained("SLERP and LERP are compared by the reward only.")
     merged = outcomes.finished("merges", "warp-m3")
     if not merged:
         raise Explained("No SLERP has been compared with LERP yet.")
@@ -107,8 +109,6 @@ def merges(points: pd.DataFrame, score: str, end: float | None) -> Comparison:
         lines = [_means(*unit.through_merge(method, 2)[:2]) for unit in merged.values()]
         sides.append(Side(name, colour, rows[rows["method"] == method], lines))
     main = by_runs[f"M = 2, {outcomes.MERGES['slerp-layer']}"]
-    if score != "reward":
-        raise Explained("SLERP and LERP are compared by the reward only.")
     return _study(sides, main, score, by_runs)
 
 
@@ -185,17 +185,18 @@ def own(points: pd.DataFrame, score: str, end: float | None, name: str) -> Compa
     for method, (title, colour) in methods.items():
         mine = rows[rows["method"].isin([method, method.removesuffix("-liti")])]
         line = rows[rows["method"].isin(["sft", method])].dropna(subset=[score]).sort_values("kl")
-        lines = [(line["kl"].to_numpy(), line[score].to_numpy())] if len(mine) else []
+        read = (line["method"] == method).any()  # not where a judge was not asked
+        lines = [(line["kl"].to_numpy(), line[score].to_numpy())] if read else []
         sides.append(Side(title, colour, mine, lines))
     try:
         if score != "reward":
-            raise Explained("Judges' scores of a run are not kept prompt by prompt.")
+            raise Explained("A run of your own is compared by the reward only.")
         run = paths.RUNS / name
         table, scores = read_results(run), read_scores(run)
         warp, rival = (straight(table, scores, method) for method in ("warp", "reinforce-liti"))
         difference, span = over_kl(warp, rival, LOW, end or math.inf)
     except Explained as why:
-        return Comparison(sides, "There is no verdict on this run yet", str(why))
+        return Comparison(sides, "There is no verdict here", str(why))
     interval = Interval.of(difference)
     evidence = (
         f"WARP − REINFORCE, each on its LITI line, is {interval} in mean r̃ at equal KL, from"

@@ -115,9 +115,10 @@ def _rgb(colour: str) -> tuple[int, ...]:
 def _caption(comparison: Comparison) -> str:
     """What is drawn."""
     lines = max((len(side.lines) for side in comparison.sides), default=0)
-    caption = "Test prompts; dots: every policy."
+    caption = "Test prompts; dots: policies."
     if lines > 1:
-        caption += " Thin lines: seeds; thick: their mean at equal KL, its 95% interval over seeds."
+        caption += " Thin lines: seeds; thick: their mean at equal KL"
+        caption += ", its 95% interval over seeds." if lines >= FEWEST else "."
     return caption
 
 
@@ -229,6 +230,7 @@ class Explorer:
         self.free.layout.display = None if preset == FREE else "none"
         self.verdict.value = _verdict(self.comparison)
         self.caption.value = f"<small>{_caption(self.comparison)}</small>"
+        self.export.disabled = not self.comparison.sides
         rows = pd.concat([self.points[:0], *(side.points for side in self.comparison.sides)])
         before, self.restoring = self.point.value, True
         labels = [(describe(row), row["address"]) for _, row in rows.iterrows()]
@@ -287,7 +289,7 @@ class Explorer:
         try:
             self.exported.value = " · ".join(map(_link, export(self.comparison, self.view)))
         finally:
-            self.export.disabled = False
+            self.export.disabled = not self.comparison.sides
 
 
 def _turn(control: Any, texts: list[str]) -> None:

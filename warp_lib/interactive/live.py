@@ -119,7 +119,7 @@ def _drawn(draw: Callable[[], None]) -> bool:
     except Exception as error:
         print(
             f"The progress cannot be drawn ({type(error).__name__}: {error}); the work goes on"
-            " without.",
+            " without it.",
             flush=True,
         )
         return False
@@ -217,9 +217,9 @@ class Watched(Progress):
 
     def advance(self) -> None:
         loop = self.open[-1]
+        loop.done += 1
         loop.latest = time.monotonic()
         loop.first = loop.first or loop.latest
-        loop.done += 1
 
     def end(self) -> None:
         loop = self.open.pop()

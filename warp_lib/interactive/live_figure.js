@@ -24,6 +24,15 @@ const isDark = () => ("voila" in document.body.dataset || !document.body.dataset
 
 const config = { displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud", "sendDataToCloud"] };
 
+// The figures of a page are drawn anew one after another, and after each the page rests for as long as that took: on a slow machine, too, its buttons answer.
+function inTurn(draw) {
+  globalThis.warpTurn = (globalThis.warpTurn ?? Promise.resolve()).then(async () => {
+    const began = performance.now();
+    await draw();
+    await new Promise((rested) => setTimeout(rested, performance.now() - began));
+  });
+}
+
 // ipywidgets gives the handle of a slider no name: it takes the label beside it. Sliders stand next to figures everywhere here.
 function nameSliders() {
   document.querySelectorAll(".widget-slider [role=slider]:not([aria-label])").forEach((handle) => {
@@ -45,13 +54,17 @@ async function render({ model, el, signal }) {
   place.textContent = "Loading the figure…";
   el.append(place);
   const failed = (error) => {
+    globalThis.Plotly?.purge(place); // or what is drawn next is drawn into nodes that are gone
     place.textContent = `This figure could not be drawn (${error?.message ?? error}). Reload the page, or run its cell again.`;
   };
   try {
     const [Plotly, content] = await Promise.all([plotly(manager, model.get("_plotly")), manager.get_model(model.get("_content"))]);
     let wide = 0; // as drawn last; 0 while the page does not show it
+    let text; // as drawn last
     const draw = async () => {
-      const { data, layout } = JSON.parse(content.get("text"));
+      if (signal?.aborted) return; // taken from the page
+      text = content.get("text");
+      const { data, layout } = JSON.parse(text);
       const { dark, narrow } = model.get("_looks");
       if (isDark()) layout.template = dark;
       wide = el.clientWidth;
@@ -60,29 +73,25 @@ async function render({ model, el, signal }) {
       const { finding, caption } = layout.meta ?? {};
       place.setAttribute("role", "figure");
       place.setAttribute("aria-label", finding ? `${finding}. ${caption}` : "figure");
+      if (!place._fullLayout) place.textContent = ""; // what it said so far
       await Plotly.react(place, data, layout, config);
     };
-    // What the kernel sends while a figure is drawn is drawn together, and drawing takes half of the page's time at most: a slow machine's buttons still answer.
-    let drawing = false, stale = false;
-    const redraw = async () => {
-      stale = true;
-      if (drawing) return;
-      drawing = true;
-      while (stale && !signal?.aborted) {
-        stale = false;
-        const began = performance.now();
+    let waiting = false;
+    const redraw = () => {
+      if (waiting) return; // what changes until its turn is drawn together
+      waiting = true;
+      inTurn(async () => {
+        waiting = false;
         await draw().catch(failed);
-        await new Promise((rested) => setTimeout(rested, performance.now() - began));
-      }
-      drawing = false;
+      });
     };
-    place.textContent = "";
-    await draw();
-    place.on("plotly_click", ({ points }) => {
+    await draw().catch(failed);
+    if (signal?.aborted) return Plotly.purge(place);
+    place.on?.("plotly_click", ({ points }) => {
       if (points[0]?.customdata !== undefined) model.send({ clicked: points[0].customdata });
     });
     content.on("change:text", redraw);
-    redraw(); // what changed while the first drawing was under way
+    if (content.get("text") !== text) redraw(); // changed while the first drawing was under way
     const sizes = new ResizeObserver(() => el.clientWidth && el.clientWidth !== wide && redraw());
     sizes.observe(el);
     preferred.addEventListener("change", redraw);

@@ -218,7 +218,7 @@ def _cells(line: dict[str, Any]) -> str:
     forms = {"r̃": "{:.2f}", "KL": "{:.2f}"}
     cells = line | {"when": time.strftime("%d %b %H:%M", time.localtime(line["when"]))}
     texts = (
-        forms.get(column, "{}" if isinstance(value, str) else "{:g}").format(value)
+        forms.get(column, "{:g}" if isinstance(value, float) else "{}").format(value)
         for column, value in cells.items()
         if column != "name"
     )

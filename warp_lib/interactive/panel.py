@@ -19,6 +19,7 @@ from ..points import warp_points
 from ..report import plots
 from ..report.look import GREY, PALETTE
 from ..reward import Reward
+from ..runs.errors import Explained
 from ..runs.paths import locked
 from ..runs.progress import Progress
 from ..settings import PROFILES, Settings, typed
@@ -180,10 +181,11 @@ class Panel:
             return
         self.cost.value, self.command.value = "checking what is stored …", command(settings)
         if not self.rewards:
-            self.cost.value = (
+            loading = (
                 "Loading the reward model, sampling from SFT and timing a step: seconds, or minutes"
                 " the first time. The cost will then appear here."
             )
+            self.cost.value = "" if self.ended.value else loading  # where it says why not
             return
         self.cost.value = html.escape(str(cost(self.experiment.under(settings), self.rewards)))
         self.start.disabled = False
@@ -205,6 +207,8 @@ class Panel:
 
     async def train(self) -> None:
         """Run what the controls say, to its end or Stop."""
+        if self.start.disabled:  # the second click of two, made before the page heard of the first
+            return
         settings, progress = self.settings(), Watched()
         view = RunView(progress, plots.over_study(self.runs.study))
         work = partial(run, self.experiment.under(settings), self.rewards)
@@ -230,6 +234,8 @@ class Panel:
         except StoppedByHand:
             again = "press Start" if self.rewards else "run the cell again"
             self.ended.value = f"Stopped. What is finished is kept; {again} to go on."
+        except Explained as error:
+            self.ended.value = f"<b>{html.escape(str(error))}</b>"
         except Exception as error:  # whatever it is, it is said here: no cell awaits it
             self.ended.value = f"<b>{html.escape(f'{type(error).__name__}: {error}')}</b>"
 

@@ -237,7 +237,7 @@ def why(early: Mapping[int, Effect], line: Mapping[int, Effect]) -> str:
         return ""
     ours, own = (Effect.mean_of(of[steps] for steps in shared) for of in (early, line))
     if ours.side < 1:
-        apart = "It earns less than" if ours.side else "Nor can it be told apart from"
+        apart = "It earns less than" if ours.side else "It cannot be told apart from"
         return f"{apart} REINFORCE stopped early ({ours})."
     if own.side < 1:
         return (
@@ -422,7 +422,7 @@ def cells_title(warp: Mapping[tuple[int, int], Cell]) -> str:
     """Where WARP's cells lie beside REINFORCE's longest run."""
     gaps = [gap for cell in warp.values() if (gap := cell.gap())]
     sides = [gap.widest.side for gap in gaps]
-    if not any(sides):
+    if not any(sides) and len(sides) == len(warp):
         return "WARP's cells lie along REINFORCE's curve"
     up, down = sides.count(1), sides.count(-1)
     above = f"{up or 'none'} lie{'s' * (up == 1)} above REINFORCE's curve"
@@ -539,14 +539,14 @@ def scale(differences: Mapping[str, tuple[Effect, Effect]], small: Contrast) -> 
         ]
         then, each = (",", ", each over one seed's prompts") if many == 2 else (" and", "")
         return (
-            f"on {name}{few} WARP − REINFORCE's LITI line is {values[0]}{then}"
-            f" WARP − REINFORCE's path through its checkpoints {values[1]}{each}"
+            f"on {name}{few} WARP − REINFORCE's LITI line is {values[0]} r̃ on average over KL{then}"
+            f" WARP − REINFORCE's path through its checkpoints is {values[1]} r̃ at the largest KL"
+            f" that both reach{each}"
         )
 
     each = "; ".join(told(name, *pair) for name, pair in differences.items())
-    return (
-        f"{opening}. {each[0].upper()}{each[1:]}. On the small policy WARP − REINFORCE is {small}."
-    )
+    on_small = f"On the small policy WARP − REINFORCE is {small} r̃."
+    return f"{opening}. {each[0].upper()}{each[1:]}. {on_small}"
 
 
 def scale_title(run: Kept) -> str:

@@ -125,6 +125,8 @@ def _read(run: Path) -> Kept:
     for table in sorted((run / "results").glob("*.csv")):
         rows, record = read_table(table)
         places = rows[["method", "eta", "steps"]].reset_index(names="point")
+        if not record.get("completions"):
+            raise Explained(f"{run.name}: {table.stem} left no completions; run it again.")
         shown.append(pd.DataFrame(record["completions"]).merge(places, on="point"))
     return Kept(results, scores, band, settings, machine, pd.concat(shown, ignore_index=True))
 
@@ -141,11 +143,17 @@ def _json(file: Path) -> dict[str, Any]:
 def together(runs: list[Kept]) -> dict[str, tuple[Effect, Effect]]:
     """Policy and size → WARP less REINFORCE's LITI line (`Kept.over_line`) and less its path
     (`Kept.over_path`), over the seeds of runs that differ in nothing else.
+
+    Raises Explained where two kinds of runs would have one name.
     """
     groups: dict[str, list[Kept]] = {}
     for run in runs:
         alike = json.dumps({k: v for k, v in run.settings.items() if k not in ONE_RUN})
         groups.setdefault(alike, []).append(run)
+    if len({of[0].size for of in groups.values()}) < len(groups):
+        raise Explained(
+            f"runs in {FOLDER} of one policy and size differ in other settings; keep one kind."
+        )
     return {
         of[0].size: (
             Effect({run.settings["seed"]: run.over_line()[0] for run in of}),

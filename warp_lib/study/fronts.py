@@ -67,14 +67,15 @@ def along(
     """
     of, mean, step = shares(kl, low, high), reward.mean(1), 1e-5
     slopes = np.zeros(len(kl))
-    for k in range(len(kl)):
-        moved = [kl + sign * step * (np.arange(len(kl)) == k) for sign in (-1, 1)]
-        # where a point is the range's very end it may move only outwards
-        low_end, high_end = (
-            shares(m, low, min(high, m.max())) @ mean if m.min() <= low else of @ mean
-            for m in moved
-        )
-        slopes[k] = (high_end - low_end) / (2 * step)
+    for k, this in enumerate(np.eye(len(kl))):
+        # a point at an end of the range moves outwards only: inwards the others would not span it
+        moves = [
+            move
+            for move in (-step, 0.0, step)
+            if (kl + move * this).min() <= low and high <= (kl + move * this).max()
+        ]
+        first, last = (shares(kl + move * this, low, high) @ mean for move in (moves[0], moves[-1]))
+        slopes[k] = (last - first) / (moves[-1] - moves[0])
     return of @ reward + slopes @ (own_kl - own_kl.mean(1, keepdims=True))
 
 
