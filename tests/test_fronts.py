@@ -184,7 +184,7 @@ def test_a_fronts_interval_counts_that_its_kl_is_measured():
 
 def test_an_interval_up_to_where_a_line_ends_counts_that_the_end_is_measured():
     """The oracle is the bootstrap, in which the end moves with the drawn prompts. Guards: a slope
-    at a range's end that is none of the two one-sided ones; it is 1.3 times too wide here.
+    at a range's end that is neither one-sided slope, by which it is 1.3 times too wide here.
     """
     draw = np.random.default_rng(5)
     far = draw.normal(size=200)
